@@ -1,0 +1,256 @@
+"""What a model is: nine axes, a size, presets, a name, and a canonical form. Pure: no torch.
+
+Two configurations that compute the same function have one canonical form and one hash, so a sweep trains them once.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from raytrain.errors import UserError, unknown_value
+
+# What the values of each categorical axis are called in an architecture's name.
+NORMALIZATIONS = {"layernorm": "LN", "layernorm_nobias": "LN-NB", "rmsnorm": "RMS"}
+ACTIVATIONS = {
+    "gelu": "GELU",
+    "silu": "SILU",
+    "relu": "RELU",
+    "leaky_relu": "LEAKY_RELU",
+    "gelu_tanh": "GELU_TANH",  # the tanh approximation of OpenAI's GPT-2; not in the search space
+}
+ATTENTION_BACKENDS = ("sdpa", "manual")
+POSITION_ENCODINGS = {"learned_absolute": "AbsPos", "rope": "RoPE", "none": "NoPos"}
+NORM_POSITIONS = {"pre": "PreNorm", "post": "PostNorm"}
+FFN_TYPES = ("standard", "swiglu")
+
+CATEGORICAL_AXES: dict[str, tuple[str, ...]] = {
+    "normalization": tuple(NORMALIZATIONS),
+    "activation": tuple(ACTIVATIONS),
+    "attention_backend": ATTENTION_BACKENDS,
+    "position_encoding": tuple(POSITION_ENCODINGS),
+    "norm_position": tuple(NORM_POSITIONS),
+    "ffn_type": FFN_TYPES,
+}
+AXES = (*CATEGORICAL_AXES, "bias", "weight_tying", "dropout")
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "n_kv_head", "d_ff")
+
+# What an axis is called in an error message.
+_SPOKEN = {
+    "normalization": "norm type",
+    "activation": "activation",
+    "attention_backend": "attention backend",
+    "position_encoding": "position encoding",
+    "norm_position": "norm position",
+    "ffn_type": "FFN type",
+}
+_FFN_MULTIPLE = 64  # FFN widths are rounded to this: whole 128-byte rows in bf16, which tensor-core tiles want
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A GPT-style decoder: the nine axes and the size. Immutable and valid once made.
+
+    `n_kv_head` (K) below `n_head` gives grouped-query attention; None means `n_head`. `d_ff` (F) None means the
+    type's usual width: 4 x n_embd, or 8/3 x n_embd for swiglu (whose three matrices then cost what two cost at 4x),
+    rounded to the nearest multiple of 64.
+
+    Raises UserError, one line, for an unknown or inconsistent value.
+    """
+
+    normalization: str
+    activation: str
+    attention_backend: str
+    position_encoding: str
+    norm_position: str
+    ffn_type: str
+    bias: bool
+    weight_tying: bool
+    dropout: float
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_kv_head: int | None = None
+    d_ff: int | None = None
+
+    def __post_init__(self) -> None:
+        for axis, allowed in CATEGORICAL_AXES.items():
+            value = getattr(self, axis)
+            if value not in allowed:
+                raise unknown_value(_SPOKEN[axis], value, allowed)
+        for axis in ("bias", "weight_tying"):
+            if not isinstance(getattr(self, axis), bool):
+                raise UserError(f"{axis} ({getattr(self, axis)!r}) must be True or False")
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not (number and 0.0 <= self.dropout <= 1.0):
+            raise UserError(f"dropout ({self.dropout!r}) must be a number from 0.0 to 1.0")
+        object.__setattr__(self, "dropout", float(self.dropout))
+        for size in SIZES:
+            value = getattr(self, size)
+            optional = size in ("n_kv_head", "d_ff")
+            if value is None and optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{size} ({value!r}) must be a whole number of 1 or more")
+        if self.n_embd % self.n_head:
+            near = [str(h) for h in _divisors_near(self.n_embd, self.n_head)]
+            raise UserError(
+                f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}); try {' or '.join(near)}"
+            )
+        if self.n_head % self.kv_heads:
+            near = [str(k) for k in _divisors_near(self.n_head, self.kv_heads)]
+            raise UserError(
+                f"n_head ({self.n_head}) must be divisible by n_kv_head ({self.n_kv_head}); try {' or '.join(near)}"
+            )
+        if self.position_encoding == "rope" and self.head_dim % 2:
+            raise UserError(
+                f"position_encoding 'rope' needs an even head width, but n_embd / n_head is "
+                f"{self.n_embd} / {self.n_head} = {self.head_dim}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """E, the width of one head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """K, the number of key/value heads in use."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def ffn_width(self) -> int:
+        """F, the FFN width in use."""
+        if self.d_ff is not None:
+            return self.d_ff
+        if self.ffn_type == "standard":
+            return 4 * self.n_embd
+        return max(1, round(8 * self.n_embd / 3 / _FFN_MULTIPLE)) * _FFN_MULTIPLE
+
+    @property
+    def name(self) -> str:
+        """Such as `12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm`; bias, tying, dropout and backend are not in it."""
+        ffn = "SwiGLU" if self.ffn_type == "swiglu" else ACTIVATIONS[self.activation]
+        parts = [
+            f"{self.n_layer}L-{self.n_head}H-{self.n_embd}D",
+            POSITION_ENCODINGS[self.position_encoding],
+            NORMALIZATIONS[self.normalization],
+            ffn,
+            NORM_POSITIONS[self.norm_position],
+        ]
+        return "-".join(parts)
+
+    def program(self) -> "Architecture":
+        """The form that is one for all spellings of one program: dead values fixed, widths explicit.
+
+        `activation` is dead under swiglu, whose gate is SiLU (Shazeer, arXiv 2002.05202).
+        """
+        activation = "silu" if self.ffn_type == "swiglu" else self.activation
+        return dataclasses.replace(self, activation=activation, n_kv_head=self.kv_heads, d_ff=self.ffn_width)
+
+    def canonical(self) -> "Architecture":
+        """The form that is one for all programs of one function: the attention backend changes speed alone."""
+        return dataclasses.replace(self.program(), attention_backend="sdpa")
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """12 hex digits of the canonical form: equal if and only if the architectures are one function."""
+        text = json.dumps(self.canonical().to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def replace(self, **changes: Any) -> "Architecture":
+        """A copy with `changes`, validated anew."""
+        return from_dict(self.to_dict() | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def from_dict(values: Mapping[str, Any]) -> Architecture:
+    """Raises UserError for an unknown key, a missing axis, or a bad value."""
+    for key in values:
+        if key not in (*AXES, *SIZES):
+            raise unknown_value("architecture field", key, (*AXES, *SIZES))
+    missing = [axis for axis in AXES if axis not in values]
+    if missing:
+        raise UserError(f"An architecture needs all nine axes; missing: {', '.join(missing)}")
+    return Architecture(**values)
+
+
+def from_json(text: str) -> Architecture:
+    return from_dict(json.loads(text))
+
+
+def from_yaml(text: str) -> Architecture:
+    return from_dict(yaml.safe_load(text))
+
+
+def _axes(
+    normalization: str,
+    activation: str,
+    position_encoding: str,
+    norm_position: str,
+    ffn_type: str,
+    *,
+    bias: bool,
+    weight_tying: bool,
+    dropout: float = 0.0,
+) -> dict[str, Any]:
+    return locals() | {"attention_backend": "sdpa"}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2": _axes("layernorm_nobias", "gelu", "learned_absolute", "post", "standard", bias=False, weight_tying=True),
+    "llama": _axes("rmsnorm", "silu", "rope", "pre", "swiglu", bias=False, weight_tying=False),
+    "team": _axes("rmsnorm", "silu", "rope", "pre", "swiglu", bias=False, weight_tying=False),
+    "hybrid": _axes("layernorm_nobias", "gelu", "rope", "pre", "standard", bias=False, weight_tying=True),
+    "openai_gpt2": _axes("layernorm", "gelu_tanh", "learned_absolute", "pre", "standard", bias=True, weight_tying=True),
+    "custom": {},
+}
+PRESET_NOTES = {
+    "gpt2": "the predecessor's GPT-2: post-norm, no biases, exact GELU (OpenAI's is openai_gpt2)",
+    "llama": "as Llama: RoPE, RMSNorm, SwiGLU, untied",
+    "team": "model_v1: the same axes as llama",
+    "hybrid": "GPT-2's FFN and norm with RoPE and pre-norm",
+    "openai_gpt2": "the real GPT-2: pre-norm, biases everywhere, tanh-GELU",
+    "custom": "nothing preset: you say all nine axes",
+}
+
+# Sizes by name. `vocab_size` is absent where the data decides it.
+SCALES: dict[str, dict[str, int]] = {
+    "tiny": {"n_layer": 4, "n_head": 3, "n_embd": 96, "block_size": 128},
+    "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256},
+    "124m": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304},
+    "350m": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024, "vocab_size": 50304},
+    "1.3b": {"n_layer": 18, "n_head": 18, "n_embd": 2304, "block_size": 2048, "vocab_size": 32000},
+}
+
+
+def preset(name: str, **changes: Any) -> Architecture:
+    """The preset `name` with any axis or size changed, such as `preset("gpt2", normalization="rmsnorm")`.
+
+    Raises UserError for an unknown name, field or value, and for `custom` unless all nine axes are given.
+    """
+    if name not in PRESETS:
+        raise unknown_value("preset", name, PRESETS)
+    return from_dict(PRESETS[name] | changes)
+
+
+def _divisors_near(whole: int, wanted: int) -> list[int]:
+    """The divisors of `whole` next below and next above `wanted`."""
+    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+    below = [d for d in divisors if d < wanted][-1:]
+    above = [d for d in divisors if d > wanted][:1]
+    return below + above

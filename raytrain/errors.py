@@ -1,0 +1,41 @@
+"""User mistakes: one clear line that names the field, the value and what is allowed, and exit code 2."""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text is one line, shown as it is, without a traceback."""
+
+
+def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserError:
+    """The error for a `value` of `field` outside `allowed`, with the nearest allowed value if one is near.
+
+    >>> str(unknown_value("norm type", "rmsnrm", ["layernorm", "rmsnorm"]))
+    "Unknown norm type: 'rmsnrm'. Available: layernorm, rmsnorm. Did you mean rmsnorm?"
+    """
+    names = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(value).lower(), names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return UserError(f"Unknown {field}: {value!r}. Available: {', '.join(names)}.{hint}")
+
+
+class Command(Protocol):
+    def __call__(self, argv: list[str] | None = None) -> int: ...
+
+
+def command(main: Callable[[list[str] | None], int | None]) -> Command:
+    """Make `main(argv)` a command line: a UserError becomes one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run

@@ -1,0 +1,133 @@
+"""`python -m raytrain.train`: one run, alone or under torchrun. Needs neither Ray nor MLflow."""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from raytrain.data import open_dataset
+from raytrain.errors import UserError, command
+from raytrain.tracking.log import JsonLog
+from raytrain.training import config as configs
+from raytrain.training.config import TrainConfig
+from raytrain.training.loop import train
+from raytrain.training.monitor import Console, Report
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    parser = argparse.ArgumentParser("raytrain.train", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
+    parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
+    parser.add_argument("--resume", metavar="RUN", help="go on from the last checkpoint of this run folder")
+    configs.add_flags(parser)
+    flags = parser.parse_args(argv)
+
+    is_main = os.environ.get("RANK", "0") == "0"
+    config, sources = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
+    folder = None
+    if is_main:
+        folder = Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config)
+        _print_sources(config, sources)
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+    log = JsonLog(folder / "log.jsonl") if folder else None
+
+    with _interrupts() as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
+
+        def on_report(report: Report) -> None:
+            assert log is not None
+            assert console is not None
+            log.write(report)
+            console(report)
+
+        result = train(config, on_report, folder, interrupted)
+    if folder is not None:
+        (folder / "result.json").write_text(json.dumps(result, indent=1))
+        print(_last_line(result, folder))
+    return 0
+
+
+def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
+    given: list[tuple[str, dict[str, Any]]] = [("flag", configs.read_flags(flags))]
+    if flags.config:
+        given.insert(0, (flags.config, configs.read_file(flags.config)))
+    data = str(({} | dict(given[0][1]) | dict(given[-1][1])).get("data", "stdlib"))
+    return configs.resolve(given, data_vocab_size=open_dataset(data).vocab_size)
+
+
+def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
+    """The configuration of an earlier run, with what the flags change: the checkpoint says whether they may."""
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"resume ({folder}) is not a run folder: {error}") from None
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"resume ({folder}) has no checkpoints; --checkpoint_interval N keeps some")
+    changes = {name: configs.read_value(name, value) for name, value in configs.read_flags(flags).items()}
+    shape = {name: changes.pop(name) for name in list(changes) if name in values["architecture"]}
+    values["architecture"] |= shape
+    return configs.from_dict(values | changes), dict.fromkeys(shape | changes, "flag")
+
+
+def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
+    """Make the run's folder. Raises UserError if the name is taken or the place cannot be written."""
+    arch = config.architecture
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = [name] if name else [f"{arch.name}-{arch.hash[:6]}-s{config.seed}-{time}{end}" for end in ("", "-2", "-3")]
+    for candidate in names:
+        try:
+            (runs / candidate).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"runs ({runs}) cannot be written: {error.strerror}") from None
+        return runs / candidate
+    raise UserError(f"name ({names[0]}) is taken in {runs}; choose another, or --resume {runs / names[0]}")
+
+
+def _print_sources(config: TrainConfig, sources: dict[str, str]) -> None:
+    """Every value that is not the plain default, by where it came from."""
+    values = {**config.to_dict(), **config.architecture.to_dict()}
+    layers: dict[str, list[str]] = {}
+    for field, layer in sources.items():
+        if layer != "default" and values[field] is not None:
+            layers.setdefault(layer, []).append(f"{field}={values[field]}")
+    for layer, fields in sorted(layers.items(), key=lambda item: list(layers).index(item[0])):
+        print(f"from {layer}: {' '.join(fields)}")
+
+
+def _last_line(result: Report, folder: Path) -> str:
+    if result["status"] == "diverged":
+        return f"diverged: {result['reason']}. Log in {folder}"
+    if result["status"] == "interrupted":
+        return f"interrupted at step {result['steps']}; go on with: python -m raytrain.train --resume {folder}"
+    return f"val_loss {result['val_loss']:.4f} after {result['train_flops']:.4g} FLOPs. Log and result in {folder}"
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """SIGTERM (a preempted node) and the first Ctrl-C ask the run to save and end; a second Ctrl-C kills it."""
+    received: list[int] = []
+
+    def note(signum: int, frame: types.FrameType | None) -> None:
+        received.append(signum)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

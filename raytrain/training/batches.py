@@ -1,0 +1,74 @@
+"""Which sequences a rank trains on, and when. A pure function of (seed, step, micro-step, rank): no state to resume."""
+
+import collections
+import concurrent.futures
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from raytrain.data import Loader
+from raytrain.errors import UserError
+from raytrain.training.config import TrainConfig
+from raytrain.training.objective import PADDING
+from raytrain.training.parallel import World
+
+_PREFETCH = 2  # micro-batches read ahead
+_DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch where nobody says
+
+
+class Batches:
+    """The training batches of one rank.
+
+    Sequence k of a step's global batch goes to rank k % W, so every strategy and world size trains on the same
+    global batches. All micro-batches have one shape: the last step of a run may hold fewer sequences, and its missing
+    places have PADDING for targets.
+    """
+
+    def __init__(self, loader: Loader, config: TrainConfig, world: World) -> None:
+        self._loader, self._config, self._world = loader, config, world
+        per_rank = config.batch_sequences // world.size
+        if config.micro_batch is None:
+            most = max(1, _DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
+            self.micro_batch = max(b for b in range(1, min(most, per_rank) + 1) if per_rank % b == 0)
+        elif per_rank % config.micro_batch:
+            fits = [b for b in range(1, per_rank + 1) if per_rank % b == 0]
+            near = min(fits, key=lambda b: abs(b - config.micro_batch))  # type: ignore[operator]
+            raise UserError(
+                f"micro_batch ({config.micro_batch}) must divide the {per_rank} sequences of a rank's step; try {near}"
+            )
+        else:
+            self.micro_batch = config.micro_batch
+
+    def sequences(self, step: int) -> int:
+        """Sequences of the global batch of `step`: all, but in a last step that the budget cuts short."""
+        total, batch = self._config.total_sequences, self._config.batch_sequences
+        return min(batch, total - step * batch)
+
+    def micro_steps(self, step: int) -> int:
+        """Micro-batches of `step`, equal on every rank; those that would be padding everywhere are left out."""
+        return -(-self.sequences(step) // (self.micro_batch * self._world.size))
+
+    def stream(self, first_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(tokens (B, T), targets (B, T)) of every micro-batch from `first_step` on, read ahead by a thread."""
+        jobs = ((s, m) for s in range(first_step, self._config.total_steps) for m in range(self.micro_steps(s)))
+        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            ahead = collections.deque(pool.submit(self._load, *job) for job in itertools.islice(jobs, _PREFETCH))
+            while ahead:
+                tokens, targets = ahead.popleft().result()
+                ahead.extend(pool.submit(self._load, *job) for job in itertools.islice(jobs, 1))
+                device = self._world.device
+                yield tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    def _load(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        world = self._world
+        place = (micro_step * self.micro_batch + np.arange(self.micro_batch)) * world.size + world.rank
+        is_padding = place >= self.sequences(step)
+        place[is_padding] = 0
+        sequences = torch.from_numpy(self._loader.sequences(step * self._config.batch_sequences + place))
+        tokens, targets = sequences[:, :-1].contiguous(), sequences[:, 1:].clone()
+        targets[torch.from_numpy(is_padding)] = PADDING
+        if world.device.type == "cuda":
+            tokens, targets = tokens.pin_memory(), targets.pin_memory()
+        return tokens, targets

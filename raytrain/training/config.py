@@ -1,0 +1,275 @@
+"""What a run is: an architecture, data, a budget and a recipe; and how defaults, a file and flags make one. No torch.
+
+Values are merged in one order: defaults, then preset and scale, then the file, then the flags. `resolve` returns where
+each came from, so that a command can print it.
+"""
+
+import argparse
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raytrain import architecture
+from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
+from raytrain.errors import UserError, unknown_value
+from raytrain.flops import flops_per_token
+
+STOPS = ("max_iters", "tokens", "flops")  # what may end a run; a run has one of them
+
+
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, complete. Batch sizes and budgets are global: they do not depend on the number of ranks.
+
+    Exactly one of `max_iters`, `tokens` and `flops` is set. Raises UserError for a value that cannot be.
+    """
+
+    architecture: Architecture
+    scale: str = _field("tiny", f"size and recipe to start from: {', '.join(SCALES)}")
+    data: str = _field("stdlib", "'stdlib' (the Python standard library's source), or a folder of token shards")
+    seed: int = _field(1337, "seeds the initial weights, the data order and dropout")
+
+    max_iters: int | None = _field(None, "stop after this many optimizer steps")
+    tokens: int | None = _field(None, "stop after this many training tokens")
+    flops: float | None = _field(None, "stop after this many model FLOPs (unhalved attention)")
+
+    global_batch: int = _field(8192, "tokens per optimizer step, over all ranks and micro-batches")
+    micro_batch: int | None = _field(None, "sequences per rank and forward pass; none: what fits")
+    learning_rate: float = _field(1e-3, "peak learning rate")
+    min_lr_fraction: float = _field(0.1, "learning rate at the end, as a fraction of the peak")
+    warmup_fraction: float = _field(0.05, "part of the steps spent warming up")
+    schedule: str = _field("cosine", "after the warm-up: cosine, or wsd (constant, then linear decay)")
+    decay_fraction: float = _field(0.2, "part of the steps that wsd decays over")
+    weight_decay: float = _field(0.1, "AdamW's decay of matrices; vectors are not decayed")
+    beta1: float = _field(0.9, "AdamW's first-moment decay")
+    beta2: float = _field(0.95, "AdamW's second-moment decay")
+    grad_clip: float = _field(1.0, "largest global gradient norm; 0 for none")
+
+    device: str = _field("auto", "auto, cpu or cuda")
+    precision: str = _field("auto", "compute dtype: bf16, fp32, or auto (bf16 on a GPU that has it)")
+    compile: bool | None = _field(None, "torch.compile the model; none: on a GPU only")
+    parallel: str = _field("auto", "single, ddp, zero1, fsdp, or auto (ddp when there are several ranks)")
+    fsdp_shard_size: int | None = _field(None, "ranks a parameter is sharded over, replicated across; none: all ranks")
+    activation_checkpointing: bool = _field(False, "recompute each block in the backward pass, to spare memory")
+    peak_tflops: float | None = _field(None, "dense peak of one device for MFU, in TFLOP/s, where it is not known")
+
+    eval_interval: int = _field(0, "steps between evaluations; 0: five times a run")
+    eval_tokens: int = _field(65536, "validation tokens of each evaluation, always the same ones")
+    log_interval: int = _field(10, "steps between log lines")
+    stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
+
+    checkpoint_interval: int = _field(0, "steps between checkpoints; 0 for none")
+    keep_checkpoints: int = _field(2, "newest checkpoints kept, beside the best")
+    init_from: str | None = _field(None, "folder of Hugging Face weights to start from")
+
+    def __post_init__(self) -> None:
+        stops = {name: getattr(self, name) for name in STOPS if getattr(self, name) is not None}
+        if len(stops) != 1:
+            given = ", ".join(f"{name} {value}" for name, value in stops.items()) or "none"
+            raise UserError(f"Give one of {', '.join(STOPS)}; given: {given}")
+        for name, value in stops.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"{name} ({value}) must be above 0")
+        for name, allowed in (
+            ("schedule", ("cosine", "wsd")),
+            ("device", ("auto", "cpu", "cuda")),
+            ("precision", ("auto", "bf16", "fp32")),
+            ("parallel", ("auto", "single", "ddp", "zero1", "fsdp")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise unknown_value(name, getattr(self, name), allowed)
+        for name in ("learning_rate", "eval_tokens", "log_interval", "micro_batch", "fsdp_shard_size", "peak_tflops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} ({value}) must be above 0")
+        for name in ("weight_decay", "grad_clip", "eval_interval", "stats_interval", "checkpoint_interval", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} ({getattr(self, name)}) must be 0 or above")
+        for name in ("min_lr_fraction", "warmup_fraction", "decay_fraction", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} ({getattr(self, name)}) must be from 0 to 1")
+        if self.keep_checkpoints < 1:
+            raise UserError(f"keep_checkpoints ({self.keep_checkpoints}) must be 1 or more")
+        block_size = self.architecture.block_size
+        if self.global_batch < block_size or self.global_batch % block_size:
+            near = max(1, round(self.global_batch / block_size)) * block_size
+            raise UserError(
+                f"global_batch ({self.global_batch}) must be a multiple of block_size ({block_size}); try {near}"
+            )
+        if self.total_sequences < 1:
+            least = flops_per_token(self.architecture).per_sequence
+            raise UserError(f"The budget is less than one sequence of {block_size} tokens ({least:.3g} FLOPs)")
+
+    @property
+    def total_sequences(self) -> int:
+        """Training sequences of `block_size` tokens in the budget, to the nearest one."""
+        if self.max_iters is not None:
+            return self.max_iters * self.batch_sequences
+        if self.tokens is not None:
+            return round(self.tokens / self.architecture.block_size)
+        assert self.flops is not None
+        return round(self.flops / flops_per_token(self.architecture).per_sequence)
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences in a full optimizer step, over all ranks."""
+        return self.global_batch // self.architecture.block_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in the budget. The last may hold fewer sequences, so that the budget is met exactly."""
+        return math.ceil(self.total_sequences / self.batch_sequences)
+
+    @property
+    def train_flops(self) -> int:
+        """Model FLOPs of the whole run."""
+        return self.total_sequences * flops_per_token(self.architecture).per_sequence
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    return TrainConfig(**(dict(values) | {"architecture": architecture.from_dict(values["architecture"])}))
+
+
+# Batch in tokens, learning rate and budget that suit each scale. A flag or a file overrides any of them.
+RECIPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "global_batch": 1024,
+        "learning_rate": 1e-3,
+        "warmup_fraction": 0.2,  # post-norm needs it: docs/log.md
+        "flops": 2.5e12,
+        "eval_tokens": 32768,
+    },
+    "small": {"global_batch": 16384, "learning_rate": 1e-3, "flops": 1e15, "eval_tokens": 262144},
+    "124m": {"global_batch": 524288, "learning_rate": 6e-4, "flops": 2e18, "eval_tokens": 1048576},
+    "350m": {"global_batch": 524288, "learning_rate": 3e-4, "flops": 1.5e19, "eval_tokens": 1048576},
+    "1.3b": {"global_batch": 1048576, "learning_rate": 2e-4, "flops": 2e20, "eval_tokens": 1048576},
+}
+
+FIELDS: dict[str, Any] = {
+    **{field.name: field.type for field in dataclasses.fields(Architecture)},
+    **{field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "architecture"},
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every field of a run as `--name value` or `--name=value`. Values stay text: `resolve` reads them."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--preset", help=f"architecture to start from: {', '.join(PRESETS)}")
+    run.add_argument("--config", help="YAML file of any of these flags")
+    for field in dataclasses.fields(TrainConfig):
+        if field.name != "architecture":
+            default = "" if field.default is None else f" [{field.default}]"
+            run.add_argument(f"--{field.name}", help=f"{field.metadata['help']}{default}")
+    axes = parser.add_argument_group("architecture (overrides the preset's and the scale's)")
+    for name in (*AXES, *SIZES):
+        allowed = architecture.CATEGORICAL_AXES.get(name)
+        axes.add_argument(f"--{name}", help=", ".join(allowed) if allowed else None)
+
+
+def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a run that were given on the command line."""
+    known = (*FIELDS, "preset")
+    return {name: value for name, value in vars(flags).items() if name in known and value is not None}
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config ({path}) is not YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"config ({path}) must be a mapping of field to value, not a {type(values).__name__}")
+    for name in values:
+        if name not in (*FIELDS, "preset"):
+            raise unknown_value(f"field in {path}", name, (*FIELDS, "preset"))
+    return values
+
+
+def resolve(
+    given: Sequence[tuple[str, Mapping[str, Any]]], *, data_vocab_size: int | None = None, default_preset: str = "gpt2"
+) -> tuple[TrainConfig, dict[str, str]]:
+    """One run from layers of values, later ones first in rank: such as [("file", {...}), ("flags", {...})].
+
+    `data_vocab_size` is what the data needs; it decides `vocab_size` (rounded up to 64) where nothing else does.
+    Returns the run and, for each field, the layer that it came from.
+    """
+    texts: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    for layer, values in given:
+        texts |= values
+        source |= dict.fromkeys(values, layer)
+    name, scale = texts.pop("preset", default_preset), texts.get("scale", "tiny")
+    if name not in PRESETS:
+        raise unknown_value("preset", name, PRESETS)
+    if scale not in SCALES:
+        raise unknown_value("scale", scale, SCALES)
+    values = {field: read_value(field, value) for field, value in texts.items()}
+
+    recipe = dict(RECIPES[scale])
+    if any(values.get(stop) is not None for stop in STOPS):
+        del recipe["flops"]
+    below: list[tuple[str, Mapping[str, Any]]] = [
+        (f"scale {scale}", recipe | SCALES[scale]),
+        (f"preset {name}", PRESETS[name]),
+    ]
+    if data_vocab_size is not None:
+        below.insert(0, ("data", {"vocab_size": math.ceil(data_vocab_size / 64) * 64}))
+    for layer, defaults in reversed(below):
+        source |= {field: layer for field in defaults if field not in values}
+        values = {**defaults, **values}
+    source |= {field: "default" for field in FIELDS if field not in source}
+
+    shape = {field: value for field, value in values.items() if field in (*AXES, *SIZES)}
+    arch = architecture.from_dict(shape)
+    if data_vocab_size is not None and arch.vocab_size < data_vocab_size:
+        raise UserError(f"vocab_size ({arch.vocab_size}) must be at least the data's vocabulary ({data_vocab_size})")
+    rest = {field: value for field, value in values.items() if field not in shape}
+    if "global_batch" not in texts and rest["global_batch"] % arch.block_size:
+        rest["global_batch"] = max(1, rest["global_batch"] // arch.block_size) * arch.block_size
+    return TrainConfig(architecture=arch, **rest), source
+
+
+def read_value(field: str, value: Any) -> Any:
+    """`value` as the type of `field`: text such as "False", "1e6" or "none" is read. Raises UserError otherwise."""
+    kinds = typing.get_args(FIELDS[field]) or (FIELDS[field],)
+    optional = type(None) in kinds
+    kind = next(kind for kind in kinds if kind is not type(None))
+    words = ["true", "false"] if kind is bool else []
+    if optional and (value is None or str(value).lower() == "none"):
+        return None
+    if kind is str:
+        return str(value)
+    text = str(value).lower()
+    if kind is bool:
+        if text in words:
+            return text == "true"
+        allowed = "True or False" + (" or none" if optional else "")
+        raise UserError(f"{field} ({value!r}) must be {allowed}")
+    try:
+        number = float(text)
+        if isinstance(value, bool) or math.isnan(number) or (kind is int and number != int(number)):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UserError(f"{field} ({value!r}) must be a {'whole number' if kind is int else 'number'}") from None
+    if kind is float:
+        return number
+    return int(text) if text.lstrip("+-").isdecimal() else int(number)

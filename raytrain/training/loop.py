@@ -1,0 +1,172 @@
+"""The training loop, told from top to bottom."""
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from raytrain.data import Loader, open_dataset
+from raytrain.flops import flops_per_token
+from raytrain.model import build
+from raytrain.training import monitor, optimizer, parallel
+from raytrain.training.batches import Batches
+from raytrain.training.checkpoint import Checkpointer
+from raytrain.training.config import TrainConfig
+from raytrain.training.evaluate import Evaluator, evaluate
+from raytrain.training.monitor import Meter, Report
+from raytrain.training.objective import NextTokenLoss
+
+OnReport = Callable[[Report], bool | None]
+
+
+def train(
+    config: TrainConfig,
+    on_report: OnReport = lambda report: None,
+    folder: Path | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Report:
+    """Train as `config` says; called on every rank. Returns the run's result.
+
+    `on_report` is called on rank 0 with flat dicts of plain values, each with an "event": start, step, gradients,
+    eval, end. If it returns True at an eval, every rank stops there. `folder` is where checkpoints are kept; a run
+    that finds one of its own there goes on from it. When `interrupted` turns true on any rank, the run saves a
+    checkpoint and ends. The result's "status" is complete, stopped, interrupted or diverged.
+
+    Joins a torch.distributed process group that is already there, or torchrun's; see `parallel.join_world`.
+    Raises UserError for a mistake in `config` that only data or devices could show.
+    """
+    with parallel.join_world(config) as world:
+        return _train(config, on_report if world.is_main else lambda report: None, folder, interrupted, world)
+
+
+def _train(
+    config: TrainConfig,
+    on_report: OnReport,
+    folder: Path | None,
+    interrupted: Callable[[], bool],
+    world: parallel.World,
+) -> Report:
+    started = time.perf_counter()
+
+    # Data
+    arch = config.architecture
+    dataset = open_dataset(config.data)
+    batches = Batches(Loader(dataset.train, arch.block_size, config.seed, arch.vocab_size), config, world)
+    evaluator = Evaluator(dataset.val, config, world, batches.micro_batch)
+
+    # Model and optimizer. Every rank draws the same weights, on the CPU, so they do not depend on the device.
+    torch.manual_seed(config.seed)
+    language_model = build(arch)
+    blocks = language_model.blocks
+    loss_model = NextTokenLoss(language_model).to(world.device)
+    model = parallel.spread(loss_model, blocks, config, world)
+    adamw = optimizer.make_optimizer(model, config, world)
+    parameters = list(model.parameters())
+
+    # Where it starts
+    checkpoints = Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw)
+    state, notes = checkpoints.restore()
+    flops_per_sequence = flops_per_token(arch).per_sequence
+    start = monitor.start_report(config, world) | {"data": config.data, "data_fingerprint": dataset.fingerprint}
+    start |= {"first_step": state.step, "startup_seconds": time.perf_counter() - started}
+    on_report(start | notes)
+
+    status = "complete"
+    eval_interval = config.eval_interval or max(1, config.total_steps // 5)
+    micro_batches = batches.stream(state.step)
+    meter = Meter(config, world)
+    for step in range(state.step, config.total_steps):
+        is_first, is_last = step == start["first_step"], step + 1 == config.total_steps
+        meter.start()
+
+        # Gradients of the global batch. Dropout follows from the step, so that a resumed run draws the same.
+        rate = optimizer.learning_rate(config, step)
+        for group in adamw.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(dropout_seed(config.seed, step, world.rank))
+        sequences, n_micro = batches.sequences(step), batches.micro_steps(step)
+        n_tokens = sequences * arch.block_size
+        totals = torch.zeros(2, device=world.device)  # the loss over all ranks' tokens; ranks that were interrupted
+        totals[1] = float(interrupted())
+        for micro_step in range(n_micro):
+            tokens, targets = next(micro_batches)
+            with parallel.accumulate(model, last=micro_step + 1 == n_micro):
+                with torch.autocast(world.device.type, world.dtype, enabled=world.dtype != torch.float32):
+                    micro_loss = model(tokens, targets)
+                # Replicas average their gradients; what is wanted is the mean over the global batch's tokens.
+                (micro_loss * (world.size / n_tokens)).backward()
+            totals[0] += micro_loss.detach()
+        if config.stats_interval and (step + 1) % config.stats_interval == 0:
+            with meter.paused():
+                on_report({"event": "gradients", "step": step + 1, **monitor.gradient_stats(blocks, model, world)})
+
+        # One update, unless something is not finite.
+        norm = parallel.full(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
+        loss_sum, interruptions = world.sum(totals).tolist()
+        loss, grad_norm = loss_sum / n_tokens, norm.item()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            status = "diverged"
+            break
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        meter.count(n_tokens)
+        state.step, state.sequences = step + 1, state.sequences + sequences
+        state.train_loss, state.grad_norm = loss, grad_norm
+
+        # What there is to say
+        progress = {
+            "step": state.step,
+            "tokens": state.sequences * arch.block_size,
+            "train_flops": state.sequences * flops_per_sequence,
+        }
+        wants_eval = is_last or state.step % eval_interval == 0
+        if is_first or wants_eval or state.step % config.log_interval == 0:
+            meter.stop()
+            speed = meter.read() | monitor.memory(world.device)
+            on_report(
+                {"event": "step", **progress, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm, **speed}
+            )
+        stop = False
+        if wants_eval:
+            clock = time.perf_counter()
+            state.evaluation = evaluate(evaluator, model, dataset.val_bytes_per_token)
+            state.best_val_loss = min(state.best_val_loss, state.evaluation["val_loss"])
+            state.eval_seconds += time.perf_counter() - clock
+            stop = world.agree(
+                on_report({"event": "eval", **progress, "train_loss": loss, **state.evaluation, **speed})
+            )
+        if interruptions or checkpoints.is_due(state, is_last=is_last):
+            with meter.paused():
+                checkpoints.save(dataclasses.replace(state, train_seconds=state.train_seconds + meter.train_seconds))
+        if (stop or interruptions) and not is_last:
+            status = "interrupted" if interruptions else "stopped"
+            break
+    checkpoints.finish()
+
+    # The result
+    result: Report = {"status": status, **{key: value for key, value in start.items() if key != "event"}}
+    result |= {
+        "steps": state.step,
+        "tokens": state.sequences * arch.block_size,
+        "train_flops": state.sequences * flops_per_sequence,
+        "train_seconds": state.train_seconds + meter.train_seconds,
+        "eval_seconds": state.eval_seconds,
+    }
+    if status == "diverged":
+        result["reason"] = f"loss {loss}, gradient norm {grad_norm} at step {state.step + 1}"
+    else:
+        result |= {"train_loss": state.train_loss, "grad_norm": state.grad_norm, **state.evaluation}
+    result |= meter.summary() | monitor.memory(world.device)
+    if "mfu" in result:
+        result["hardware_flops"] = result["train_flops"] / result["mfu"]
+    on_report({"event": "end", **result})
+    return result
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for every (step, rank) of a run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])

@@ -1,0 +1,183 @@
+"""Where a run runs: its ranks, its device, and how the model is spread over them. The model knows nothing of this.
+
+Whatever the strategy, it is the same training: the same sequences in the same global batch, gradients summed in fp32.
+
+    single   one process
+    ddp      a replica a rank; gradients averaged once an optimizer step, over the last micro-batch's backward pass
+    zero1    as ddp, and each rank keeps AdamW's moments of its own share of the parameters (ZeRO, arXiv 1910.02054)
+    fsdp     parameters, gradients and moments sharded (FSDP2, arXiv 2304.11277)
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from raytrain.errors import UserError
+from raytrain.training.config import TrainConfig
+
+_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The ranks of one run, as this rank sees them."""
+
+    rank: int
+    size: int
+    device: torch.device
+    strategy: str  # single, ddp, zero1 or fsdp
+    dtype: torch.dtype  # of compute
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of `value` over all ranks, on every rank. In place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def agree(self, decision: bool | None) -> bool:
+        """Rank 0's `decision`, on every rank."""
+        if self.size == 1:
+            return bool(decision)
+        flag = torch.tensor(int(bool(decision)), device=self.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
+
+    def synchronize(self) -> None:
+        """Wait for the device's queue to end, so that a clock read next is right."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@contextlib.contextmanager
+def join_world(config: TrainConfig) -> Iterator[World]:
+    """The run's ranks: the process group that somebody (Ray, say) made; else torchrun's; else this process alone.
+
+    Tears down only what it made. Raises UserError where the strategy and the number of ranks don't go together.
+    """
+    device = _device(config.device)
+    launched_size = int(os.environ.get("WORLD_SIZE", "1"))
+    mine = not dist.is_initialized() and launched_size > 1
+    size = dist.get_world_size() if dist.is_initialized() else launched_size
+    strategy = config.parallel if config.parallel != "auto" else ("ddp" if size > 1 else "single")
+    if strategy == "single" and size > 1:
+        raise UserError(f"parallel 'single' runs on one rank, but there are {size}; try ddp, zero1 or fsdp")
+    if config.batch_sequences % size:
+        raise UserError(
+            f"global_batch ({config.global_batch} tokens: {config.batch_sequences} sequences) must be divisible "
+            f"over {size} ranks"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if mine:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    elif size == 1 and strategy != "single" and not dist.is_initialized():
+        store = dist.HashStore()  # a world of one, so that every strategy also runs, and resumes, on one rank
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+        mine = True
+    try:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        yield World(rank, size, device, strategy, compute_dtype(config.precision, device))
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for, but torch sees no GPU here; try cpu or auto")
+    # A launcher shows a rank either all GPUs of the node, and its LOCAL_RANK picks one, or that rank's GPU alone.
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local_rank if local_rank < torch.cuda.device_count() else 0)
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that matrix products run in. MFU's peak follows it; parameters stay fp32."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def spread(loss_model: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world: World) -> nn.Module:
+    """Make `loss_model` ready to train on `world`: checkpointing, then compile, then the strategy.
+
+    The order matters: a compiled block then holds its own recomputation, and the strategy's hooks stay outside of
+    compiled code. One block is compiled and serves every layer, so compile time does not grow with depth.
+    """
+    if config.activation_checkpointing:
+        for index, block in enumerate(blocks):
+            blocks[index] = checkpoint_wrapper(block)
+    if uses_compile(config, world):
+        for block in blocks:
+            block.compile()
+    if world.strategy == "fsdp":
+        return _shard(loss_model, blocks, config, world)
+    if world.strategy in ("ddp", "zero1"):
+        device_ids = [world.device.index] if world.device.type == "cuda" else None
+        return DistributedDataParallel(loss_model, device_ids=device_ids, gradient_as_bucket_view=True)
+    return loss_model
+
+
+def uses_compile(config: TrainConfig, world: World) -> bool:
+    return world.device.type == "cuda" if config.compile is None else config.compile
+
+
+def _shard(loss_model: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world: World) -> nn.Module:
+    """FSDP2, a group a block and one for the rest (embedding, head, final norm).
+
+    A block's parameters are freed after its forward pass and gathered again for its backward pass; the root's stay,
+    since its backward pass comes first. Reductions are in fp32, whatever the compute dtype.
+    """
+    shard_size = config.fsdp_shard_size or world.size
+    if world.size % shard_size:
+        raise UserError(f"fsdp_shard_size ({shard_size}) must divide the number of ranks ({world.size})")
+    if shard_size == world.size:
+        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    else:
+        shape = (world.size // shard_size, shard_size)
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    param_dtype = world.dtype if world.dtype != torch.float32 else None
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(loss_model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    return loss_model
+
+
+@contextlib.contextmanager
+def accumulate(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Around one micro-batch's forward and backward pass: replicas average their gradients on the last one alone.
+
+    FSDP reduces every time instead, since unsharded gradients are the memory that it is there to save.
+    """
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that may be sharded. A collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
