@@ -19,6 +19,7 @@ from raytrain.training import config as configs
 from raytrain.training.config import TrainConfig
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
+from raytrain.training.pretrained import read_hugging_face
 
 
 @command
@@ -58,8 +59,11 @@ def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     given: list[tuple[str, dict[str, Any]]] = [("flag", configs.read_flags(flags))]
     if flags.config:
         given.insert(0, (flags.config, configs.read_file(flags.config)))
-    data = str(({} | dict(given[0][1]) | dict(given[-1][1])).get("data", "stdlib"))
-    return configs.resolve(given, data_vocab_size=open_dataset(data).vocab_size)
+    values = {field: value for _, layer in given for field, value in layer.items()}
+    if values.get("init_from"):
+        arch, _ = read_hugging_face(Path(values["init_from"]))
+        given.insert(0, ("init_from", arch.to_dict()))
+    return configs.resolve(given, data_vocab_size=open_dataset(str(values.get("data", "stdlib"))).vocab_size)
 
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
@@ -69,7 +73,7 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
     except (OSError, ValueError) as error:
         raise UserError(f"resume ({folder}) is not a run folder: {error}") from None
     if not (folder / "checkpoints").is_dir():
-        raise UserError(f"resume ({folder}) has no checkpoints; --checkpoint_interval N keeps some")
+        raise UserError(f"resume ({folder}) has no checkpoints to go on from; --checkpoint_interval N keeps some")
     changes = {name: configs.read_value(name, value) for name, value in configs.read_flags(flags).items()}
     shape = {name: changes.pop(name) for name in list(changes) if name in values["architecture"]}
     values["architecture"] |= shape

@@ -9,11 +9,14 @@ of anything. The data position is the step, and dropout follows from (seed, step
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +84,7 @@ class Checkpointer:
 
     def is_due(self, state: State, *, is_last: bool) -> bool:
         interval = self._config.checkpoint_interval
-        return self._folder is not None and interval > 0 and (is_last or state.step % interval == 0)
+        return self._folder is not None and (is_last or (interval > 0 and state.step % interval == 0))
 
     def save(self, state: State) -> None:
         """Copy the run as it is now; a thread writes it. Waits for the previous one first."""
@@ -95,9 +98,10 @@ class Checkpointer:
             partial.mkdir(parents=True)
         self._barrier()
         writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        future = dcp.async_save(
-            self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._group is None
-        )
+        with without_warnings():
+            future = dcp.async_save(
+                self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._group is None
+            )
         assert isinstance(future, concurrent.futures.Future)
         if not self._world.is_main:
             self._pending = future
@@ -135,7 +139,7 @@ class Checkpointer:
             return State(), {}
         found: list[Any] = [None]
         if self._world.is_main:
-            found = [self._newest()]
+            found = [newest(self._folder)]
         if self._world.size > 1:
             dist.broadcast_object_list(found, src=0, group=self._group)
         manifest, damaged = found[0]
@@ -145,7 +149,8 @@ class Checkpointer:
         self._check_same_run(manifest)
         tensors = self._tensors()
         reader = dcp.HuggingFaceStorageReader(str(self._folder / manifest["name"]))
-        dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        with without_warnings():
+            dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         state = State(**manifest["state"])
         for moments in self._moments().values():
             moments["step"].fill_(state.step)
@@ -193,17 +198,6 @@ class Checkpointer:
             if path != best:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The manifest of the newest whole checkpoint, and why each newer one is not whole."""
-        assert self._folder is not None
-        damaged: list[str] = []
-        for path in reversed(_checkpoints(self._folder)):
-            manifest, problem = verify(path)
-            if manifest is not None:
-                return manifest, damaged
-            damaged.append(f"{path.name}: {problem}")
-        return None, damaged
-
     def _check_same_run(self, manifest: dict[str, Any]) -> None:
         mine, theirs = json.loads(json.dumps(self._trajectory)), manifest["trajectory"]
         for field in sorted(mine.keys() | theirs.keys()):
@@ -218,6 +212,17 @@ class Checkpointer:
             dist.barrier(self._group)
 
 
+def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest of the newest whole checkpoint in `folder`, and of each newer one why it is not whole."""
+    damaged: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        manifest, problem = verify(path)
+        if manifest is not None:
+            return manifest, damaged
+        damaged.append(f"{path.name}: {problem}")
+    return None, damaged
+
+
 def verify(path: Path) -> tuple[dict[str, Any] | None, str]:
     """The manifest of the checkpoint at `path` if every byte of it is as written; else None and what is wrong."""
     manifest = _read_manifest(path)
@@ -229,6 +234,14 @@ def verify(path: Path) -> tuple[dict[str, Any] | None, str]:
         if _sha256(path / name) != digest:
             return None, f"{name} is damaged (sha256 differs)"
     return manifest, ""
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Inside, torch does not say that a process alone saves as one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def _checkpoints(folder: Path) -> list[Path]:

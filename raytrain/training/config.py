@@ -67,7 +67,7 @@ class TrainConfig:
     log_interval: int = _field(10, "steps between log lines")
     stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
 
-    checkpoint_interval: int = _field(0, "steps between checkpoints; 0 for none")
+    checkpoint_interval: int = _field(0, "steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = _field(2, "newest checkpoints kept, beside the best")
     init_from: str | None = _field(None, "folder of Hugging Face weights to start from")
 
@@ -236,7 +236,7 @@ def resolve(
     for layer, defaults in reversed(below):
         source |= {field: layer for field in defaults if field not in values}
         values = {**defaults, **values}
-    source |= {field: "default" for field in FIELDS if field not in source}
+    source = {field: source.get(field, "default") for field in FIELDS}
 
     shape = {field: value for field, value in values.items() if field in (*AXES, *SIZES)}
     arch = architecture.from_dict(shape)

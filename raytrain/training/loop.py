@@ -19,6 +19,7 @@ from raytrain.training.config import TrainConfig
 from raytrain.training.evaluate import Evaluator, evaluate
 from raytrain.training.monitor import Meter, Report
 from raytrain.training.objective import NextTokenLoss
+from raytrain.training.pretrained import start_from
 
 OnReport = Callable[[Report], bool | None]
 
@@ -61,6 +62,8 @@ def _train(
     # Model and optimizer. Every rank draws the same weights, on the CPU, so they do not depend on the device.
     torch.manual_seed(config.seed)
     language_model = build(arch)
+    if config.init_from is not None:
+        start_from(language_model, Path(config.init_from))
     blocks = language_model.blocks
     loss_model = NextTokenLoss(language_model).to(world.device)
     model = parallel.spread(loss_model, blocks, config, world)

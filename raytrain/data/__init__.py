@@ -1,0 +1,9 @@
+"""Data: documents to token shards (`python -m raytrain.data prepare`), and shards to the sequences of a run.
+
+Read in the order corpora, tokenizer, shards, prepare, dataset, loader. Nothing here knows torch.
+"""
+
+from raytrain.data.dataset import Dataset, Tokens, open_dataset
+from raytrain.data.loader import Loader, validation_windows
+
+__all__ = ["Dataset", "Loader", "Tokens", "open_dataset", "validation_windows"]

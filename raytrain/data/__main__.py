@@ -1,0 +1,123 @@
+"""`python -m raytrain.data`: prepare token shards from files, and say what a data folder holds."""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import rich.console
+import rich.progress
+
+from raytrain.data.corpora import FORMATS, find_sources
+from raytrain.data.dataset import locate, open_dataset
+from raytrain.data.prepare import BPE_VOCAB_SIZE, SHARD_TOKENS, VAL_FRACTION, OnProgress, prepare
+from raytrain.data.shards import MANIFEST, SPLITS, Manifest, read_manifest
+from raytrain.errors import UserError, command
+
+_LINE_SECONDS = 10.0  # between plain progress lines
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m raytrain.data", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("prepare", help="files to token shards", allow_abbrev=False).add_argument
+    add("files", nargs="+", metavar="FILES", help="files, folders or globs; stdlib: Python's standard library")
+    add("--out", required=True, help="the folder to make")
+    add("--format", choices=FORMATS, help="default: by the ending of each file")
+    add("--column", default="text", help="JSON key or Parquet column of the text (default: text)")
+    add("--tokenizer", default="bytes", help="bytes (default), bpe (learned here), or the path of a tokenizer.json")
+    add("--vocab_size", type=int, help=f"of the BPE (default: {BPE_VOCAB_SIZE})")
+    add("--val_fraction", type=float, default=VAL_FRACTION, help=f"of the documents (default: {VAL_FRACTION})")
+    add("--shard_tokens", type=int, default=SHARD_TOKENS, help=f"tokens of a shard (default: {SHARD_TOKENS})")
+    add("--overwrite", action="store_true", help="replace a prepared folder")
+    info = commands.add_parser("info", help="what a data folder holds", allow_abbrev=False)
+    info.add_argument("spec", metavar="SPEC", help="stdlib, or a folder")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.command == "prepare":
+        with _progress() as on_progress:
+            prepare(
+                find_sources(args.files, args.format),
+                Path(args.out),
+                tokenizer=args.tokenizer,
+                vocab_size=args.vocab_size,
+                column=args.column,
+                val_fraction=args.val_fraction,
+                shard_tokens=args.shard_tokens,
+                overwrite=args.overwrite,
+                on_progress=on_progress,
+            )
+    _print_info(args.out if args.command == "prepare" else args.spec)
+    return 0
+
+
+def _print_info(spec: str) -> None:
+    dataset, folder = open_dataset(spec), locate(spec)
+    print(f"{dataset.name}: {folder}")
+    print(f"fingerprint {dataset.fingerprint}")
+    if not (folder / MANIFEST).exists():
+        print("nanoGPT's format: vocabulary and bytes per token unknown")
+        print(f"train  {len(dataset.train):,} tokens")
+        print(f"val    {len(dataset.val):,} tokens")
+        return
+    manifest: Manifest = read_manifest(folder)
+    print(f"tokenizer {manifest.tokenizer}, vocabulary {manifest.vocab_size:,}, {manifest.dtype}")
+    for name in SPLITS:
+        split = getattr(manifest, name)
+        print(
+            f"{name:<6} {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes of text "
+            f"({split.bytes / split.tokens:.3f} bytes/token), shards: {len(split.shards)}"
+        )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """On a terminal a bar, else a line now and then; both on stderr."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    tasks: dict[str, rich.progress.TaskID] = {}
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
+
+        def on_progress(task: str, done: float, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bar.add_task(task, total=total)
+            bar.update(tasks[task], completed=done)
+
+        yield on_progress
+
+
+def _lines() -> OnProgress:
+    began = last = time.monotonic()
+
+    def on_progress(task: str, done: float, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_SECONDS:
+            last = now
+            print(f"{task}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB after {now - began:.0f} s", file=sys.stderr)
+
+    return on_progress
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Files to a prepared folder, in bounded memory: read batches of documents, split, encode, write shards."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from raytrain.data.corpora import Source, in_validation, read_documents
+from raytrain.data.shards import Manifest, SplitWriter, new_folder, write_manifest
+from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
+from raytrain.errors import UserError, unknown_value
+
+VAL_FRACTION = 0.1
+SHARD_TOKENS = 100_000_000
+BPE_VOCAB_SIZE = 4096
+
+_BPE_SAMPLE_BYTES = 256 << 20  # of the sources' size on disk: bounds the time and the memory of learning a BPE
+
+# Called with what is being done, the bytes of the sources done, and their bytes in all.
+OnProgress = Callable[[str, float, int], None]
+
+
+def prepare(
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    tokenizer: str = "bytes",
+    vocab_size: int | None = None,
+    column: str = "text",
+    val_fraction: float = VAL_FRACTION,
+    shard_tokens: int = SHARD_TOKENS,
+    overwrite: bool = False,
+    on_progress: OnProgress = lambda task, done, total: None,
+) -> Manifest:
+    """Write the documents of `sources` as the prepared folder `out` (see `shards`). Empty documents are left out.
+
+    `tokenizer` is `bytes`, `bpe` (learned from the training documents, or from an even sample of them where the
+    sources are larger than 256 MiB; `vocab_size` tokens) or the path of a `tokenizer.json`.
+    Equal sources and arguments give equal folders, whatever the order in which the sources were named.
+    Raises UserError for bad values, for what cannot be read or written, and when a split would be empty.
+    """
+    if not 0.0 < val_fraction < 1.0:
+        raise UserError(f"val_fraction ({val_fraction}) must be above 0 and below 1")
+    if shard_tokens < 1:
+        raise UserError(f"shard_tokens ({shard_tokens}) must be 1 or more")
+    if vocab_size is not None and tokenizer != "bpe":
+        raise UserError(f"vocab_size ({vocab_size}) is for tokenizer 'bpe'; {tokenizer!r} has its own")
+    with new_folder(out, overwrite) as folder:
+        encoder: Tokenizer
+        if tokenizer == "bytes":
+            encoder = ByteTokenizer()
+        elif tokenizer == "bpe":
+            sample = _training_sample(sources, column, val_fraction, on_progress)
+            encoder = train_bpe(sample, BPE_VOCAB_SIZE if vocab_size is None else vocab_size)
+        elif os.path.exists(tokenizer):
+            encoder = read_tokenizer(Path(tokenizer))
+        else:
+            raise unknown_value("tokenizer", tokenizer, ["bytes", "bpe", "the path of a tokenizer.json"])
+        train, val = (SplitWriter(folder, split, encoder, shard_tokens) for split in ("train", "val"))
+        for source, index, text in _documents(sources, column, "write", on_progress):
+            (val if in_validation(source.key, index, val_fraction) else train).add(text)
+        return write_manifest(folder, encoder, train.close(), val.close())
+
+
+def _training_sample(
+    sources: Sequence[Source], column: str, val_fraction: float, on_progress: OnProgress
+) -> Iterator[str]:
+    kept = min(1.0, _BPE_SAMPLE_BYTES / max(1, _size(sources)))
+    for source, index, text in _documents(sources, column, "learn the BPE", on_progress):
+        # Another key, so that the sample and the validation split are drawn apart.
+        if not in_validation(source.key, index, val_fraction) and in_validation(f"bpe:{source.key}", index, kept):
+            yield text
+
+
+def _documents(
+    sources: Sequence[Source], column: str, task: str, on_progress: OnProgress
+) -> Iterator[tuple[Source, int, str]]:
+    done, total = 0, _size(sources)
+    for source in sources:
+        size, index = source.path.stat().st_size, 0
+        for texts, fraction in read_documents(source, column):
+            for text in texts:
+                if text:
+                    yield source, index, text
+                index += 1
+            on_progress(task, done + fraction * size, total)
+        done += size
+
+
+def _size(sources: Sequence[Source]) -> int:
+    return sum(source.path.stat().st_size for source in sources)

@@ -1,0 +1,247 @@
+"""The prepared folder: token shards, a manifest, and the tokenizer if it has a file.
+
+    train-00000.bin ...   token ids, little-endian uint8, uint16 or uint32 (the smallest that holds the vocabulary)
+    val-00000.bin ...     the same for validation
+    manifest.json         see Manifest
+    tokenizer.json        Hugging Face's format; absent for bytes
+
+Each document is followed by one end-of-document token; documents cross from shard to shard. A folder is written beside
+its place and renamed into it, so it is either absent or whole.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, read_tokenizer, sha256_of
+from raytrain.errors import UserError
+
+SPLITS = ("train", "val")
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+_VERSION = 1
+_BATCH_CHARACTERS = 1 << 20  # documents are encoded together up to this
+
+
+class FolderExists(UserError):
+    """The folder to be written is there already."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a split."""
+
+    name: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """`tokens` counts the end-of-document tokens too; `bytes` is the UTF-8 length of the text, without them."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder holds. Nothing in it depends on paths, times or machines."""
+
+    tokenizer: str
+    tokenizer_sha256: str | None
+    vocab_size: int
+    dtype: str
+    train: Split
+    val: Split
+    version: int = _VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest: equal for equal tokens in equal shards with an equal tokenizer."""
+        return sha256_of(json.dumps(asdict(self), sort_keys=True))
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """The smallest little-endian unsigned integer that holds ids below `vocab_size`."""
+    return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
+
+
+class SplitWriter:
+    """Encodes documents in batches and writes them as the shards of one split, of `shard_tokens` tokens each."""
+
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, shard_tokens: int) -> None:
+        self._folder, self._split, self._tokenizer, self._shard_tokens = folder, split, tokenizer, shard_tokens
+        self._dtype = dtype_for(tokenizer.vocab_size)
+        self._waiting: list[str] = []
+        self._waiting_characters = 0
+        self._shards: list[Shard] = []
+        self._file: BinaryIO | None = None
+        self.documents = self.tokens = self.bytes = 0
+
+    def add(self, text: str) -> None:
+        self._waiting.append(text)
+        self._waiting_characters += len(text)
+        if self._waiting_characters >= _BATCH_CHARACTERS:
+            self._encode()
+
+    def close(self) -> Split:
+        """Write what is left. Raises UserError if there was no document at all."""
+        self._encode()
+        self._end_shard()
+        if not self.documents:
+            raise UserError(f"No document is for {self._split}: give more documents or another --val_fraction")
+        return Split(self.documents, self.tokens, self.bytes, tuple(self._shards))
+
+    def _encode(self) -> None:
+        end = np.array([self._tokenizer.end_of_document], self._dtype)
+        pieces = [piece for ids in self._tokenizer.encode_batch(self._waiting) for piece in (ids, end)]
+        if pieces:
+            self._write(np.concatenate(pieces).astype(self._dtype))
+        self.documents += len(self._waiting)
+        self.bytes += sum(len(text.encode()) for text in self._waiting)
+        self._waiting, self._waiting_characters = [], 0
+
+    def _write(self, tokens: np.ndarray) -> None:
+        self.tokens += len(tokens)
+        while len(tokens):
+            if self._file is None:
+                self._name = f"{self._split}-{len(self._shards):05d}.bin"
+                self._file = (self._folder / self._name).open("wb")
+                self._in_shard, self._sha256 = 0, hashlib.sha256()
+            piece = tokens[: self._shard_tokens - self._in_shard]
+            self._file.write(piece.data)
+            self._sha256.update(piece.data)
+            self._in_shard += len(piece)
+            tokens = tokens[len(piece) :]
+            if self._in_shard == self._shard_tokens:
+                self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._shards.append(Shard(self._name, self._in_shard, self._sha256.hexdigest()))
+
+
+def write_manifest(folder: Path, tokenizer: Tokenizer, train: Split, val: Split) -> Manifest:
+    """Complete a prepared folder: its manifest, and its tokenizer if that has a file."""
+    content = tokenizer.to_json()
+    if content is not None:
+        (folder / TOKENIZER).write_text(content, encoding="utf-8")
+    manifest = Manifest(
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=None if content is None else sha256_of(content),
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype_for(tokenizer.vocab_size).name,
+        train=train,
+        val=val,
+    )
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends, by one rename, and vanishes if the block fails.
+
+    `overwrite` replaces a prepared folder, and nothing else. Raises FolderExists for a `target` that is there and not
+    empty, before the block and, if another process was quicker, after it; UserError if it cannot be written.
+    """
+    target = Path(os.path.abspath(target))
+    _check_free(target, overwrite)
+    name = f".{target.name}.{secrets.token_hex(4)}"
+    temporary, replaced = target.with_name(name), target.with_name(f"{name}.replaced")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _check_free(target, overwrite)
+        if overwrite and target.exists():
+            target.rename(replaced)
+        try:
+            temporary.rename(target)
+        except OSError:
+            _check_free(target, overwrite=False)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise FolderExists(f"{target} exists; choose another --out, or --overwrite it")
+    if not (target / MANIFEST).is_file():
+        raise UserError(f"{target} is not a prepared folder (no {MANIFEST}), and --overwrite replaces nothing else")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared folder, checked against the sizes of its files.
+
+    Raises UserError for a damaged manifest, another version's, an empty split, and a missing or truncated shard.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["version"]
+        if version == _VERSION:
+            splits = {split: _split(values[split]) for split in SPLITS}
+            manifest = Manifest(**(values | splits))
+            itemsize = np.dtype(manifest.dtype).itemsize
+            if manifest.dtype != dtype_for(manifest.vocab_size).name:
+                raise ValueError(f"dtype {manifest.dtype} for a vocabulary of {manifest.vocab_size}")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again") from error
+    if version != _VERSION:
+        raise UserError(f"{path} has version {version!r}, this raytrain reads {_VERSION}; prepare the data again")
+    for split in SPLITS:
+        for shard in getattr(manifest, split).shards:
+            _check_size(folder / shard.name, shard.tokens * itemsize)
+    return manifest
+
+
+def _split(values: dict[str, Any]) -> Split:
+    shards = tuple(Shard(**shard) for shard in values["shards"])
+    split = Split(**(values | {"shards": shards}))
+    if any(Path(shard.name).name != shard.name or shard.tokens < 1 for shard in shards):
+        raise ValueError("a shard without tokens, or outside the folder")
+    if split.tokens < 1 or split.tokens != sum(shard.tokens for shard in shards):
+        raise ValueError(f"{split.tokens} tokens, but the shards have {sum(shard.tokens for shard in shards)}")
+    return split
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"Cannot read the shard {path}: {error.strerror}; prepare the data again") from error
+    if size != expected:
+        raise UserError(f"The shard {path} has {size:,} bytes, its manifest says {expected:,}; prepare the data again")
+
+
+def load_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer of a prepared folder. Raises UserError if it is not the one that the manifest names."""
+    if manifest.tokenizer_sha256 is None:
+        return ByteTokenizer()
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    if sha256_of(tokenizer.to_json()) != manifest.tokenizer_sha256:
+        raise UserError(f"{folder / TOKENIZER} is not the tokenizer of this data; prepare the data again")
+    return tokenizer

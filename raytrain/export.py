@@ -1,0 +1,27 @@
+"""`python -m raytrain.export RUN --to huggingface DIR`: a run's weights as safetensors that `transformers` loads."""
+
+import argparse
+from pathlib import Path
+
+from raytrain.errors import UserError, command
+from raytrain.training.pretrained import load_run, save_hugging_face
+
+FORMATS = ("huggingface",)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("raytrain.export", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--to", nargs=2, metavar=("FORMAT", "DIR"), required=True, help="huggingface, and where")
+    flags = parser.parse_args(argv)
+    form, folder = flags.to
+    if form not in FORMATS:
+        raise UserError(f"Unknown format: {form!r}. Available: {', '.join(FORMATS)}.")
+    _, model = load_run(Path(flags.run))
+    save_hugging_face(model, Path(folder))
+    print(f"wrote {model.arch.name} to {folder}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""`python -m raytrain.generate RUN --prompt ...`: text from a run's newest checkpoint."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raytrain.data import open_dataset
+from raytrain.errors import UserError, command
+from raytrain.model import Transformer
+from raytrain.training.pretrained import load_run
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("raytrain.generate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--prompt", default="\n", help="text to go on from [a line break]")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens to write [200]")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token [0.8]")
+    parser.add_argument("--top_k", type=int, default=50, help="sample among this many likeliest tokens [50]")
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args(argv)
+    for name, least in (("tokens", 1), ("top_k", 1), ("temperature", 0)):
+        if getattr(flags, name) < least:
+            raise UserError(f"{name} ({getattr(flags, name)}) must be {least} or above")
+    config, model = load_run(Path(flags.run))
+    tokenizer = open_dataset(config.data).tokenizer
+    if tokenizer is None:
+        raise UserError(f"data ({config.data}) has no tokenizer, so its tokens cannot be read as text")
+    prompt = tokenizer.encode_batch([flags.prompt])[0].astype(np.int64)
+    if not len(prompt):
+        raise UserError("prompt ('') must not be empty")
+    generator = torch.Generator().manual_seed(flags.seed)
+    written = sample(model, torch.from_numpy(prompt), flags.tokens, flags.temperature, flags.top_k, generator)
+    print(tokenizer.decode([t for t in written.tolist() if t < tokenizer.vocab_size]))
+
+
+@torch.no_grad()
+def sample(
+    model: Transformer, prompt: torch.Tensor, n_tokens: int, temperature: float, top_k: int, generator: torch.Generator
+) -> torch.Tensor:
+    """`prompt` (T,) followed by `n_tokens` sampled ones, each seeing the last block_size tokens."""
+    tokens = prompt
+    for _ in range(n_tokens):
+        logits_V = model(tokens[None, -model.arch.block_size :])[0, -1]
+        if temperature == 0:
+            following = logits_V.argmax()[None]
+        else:
+            likeliest = torch.topk(logits_V / temperature, min(top_k, len(logits_V)))
+            choice = torch.multinomial(likeliest.values.softmax(-1), 1, generator=generator)
+            following = likeliest.indices[choice]
+        tokens = torch.cat([tokens, following])
+    return tokens
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,161 @@
+import gzip
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raytrain.data.corpora import Source, find_sources, in_validation, read_documents, stdlib_sources
+from raytrain.errors import UserError
+
+# Lines, quotes, several scripts, an astral character, and a text longer than any read block.
+TEXTS = ["one\ntwo\n", 'quo"te\\n', "né 漢字 \U0001f600", "a" * 1_500_000 + "\n", "last, without a line end"]
+
+
+def read(path: Path, format: str, column: str = "text") -> list[str | None]:
+    return [text for texts, _ in read_documents(Source(path.name, path, format), column) for text in texts]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_default_corpus_is_the_standard_library_without_tests_and_packages():
+    """Catches packages or tests leaking into the corpus, and an order that depends on the file system."""
+    root = Path(sysconfig.get_path("stdlib"))
+    keys = [source.key for source in stdlib_sources()]
+    assert keys == sorted(keys)
+    assert {"json/decoder.py", "asyncio/events.py", "typing.py"} <= set(keys)
+    assert all((root / key).read_bytes() for key in ("json/decoder.py", "typing.py"))
+    parts = {part for key in keys for part in key.split("/")}
+    assert not parts & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    assert not any("_sysconfigdata" in key for key in keys)  # has the paths of the machine that built Python
+    assert len(keys) > 500
+
+
+def test_the_corpus_is_read_byte_for_byte_and_holds_no_zero_byte():
+    """Catches newline translation, and a separator that is ambiguous because the text holds it."""
+    for source in stdlib_sources()[:100]:
+        ((texts, fraction),) = read_documents(source, "text")
+        assert [text.encode() for text in texts] == [source.path.read_bytes()]
+        assert "\0" not in texts[0]
+        assert fraction == 1.0
+
+
+def test_the_formats_give_the_same_documents(tmp_path):
+    """Catches a reader that loses, cuts or re-encodes documents; a null row must keep its place."""
+    rows = [{"id": i, "text": text, "more": {"x": [i]}} for i, text in enumerate(TEXTS)]
+    rows.insert(2, {"id": 9, "text": None, "more": {"x": []}})
+    expected = [row["text"] for row in rows]
+    jsonl = write_jsonl(tmp_path / "a.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl.read_bytes()))
+    (tmp_path / "unended.jsonl").write_bytes(jsonl.read_bytes().rstrip(b"\n"))
+    assert read(jsonl, "jsonl") == expected
+    assert read(tmp_path / "a.parquet", "parquet") == expected
+    assert read(tmp_path / "a.jsonl.gz", "jsonl") == expected
+    assert read(tmp_path / "unended.jsonl", "jsonl") == expected
+    for i, text in enumerate(TEXTS):
+        (tmp_path / f"{i}.txt").write_text(text, encoding="utf-8")
+        assert "".join(read(tmp_path / f"{i}.txt", "text")) == text
+
+
+def test_a_long_text_is_cut_at_line_ends_the_same_way_however_it_is_read(tmp_path, monkeypatch):
+    """Catches characters lost or split at a block border, and document numbers that depend on the block size."""
+    text = "".join(f"línea {i} " + "漢" * (i % 90) + "\r\n" for i in range(6000))
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    pieces = read(tmp_path / "a.txt", "text")
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 65536
+    assert all(piece.endswith("\n") for piece in pieces)
+    monkeypatch.setattr("raytrain.data.corpora._READ_BYTES", 1001)
+    assert read(tmp_path / "a.txt", "text") == pieces
+
+
+def test_the_split_is_a_fixed_rule_of_key_and_index():
+    """Catches a split that hangs on the order or on the process (Python's salted hash), or that misses its fraction."""
+    rule = [(key, i) for key in ("a", "b", "sub/c.jsonl") for i in range(1000) if in_validation(key, i, 0.1)]
+    assert all(in_validation(key, i, 0.1) for key, i in reversed(rule))
+    code = "from raytrain.data.corpora import in_validation as v; print([i for i in range(1000) if v('a', i, 0.1)])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert json.loads(out.stdout) == [i for key, i in rule if key == "a"]
+    for fraction in (0.001, 0.1, 0.37, 0.9):
+        count = sum(in_validation("a", i, fraction) for i in range(2000))
+        assert abs(count - 2000 * fraction) <= 1
+    of_many_files = sum(in_validation(f"folder/{i}.txt", 0, 0.1) for i in range(5000))
+    assert abs(of_many_files - 500) < 5 * (5000 * 0.1 * 0.9) ** 0.5
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "7"}
+
+
+def test_sources_are_found_by_path_folder_and_glob_and_their_keys_do_not_hang_on_the_place(tmp_path):
+    """Catches hidden or repeated files being read, and a data folder that cannot be moved without a new split."""
+    for name in ("x/b.txt", "x/a.jsonl", "x/deep/c.parquet", "x/.hidden/d.txt", "x/.e.txt", "x/f.jsonl.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folder = str(tmp_path / "x")
+    found = find_sources([folder, folder + "/b.txt", folder + "/*.jsonl"])
+    assert [(source.key, source.format) for source in found] == [
+        ("a.jsonl", "jsonl"),
+        ("b.txt", "text"),
+        ("deep/c.parquet", "parquet"),
+        ("f.jsonl.gz", "jsonl"),
+    ]
+    assert [source.key for source in find_sources([folder], "jsonl")] == ["a.jsonl", "f.jsonl.gz"]
+    assert find_sources([folder + "/b.txt"], "jsonl")[0].format == "jsonl"
+    (tmp_path / "x").rename(tmp_path / "y")
+    assert [source.key for source in find_sources([str(tmp_path / "y")])] == [source.key for source in found]
+
+
+@pytest.mark.parametrize("name", ["nothing.txt", "*.none", "empty"])
+def test_nothing_to_read_is_an_error_that_names_it(tmp_path, name):
+    """Catches a mistyped path that silently prepares nothing."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"Nothing to read at .*" + name.replace("*", r"\*")):
+        find_sources([str(tmp_path / name)])
+
+
+def test_a_wrong_column_is_named_with_a_near_match(tmp_path):
+    """Catches a mistyped column that gives no documents (JSON) or a traceback (Parquet)."""
+    rows = [{"text": "a", "id": 1}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for format in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match=r"Unknown column .*'txt'. Available: text, id. Did you mean text\?"):
+            read(tmp_path / f"a.{format}", format, "txt")
+    with pytest.raises(UserError, match=r"Column id .* holds int64, not strings"):
+        read(tmp_path / "a.parquet", "parquet", "id")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"caf\xe9"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n'),
+        ("a.parquet", b"PAR?"),
+        ("b.jsonl", b"[]"),
+    ],
+)
+def test_an_unreadable_file_is_one_line_that_names_it(tmp_path, name, content):
+    """Catches tracebacks from deep in pyarrow, and bytes that are no UTF-8 being replaced in silence."""
+    (tmp_path / name).write_bytes(content)
+    (source,) = find_sources([str(tmp_path / name)])
+    with pytest.raises(UserError, match=name) as error:
+        list(read_documents(source, "text"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_an_empty_file_has_no_text(tmp_path, name):
+    """Catches a crash on empty files, which folders of crawled text have."""
+    (tmp_path / name).touch()
+    (source,) = find_sources([str(tmp_path / name)])
+    assert not any(text for texts, _ in read_documents(source, "text") for text in texts)
