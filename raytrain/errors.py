@@ -1,10 +1,11 @@
 """User mistakes: one clear line that names the field, the value and what is allowed, and exit code 2."""
 
+import argparse
 import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 
 class UserError(ValueError):
@@ -21,6 +22,25 @@ def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserE
     near = difflib.get_close_matches(str(value).lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return UserError(f"Unknown {field}: {value!r}. Available: {', '.join(names)}.{hint}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are UserErrors: one line, with the nearest flag."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(f"python -m {prog}", description=description, allow_abbrev=False)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        flags, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = f" Did you mean {near[0]}?" if near else " --help lists the flags."
+            raise UserError(f"Unknown argument: {name}.{hint}")
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 class Command(Protocol):

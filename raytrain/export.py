@@ -1,9 +1,8 @@
 """`python -m raytrain.export RUN --to huggingface DIR`: a run's weights as safetensors that `transformers` loads."""
 
-import argparse
 from pathlib import Path
 
-from raytrain.errors import UserError, command
+from raytrain.errors import Parser, UserError, command
 from raytrain.training.pretrained import load_run, save_hugging_face
 
 FORMATS = ("huggingface",)
@@ -11,7 +10,7 @@ FORMATS = ("huggingface",)
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("raytrain.export", description=__doc__, allow_abbrev=False)
+    parser = Parser("raytrain.export", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--to", nargs=2, metavar=("FORMAT", "DIR"), required=True, help="huggingface, and where")
     flags = parser.parse_args(argv)

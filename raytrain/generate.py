@@ -1,20 +1,19 @@
 """`python -m raytrain.generate RUN --prompt ...`: text from a run's newest checkpoint."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from raytrain.data import open_dataset
-from raytrain.errors import UserError, command
+from raytrain.errors import Parser, UserError, command
 from raytrain.model import Transformer
 from raytrain.training.pretrained import load_run
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("raytrain.generate", description=__doc__, allow_abbrev=False)
+    parser = Parser("raytrain.generate", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--prompt", default="\n", help="text to go on from [a line break]")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to write [200]")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.data import open_dataset
-from raytrain.errors import UserError, command
+from raytrain.errors import Parser, UserError, command
 from raytrain.tracking.log import JsonLog
 from raytrain.training import config as configs
 from raytrain.training.config import TrainConfig
@@ -24,7 +24,7 @@ from raytrain.training.pretrained import read_hugging_face
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser("raytrain.train", description=__doc__, allow_abbrev=False)
+    parser = Parser("raytrain.train", __doc__)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
     parser.add_argument("--resume", metavar="RUN", help="go on from the last checkpoint of this run folder")

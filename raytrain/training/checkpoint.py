@@ -9,14 +9,12 @@ of anything. The data position is the step, and dropout follows from (seed, step
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from raytrain.errors import UserError
 from raytrain.training.config import TrainConfig
 from raytrain.training.parallel import World
+
+# A process alone saves as one process: no news.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -98,10 +99,9 @@ class Checkpointer:
             partial.mkdir(parents=True)
         self._barrier()
         writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        with without_warnings():
-            future = dcp.async_save(
-                self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._group is None
-            )
+        future = dcp.async_save(
+            self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._group is None
+        )
         assert isinstance(future, concurrent.futures.Future)
         if not self._world.is_main:
             self._pending = future
@@ -149,8 +149,7 @@ class Checkpointer:
         self._check_same_run(manifest)
         tensors = self._tensors()
         reader = dcp.HuggingFaceStorageReader(str(self._folder / manifest["name"]))
-        with without_warnings():
-            dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         state = State(**manifest["state"])
         for moments in self._moments().values():
             moments["step"].fill_(state.step)
@@ -234,14 +233,6 @@ def verify(path: Path) -> tuple[dict[str, Any] | None, str]:
         if _sha256(path / name) != digest:
             return None, f"{name} is damaged (sha256 differs)"
     return manifest, ""
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Inside, torch does not say that a process alone saves as one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from raytrain.architecture import AXES, PRESETS
-from raytrain.errors import UserError
 from raytrain.flops import flops_per_token, parameter_count
 from raytrain.hardware import peak_flops
 from raytrain.training.config import TrainConfig
@@ -149,7 +148,10 @@ class Meter:
         self._new.steps += 1
 
     def read(self) -> Report:
-        """The speed since the last reading, with the clock stopped. Raises UserError if it is beyond the peak."""
+        """The speed since the last reading, with the clock stopped.
+
+        An MFU above 1 means a wrong peak. It is not logged: `wrong_peak_tflops` stands in its place.
+        """
         new, self._new = self._new, _Stretch()
         if self._first.steps:
             self._steady = self._steady + new
@@ -176,11 +178,9 @@ class Meter:
         if self._peak is not None:
             mfu = rate / self._peak
             if mfu > 1:
-                raise UserError(
-                    f"peak_tflops ({self._peak / 1e12:g}) must be above what was measured, {rate / 1e12:.4g} TFLOP/s: "
-                    "an MFU above 1 means a wrong peak"
-                )
-            speed |= {"mfu": mfu, "mfu_causal": mfu * self._causal.total / self._flops.total}
+                speed["wrong_peak_tflops"] = self._peak / 1e12
+            else:
+                speed |= {"mfu": mfu, "mfu_causal": mfu * self._causal.total / self._flops.total}
         return speed
 
 
@@ -275,6 +275,7 @@ def format_line(report: Report) -> str:
         "tflops": "{:.4g} TFLOP/s",
         "mfu": "mfu {:.2%}",
         "mfu_causal": "(causal {:.2%})",
+        "wrong_peak_tflops": "mfu not logged: faster than the peak of {:g} TFLOP/s, which must be wrong",
         "grad_norm": "{:.3g}",
         "memory_allocated_gb": "{:.2f}",
         "memory_peak_gb": "{:.2f}",

@@ -13,7 +13,7 @@ from raytrain.errors import UserError
 from raytrain.model import Transformer, build
 from raytrain.model.interchange import from_hf, to_hf
 from raytrain.training import config as configs
-from raytrain.training.checkpoint import newest, without_warnings
+from raytrain.training.checkpoint import newest
 from raytrain.training.config import TrainConfig
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -33,9 +33,8 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
         raise UserError(f"run ({run}) has no whole checkpoint{': ' if damaged else ''}{'; '.join(damaged)}")
     model = build(config.architecture)
     tensors = {f"model.model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    with without_warnings():
-        reader = dcp.HuggingFaceStorageReader(str(run / "checkpoints" / manifest["name"]))
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    reader = dcp.HuggingFaceStorageReader(str(run / "checkpoints" / manifest["name"]))
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
     return config, model.eval()
 
 

@@ -1,0 +1,231 @@
+"""`python -m raytrain.compare`: runs ranked by validation loss, and what each axis value seems to bring."""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from raytrain import architecture
+from raytrain.analysis.ranking import BUDGET_TOLERANCE, read_json
+from raytrain.architecture import AXES
+from raytrain.errors import UserError, command
+from raytrain.tracking.log import read_log
+
+_FILES = ("result.json", "log.jsonl")
+_SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops", "tokens_per_second")
+# Fields of a run that change how it is carried out, not what it learns; and scale, which only names other fields.
+_MEANS = {"scale", "micro_batch", "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing"}
+_MEANS |= {"peak_tflops", "eval_interval", "log_interval", "stats_interval", "checkpoint_interval", "keep_checkpoints"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run's folder and facts. `axes` has no dead axis; `setting` is all else that the run's loss depends on.
+
+    Both are empty for a folder without a config.json.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    axes: dict[str, Any]
+    setting: dict[str, Any]
+
+    @property
+    def loss(self) -> float | None:
+        """Validation loss, nats per token; None before the first evaluation and after a divergence."""
+        return self.facts["val_loss"]
+
+
+def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = None) -> list[Path]:
+    """The run folders in `paths` (run folders, study folders, or a run's log), or all under `root`; oldest first.
+
+    Raises UserError for a path that is none of these, and if there are no runs.
+    """
+    if latest is not None and latest < 1:
+        raise UserError(f"latest ({latest}) must be 1 or more")
+    found: dict[Path, float] = {}
+    for path in map(Path, paths or [root]):
+        if path.is_file() and path.name not in _FILES:
+            raise UserError(f"{path} is neither a run folder nor one of a run's files ({', '.join(_FILES)})")
+        folder = path.parent if path.is_file() else path
+        files = [file for name in _FILES for file in folder.rglob(name)]
+        if not files:
+            raise UserError(f"{path} holds no runs: no {' or '.join(_FILES)} in it")
+        for file in files:
+            found[file.parent] = max(found.get(file.parent, 0.0), file.stat().st_mtime)
+    return sorted(found, key=lambda folder: (found[folder], folder))[-latest if latest else 0 :]
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError for files that cannot be read."""
+    reports = read_log(folder / "log.jsonl")
+    said: dict[str, Any] = {}
+    if (folder / "result.json").exists():
+        said = read_json(folder / "result.json")
+        said["seconds"] = said.get("train_seconds")
+    else:
+        for report in reports:
+            said |= report
+        said |= {"status": "unfinished", "seconds": reports[-1]["time"] - reports[0]["time"] if reports else None}
+    facts = {key: said.get(key) for key in (*_SHOWN, "seconds", "hash", "vocab_size", "data_fingerprint")}
+    if not (folder / "config.json").exists():
+        return Run(folder, facts, {}, {})
+    config = read_json(folder / "config.json")
+    try:
+        arch = architecture.from_dict(config.pop("architecture", {}))
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from None
+    program, plain = arch.program(), dataclasses.replace(arch, d_ff=None)
+    axes = {axis: getattr(program, axis) for axis in AXES if axis != "activation" or arch.ffn_type != "swiglu"}
+    setting = {field: value for field, value in config.items() if field not in _MEANS}
+    setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
+    setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
+    return Run(folder, facts, axes, setting)
+
+
+def effects(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """For each axis with several values, a row a value.
+
+    `difference` is the mean loss of runs with the value less that of runs without, whatever else differs between them.
+    `paired` is the mean over `pairs`, two runs that differ in that axis alone, and None without one. Under swiglu the
+    activation is dead, so a swiglu run is paired with standard runs of any activation.
+    """
+    rows = []
+    losses = {run: run.loss for run in runs if run.axes and run.loss is not None}
+    for axis in AXES:
+        having = [run for run in losses if axis in run.axes]
+        values = sorted({run.axes[axis] for run in having}, key=str)
+        alike = defaultdict(list)
+        for run in having:
+            ignored = (axis, "activation") if axis == "ffn_type" else (axis,)
+            rest = {name: value for name, value in run.axes.items() if name not in ignored}
+            alike[_key(rest, run.setting)].append(run)
+        for value in values if len(values) > 1 else []:
+            sides = [[losses[run] for run in having if (run.axes[axis] == value) is side] for side in (True, False)]
+            pairs = [
+                losses[a] - losses[b]
+                for group in alike.values()
+                for a, b in itertools.permutations(group, 2)
+                if a.axes[axis] == value != b.axes[axis]
+            ]
+            rows.append(
+                {
+                    "axis": axis,
+                    "value": value,
+                    "runs_with": len(sides[0]),
+                    "runs_without": len(sides[1]),
+                    "difference": statistics.fmean(sides[0]) - statistics.fmean(sides[1]),
+                    "paired": statistics.fmean(pairs) if pairs else None,
+                    "pairs": len(pairs),
+                }
+            )
+    return rows
+
+
+def warnings(runs: Iterable[Run]) -> list[str]:
+    """What keeps the losses of `runs` from being compared."""
+    runs = [run for run in runs if run.loss is not None]
+    if len(runs) < 2:
+        return []
+    found = []
+    seeds = defaultdict(set)
+    for run in runs:
+        seeds[_key(run.facts["hash"], run.setting | {"seed": None})].add(run.facts["seed"])
+    if max(len(group) for group in seeds.values()) < 2:
+        found.append("differences below the seed noise mean nothing; no replicated seeds here")
+    flops = [run.facts["train_flops"] for run in runs if run.facts["train_flops"]]
+    if flops and max(flops) > min(flops) * (1 + BUDGET_TOLERANCE):
+        found.append(f"train_flops differ by {max(flops) / min(flops) - 1:.1%}: a longer run has a lower loss")
+    if len({(run.facts["data_fingerprint"], run.facts["vocab_size"]) for run in runs}) > 1:
+        found.append("data or vocabularies differ: these losses are not of one task")
+    if any(run.facts["status"] in ("unfinished", "interrupted") for run in runs):
+        found.append("some runs have not ended: their losses are those so far, and count in no axis value's difference")
+    return found
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    parser = argparse.ArgumentParser("raytrain.compare", description=__doc__, allow_abbrev=False)
+    parser.add_argument("paths", nargs="*", metavar="LOG_OR_FOLDER", help="runs, studies or logs [all under --runs]")
+    parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
+    parser.add_argument("--latest", type=int, metavar="N", help="only the N runs that were written to last")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    flags = parser.parse_args(argv)
+
+    runs = [read_run(folder) for folder in find_runs(flags.paths, flags.runs, flags.latest)]
+    runs.sort(key=lambda run: (run.loss is None, run.loss))
+    found = effects(run for run in runs if run.facts["status"] in ("complete", "stopped"))
+    cautions = warnings(runs)
+    if flags.json:
+        rows = [{"folder": str(run.folder), **run.facts, "axes": run.axes} for run in runs]
+        print(json.dumps({"runs": rows, "effects": found, "warnings": cautions}, indent=1))
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(_run_table(runs))
+    if found:
+        console.print(_effect_table(found))
+    for caution in cautions:
+        console.print(f"[yellow]warning:[/yellow] {caution}")
+    return 0
+
+
+def _run_table(runs: list[Run]) -> Table:
+    table = Table(title="Runs by validation loss", title_justify="left", box=box.SIMPLE)
+    for heading in ("name", "run"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("val_loss", "val_bpb", "MFU", "train FLOPs", "tokens/s", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status")
+    for run in runs:
+        facts, name = run.facts, run.facts["name"] or "?"
+        study = run.folder.parent.parent.name if run.folder.parent.name == "trials" else ""
+        table.add_row(
+            name,
+            f"{study} {run.folder.absolute().name.removeprefix(name + '-')}".strip(),
+            _text("{:.4f}", facts["val_loss"]),
+            _text("{:.4f}", facts["val_bpb"]),
+            _text("{:.1%}", facts["mfu"]),
+            _text("{:.4g}", facts["train_flops"]),
+            _text("{:,.0f}", facts["tokens_per_second"]),
+            _text("{:.1f} s", facts["seconds"]),
+            facts["status"],
+        )
+    return table
+
+
+def _effect_table(rows: list[dict[str, Any]]) -> Table:
+    title = "What each axis value seems to bring: val_loss with it less val_loss without (below 0 is better)"
+    caption = "all runs: other axes differ too, so it may be theirs. pairs: two runs that differ in this axis alone."
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE)
+    for heading in ("axis", "value"):
+        table.add_column(heading)
+    for heading in ("all runs", "with", "without", "paired", "pairs"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        counts = (str(row["runs_with"]), str(row["runs_without"]))
+        paired = _text("{:+.4f}", row["paired"])
+        table.add_row(row["axis"], str(row["value"]), f"{row['difference']:+.4f}", *counts, paired, str(row["pairs"]))
+    return table
+
+
+def _text(form: str, value: float | None) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

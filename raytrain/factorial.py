@@ -1,0 +1,234 @@
+"""The linear model of a study: columns for axes and their pairs, the effects they define, and least squares. Pure: numpy.
+
+A point is a mapping of level by axis. An axis that a point's function does not depend on is dead there: absent, None, NaN,
+or `activation` under swiglu. The loss of a point is modelled as
+
+    mean + sum over live axes of g_A(level) + sum over pairs of live axes of g_AB(level, level)
+
+where each g averages to zero over the candidates, the points of the space, and is zero where an axis is dead: so a
+conditional axis is a contrast among the points that have it. An effect is then a contrast of coefficients:
+
+- the effect of a level is its loss less that of its axis's reference level, averaged over the candidates' settings of the
+  other axes (a marginal mean: Searle, Speed and Milliken, The American Statistician 34, 1980);
+- an interaction of two levels is the effect of the first with the second, less its effect with the second's reference.
+"""
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Point = Mapping[str, Any]
+
+
+def live(point: Point) -> dict[str, Any]:
+    """The levels that the point's function depends on. `activation` is dead under swiglu, as in Architecture.canonical."""
+    swiglu = point.get("ffn_type") == "swiglu"
+    return {
+        axis: level
+        for axis, level in point.items()
+        if level is not None and level == level and not (swiglu and axis == "activation")  # NaN is not itself
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """One axis in a term: its levels, the reference first, and the share of each among the candidates that have the term."""
+
+    axis: str
+    levels: tuple[Any, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def coding(self) -> Array:
+        """levels x (levels - 1): the identity below a first row that makes each column average to zero by `shares`."""
+        return np.vstack([-np.array(self.shares[1:]) / self.shares[0], np.eye(len(self.levels) - 1)])
+
+    def columns(self, points: Sequence[Point]) -> Array:
+        """points x (levels - 1), zero where the axis is dead."""
+        coding = np.vstack([self.coding, np.zeros(len(self.levels) - 1)])
+        place = {level: index for index, level in enumerate(self.levels)}
+        return coding[[place.get(point.get(self.axis), -1) for point in points]]
+
+    def at(self, level: Any) -> Array:
+        """The row of `level`."""
+        return self.coding[self.levels.index(level)]
+
+    def contrast(self, level: Any) -> Array:
+        """The row of `level` less that of the reference."""
+        return self.at(level) - self.coding[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """The effect of one level, or the interaction of two, against the reference levels. Loss is lower for a better one."""
+
+    axes: tuple[str, ...]
+    levels: tuple[Any, ...]
+    references: tuple[Any, ...]
+
+    @property
+    def settings(self) -> list[tuple[str, Any]]:
+        return list(zip(self.axes, self.levels, strict=True))
+
+    @property
+    def name(self) -> str:
+        return " x ".join(f"{axis}={level}" for axis, level in self.settings)
+
+
+class Model:
+    """The model whose averages are over `candidates` and whose references are the levels of `base`.
+
+    A term is a tuple of factors: none (the mean), one (an axis) or two (a pair). An axis of one level has no term. Where an
+    axis lives under some levels of another only, their interaction spans those levels; under a single one, as activation
+    under ffn_type=standard, there is none.
+    """
+
+    def __init__(self, candidates: Iterable[Point], base: Point, *, interactions: bool = True) -> None:
+        points = [live(point) for point in candidates]
+        base = live(base)
+        axes = list(dict.fromkeys(axis for point in points for axis in point))
+
+        def factor(axis: str, other: str) -> Factor:
+            seen = Counter(point[axis] for point in points if axis in point and other in point)
+            levels = sorted(seen, key=lambda level: level != base.get(axis))  # stable: the reference comes first
+            return Factor(axis, tuple(levels), tuple(seen[level] / seen.total() for level in levels))
+
+        terms: list[tuple[Factor, ...]] = [(factor(axis, axis),) for axis in axes]
+        if interactions:
+            terms += [(factor(a, b), factor(b, a)) for a, b in itertools.combinations(axes, 2)]
+        self._set([(), *(term for term in terms if all(len(factor.levels) > 1 for factor in term))])
+
+    def _set(self, terms: list[tuple[Factor, ...]]) -> None:
+        self.terms = terms
+        ends = np.cumsum([math.prod(len(factor.levels) - 1 for factor in term) for term in terms])
+        self.size = int(ends[-1])  # number of coefficients
+        starts = [0, *ends[:-1]]
+        self._where = {
+            tuple(factor.axis for factor in term): slice(start, end)
+            for term, start, end in zip(terms, starts, ends, strict=True)
+        }
+        self.effects = [
+            Effect(tuple(f.axis for f in term), levels, tuple(f.levels[0] for f in term))
+            for term in terms[1:]
+            for levels in itertools.product(*(factor.levels[1:] for factor in term))
+        ]
+        self.contrasts = np.array([self.contrast(effect) for effect in self.effects]).reshape(-1, self.size)
+
+    def without(self, pairs: Container[tuple[str, ...]]) -> "Model":
+        """The same model less the terms of `pairs` of axes."""
+        out = copy.copy(self)
+        out._set([term for term in self.terms if tuple(factor.axis for factor in term) not in pairs])
+        return out
+
+    @property
+    def pairs(self) -> list[tuple[str, ...]]:
+        """The pairs of axes that have a term."""
+        return [axes for axes in self._where if len(axes) == 2]
+
+    def matrix(self, points: Iterable[Point]) -> Array:
+        """points x coefficients: for each term the products of its factors' columns."""
+        alive = [live(point) for point in points]
+        blocks = []
+        for term in self.terms:
+            block = np.ones((len(alive), 1))
+            for factor in term:
+                block = (block[:, :, None] * factor.columns(alive)[:, None, :]).reshape(len(alive), -1)
+            blocks.append(block)
+        return np.hstack(blocks)
+
+    def contrast(self, effect: Effect) -> Array:
+        """The coefficients of `effect`."""
+        term = self._term(effect.axes)
+        return self._place(
+            effect.axes, [factor.contrast(level) for factor, level in zip(term, effect.levels, strict=True)]
+        )
+
+    def contrast_within(self, effect: Effect, varied: int, other: Any) -> Array:
+        """The coefficients of the effect of level number `varied` (0 or 1) of an interaction, the other axis at `other`.
+
+        As g_AB averages to zero, that is the marginal effect plus the interaction's part at `other`.
+        """
+        term, axis, level = self._term(effect.axes), effect.axes[varied], effect.levels[varied]
+        rows = [factor.contrast(level) if factor.axis == axis else factor.at(other) for factor in term]
+        return self.contrast(Effect((axis,), (level,), (effect.references[varied],))) + self._place(effect.axes, rows)
+
+    def _term(self, axes: tuple[str, ...]) -> tuple[Factor, ...]:
+        return self.terms[list(self._where).index(axes)]
+
+    def _place(self, axes: tuple[str, ...], rows: Sequence[Array]) -> Array:
+        out = np.zeros(self.size)
+        out[self._where[axes]] = rows[0] if len(rows) == 1 else np.kron(rows[0], rows[1])
+        return out
+
+
+class LeastSquares:
+    """One factorisation of a model matrix (runs x coefficients), for any number of right-hand sides.
+
+    With the singular value decomposition X = U S V' cut at its rank, a contrast c is estimable if it lies in the span of
+    V; then its estimate c' V S^-1 U' y and that estimate's variance do not depend on how X was coded. `nuisance` (runs x
+    any) holds columns to allow for, of which no contrast speaks.
+    """
+
+    def __init__(self, matrix: Array, nuisance: Array | None = None) -> None:
+        self._size = matrix.shape[1]
+        if nuisance is not None:
+            matrix = np.hstack([matrix, nuisance])
+        u, sizes, v = np.linalg.svd(matrix, full_matrices=False)
+        self.rank = int(np.sum(sizes > sizes[0] * 1e-9))
+        self.df = len(matrix) - self.rank
+        self._u, self._v = u[:, : self.rank], v[: self.rank].T
+        self._pseudoinverse = ((self._v / sizes[: self.rank]) @ self._u.T)[: self._size]
+
+    def unseen(self, contrasts: Array) -> Array:
+        """The part of each contrast (contrasts x coefficients) that the runs say nothing of: zero for an estimable one."""
+        padded = np.hstack([contrasts, np.zeros((len(contrasts), len(self._v) - self._size))])
+        rest = padded - padded @ self._v @ self._v.T
+        return np.where(np.abs(rest) < 1e-7, 0.0, rest)
+
+    def weights(self, contrasts: Array) -> Array:
+        """contrasts x runs: the weight of each loss in an estimate. A row's norm is its standard error over the noise sd."""
+        return contrasts @ self._pseudoinverse
+
+    def residual_sd(self, losses: Array) -> Array:
+        """Of one study (runs) or many (runs x studies); NaN without residual degrees of freedom."""
+        residuals = losses - self._u @ (self._u.T @ losses)
+        return np.sqrt(np.sum(residuals**2, axis=0) / self.df) if self.df else np.full(losses.shape[1:], np.nan)
+
+
+def population(runs: Iterable[Point], candidates: Iterable[Point] | None = None) -> list[dict[str, Any]]:
+    """The distinct points to average over: `candidates`, by default the points run, so far as their levels were run."""
+    alive = [live(run) for run in runs]
+    seen = {item for run in alive for item in run.items()}
+    points = alive if candidates is None else [live(point) for point in candidates]
+    return list({frozenset(point.items()): point for point in points if seen >= point.items()}.values())
+
+
+def fit_model(model: Model, runs: Sequence[Point], nuisance: Array | None = None) -> tuple[Model, LeastSquares]:
+    """`model` less the pairs of axes that would hide a main effect, and its factorisation on `runs`.
+
+    One-at-a-time runs keep no pair: they see each effect at the base of the other axes alone. A pair with an empty cell, all
+    of its trials diverged say, goes by itself. Where the runs are too few for the pairs together, all go.
+    """
+    main = model.without(model.pairs)
+    mains = len(main.effects)
+    main_fit = LeastSquares(main.matrix(runs), nuisance)
+    visible = ~main_fit.unseen(main.contrasts).any(axis=1)
+
+    def attempt(part: Model) -> LeastSquares | None:
+        fit = LeastSquares(part.matrix(runs), nuisance)
+        return None if fit.unseen(part.contrasts[:mains])[visible].any() else fit
+
+    if fit := attempt(model):
+        return model, fit
+    hiding = {pair for pair in model.pairs if not attempt(model.without({*model.pairs} - {pair}))}
+    rest = model.without(hiding)
+    fit = attempt(rest)
+    return (rest, fit) if fit else (main, main_fit)

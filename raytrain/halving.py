@@ -1,0 +1,27 @@
+"""Successive halving: who goes on at a rung. Pure, so that the engine and a replay decide alike."""
+
+import math
+from collections.abc import Mapping
+
+
+def halve(scores: Mapping[str, float], keep: int) -> set[str]:
+    """The `keep` trials with the lowest score; NaN is worse than any number; the smaller trial id breaks a tie.
+
+    The decision of a rung waits for the scores of all its trials (synchronous successive halving, Jamieson and Talwalkar,
+    arXiv 1502.07943), and depends on them alone: not on the order of arrival.
+    """
+
+    def place(trial: str) -> tuple[float, bool, str]:
+        diverged = math.isnan(scores[trial])
+        return (math.inf if diverged else scores[trial], diverged, trial)  # NaN itself has no order
+
+    return set(sorted(scores, key=place)[:keep])
+
+
+def survivors(trials: int, rungs: int, factor: int = 4) -> list[int]:
+    """How many of `trials` go on after each of `rungs`: a `factor`-th part each time, rounded up.
+
+    >>> survivors(64, 2)
+    [16, 4]
+    """
+    return [math.ceil(trials / factor ** (rung + 1)) for rung in range(rungs)]
