@@ -90,7 +90,7 @@ class Architecture:
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         if not (number and 0.0 <= self.dropout <= 1.0):
             raise UserError(f"dropout ({self.dropout!r}) must be a number from 0.0 to 1.0")
-        object.__setattr__(self, "dropout", float(self.dropout))
+        object.__setattr__(self, "dropout", float(self.dropout) + 0.0)  # -0.0 is 0.0
         for size in SIZES:
             value = getattr(self, size)
             optional = size in ("n_kv_head", "d_ff")
@@ -190,11 +190,19 @@ def from_dict(values: Mapping[str, Any]) -> Architecture:
 
 
 def from_json(text: str) -> Architecture:
-    return from_dict(json.loads(text))
+    """Raises UserError for what is not a valid architecture in JSON. (JSON is YAML.)"""
+    return from_yaml(text)
 
 
 def from_yaml(text: str) -> Architecture:
-    return from_dict(yaml.safe_load(text))
+    """Raises UserError for what is not a valid architecture in YAML."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"An architecture cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"An architecture is a mapping of field to value, not {values!r}")
+    return from_dict(values)
 
 
 def _axes(
@@ -243,7 +251,7 @@ def preset(name: str, **changes: Any) -> Architecture:
 
     Raises UserError for an unknown name, field or value, and for `custom` unless all nine axes are given.
     """
-    if name not in PRESETS:
+    if str(name) not in PRESETS:
         raise unknown_value("preset", name, PRESETS)
     return from_dict(PRESETS[name] | changes)
 

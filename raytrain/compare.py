@@ -1,6 +1,5 @@
 """`python -m raytrain.compare`: runs ranked by validation loss, and what each axis value seems to bring."""
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -17,7 +16,7 @@ from rich.table import Table
 from raytrain import architecture
 from raytrain.analysis.ranking import BUDGET_TOLERANCE, read_json
 from raytrain.architecture import AXES
-from raytrain.errors import UserError, command
+from raytrain.errors import Parser, UserError, command
 from raytrain.tracking.log import read_log
 
 _FILES = ("result.json", "log.jsonl")
@@ -154,7 +153,7 @@ def warnings(runs: Iterable[Run]) -> list[str]:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser("raytrain.compare", description=__doc__, allow_abbrev=False)
+    parser = Parser("raytrain.compare", __doc__)
     parser.add_argument("paths", nargs="*", metavar="LOG_OR_FOLDER", help="runs, studies or logs [all under --runs]")
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--latest", type=int, metavar="N", help="only the N runs that were written to last")
@@ -174,6 +173,12 @@ def main(argv: list[str] | None = None) -> int | None:
         console.width = 160
     console.print(_run_table(runs))
     if found:
+        console.print(
+            "What each axis value seems to bring: val_loss with it less val_loss without (below 0 is better)."
+        )
+        console.print(
+            "all runs: other axes differ too, so it may be theirs; paired: runs that differ in this axis alone."
+        )
         console.print(_effect_table(found))
     for caution in cautions:
         console.print(f"[yellow]warning:[/yellow] {caution}")
@@ -181,10 +186,10 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _run_table(runs: list[Run]) -> Table:
-    table = Table(title="Runs by validation loss", title_justify="left", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=0)
     for heading in ("name", "run"):
         table.add_column(heading, overflow="fold")
-    for heading in ("val_loss", "val_bpb", "MFU", "train FLOPs", "tokens/s", "time"):
+    for heading in ("val_loss", "val_bpb", "MFU", "FLOPs", "tokens/s", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status")
     for run in runs:
@@ -205,9 +210,7 @@ def _run_table(runs: list[Run]) -> Table:
 
 
 def _effect_table(rows: list[dict[str, Any]]) -> Table:
-    title = "What each axis value seems to bring: val_loss with it less val_loss without (below 0 is better)"
-    caption = "all runs: other axes differ too, so it may be theirs. pairs: two runs that differ in this axis alone."
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("axis", "value"):
         table.add_column(heading)
     for heading in ("all runs", "with", "without", "paired", "pairs"):

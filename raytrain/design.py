@@ -1,9 +1,9 @@
-"""Designs: which points of a space to run, with which seeds and in which order, and what that will resolve. Pure: numpy.
+"""Designs: which points of a space to run, with which seeds, in which order, and what that resolves. Pure: numpy.
 
-The list depends on the candidates and the arguments alone. Random draws are the raw 64-bit stream of PCG64, which numpy
-keeps the same in every version (NEP 19 promises no such thing of Generator's methods). The exchange's floats may differ in
-the last bits between two machines' BLAS, so among gains equal to within 1e-7 the first candidate is taken, and a swap must
-gain more than 1e-6: on symmetric spaces gains are either the same or far further apart.
+The list depends on the candidates and the arguments alone. Random draws are the raw 64-bit stream of PCG64, which
+numpy keeps the same in every version (NEP 19 promises no such thing of Generator's methods). The exchange's floats may
+differ in the last bits between two machines' BLAS, so among gains equal to within 1e-7 the first candidate is taken,
+and a swap must gain more than 1e-6: in spaces of a few levels gains are either the same or far further apart.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Design:
     name: str
     trials: tuple[tuple[int, int], ...]
     candidates: int
-    interactions: bool  # whether the effects are estimated beside all pairwise interactions
-    d_efficiency: float | None  # of one run, against running every candidate once; None if the model cannot be fitted
+    interactions: bool  # whether main effects are told apart from pairwise interactions
+    d_efficiency: float | None  # of a run, against one of the full grid; None if the runs cannot tell all effects apart
     residual_df: int
     power: tuple[Power, ...]
 
@@ -83,8 +83,8 @@ def choose(
     - leave_one_out: the base, and the base with one axis at a time put back to its level in `reference` (by default the
       axis's first level): which of the base's choices earn their place
     - random: a simple random sample of the candidates
-    - d_optimal: a fraction that estimates all main effects (and, with `interactions`, all pairwise interactions) together
-      best, by exchange (see `exchange`), the best of `starts` random starts
+    - d_optimal: a fraction that estimates all main effects (and, with `interactions`, all pairwise interactions)
+      together best, by exchange (see `exchange`), the best of `starts` random starts
 
     Raises UserError for arguments that do not fit.
     """
@@ -114,7 +114,8 @@ def choose(
         if design == "random":
             others = [others[place] for place in draws.shuffled(len(others))[:count]]
         else:
-            matrix = whiten(Model(points, points[base], interactions=interactions).matrix(points))
+            matrix = Model(points, points[base], interactions=interactions).matrix(points)
+            matrix = matrix @ _whitening(matrix)
             size = matrix.shape[1]
             if count + 1 < size:
                 least = (size - 1) * seeds + base_runs - left_over
@@ -127,14 +128,15 @@ def choose(
     repeats[base] += base_runs
     runs = [(index, seed + repeat) for index in sorted(repeats) for repeat in range(repeats[index])]
     run_points = [points[index] for index, _ in runs]
-    full = Model(population(run_points, points), points[base], interactions=interactions)
+    space = population(run_points, points)
+    full = Model(space, points[base], interactions=interactions)
     model, fit = fit_model(full, run_points)
     return Design(
         name=design,
         trials=tuple(runs[place] for place in draws.shuffled(len(runs))),
         candidates=len(points),
         interactions=bool(model.pairs),
-        d_efficiency=_d_efficiency(model, points, [index for index, _ in runs]),
+        d_efficiency=_d_efficiency(model.matrix(run_points), model.matrix(space)),
         residual_df=fit.df,
         power=power(full, model, fit),
     )
@@ -157,12 +159,12 @@ def power(full: Model, model: Model, fit: LeastSquares) -> tuple[Power, ...]:
 
 
 def exchange(matrix: Array, fixed: Array, count: int, draws: "Draws", starts: int = 1) -> list[int]:
-    """The `count` rows of `matrix` (candidates x p) that, with the information `fixed` (p x p) already in hand, come near
-    to the largest det(X'X): the D-optimal design. A row may be taken more than once.
+    """The `count` rows of `matrix` (candidates x p) that, with the information `fixed` (p x p) already in hand, come
+    near to the largest det(X'X): the D-optimal design. A row may be taken more than once.
 
-    Fedorov's exchange (Theory of Optimal Experiments, 1972) as Cook and Nachtsheim modify it (Technometrics 22, 1980): for
-    each chosen row i in turn, the best swap for a candidate j is made, while one gains. With d_ij = x_i' M^-1 x_j a swap
-    multiplies det M by
+    Fedorov's exchange (Theory of Optimal Experiments, 1972) as Cook and Nachtsheim modify it (Technometrics 22, 1980):
+    for each chosen row i in turn, the best swap for a candidate j is made, while one gains. With d_ij = x_i' M^-1 x_j
+    a swap multiplies det M by
 
         1 + d_jj - (d_ii d_jj - d_ij^2) - d_ii
 
@@ -171,7 +173,7 @@ def exchange(matrix: Array, fixed: Array, count: int, draws: "Draws", starts: in
     constraints. A small ridge lets a start be singular, as it may be when count is near p.
     """
     size = matrix.shape[1]
-    ridge = 1e-6 * np.eye(size)
+    ridge = 1e-3 * np.eye(size)
     best: tuple[float, list[int]] = (-math.inf, [])
     for _ in range(starts):
         rows = draws.below(len(matrix), count)
@@ -184,7 +186,7 @@ def exchange(matrix: Array, fixed: Array, count: int, draws: "Draws", starts: in
             for place, i in enumerate(rows):
                 d_i = matrix @ (inverse @ matrix[i])
                 gains = d * (1 - d[i]) + d_i**2 - d[i]
-                j = int(np.argmax(gains >= gains.max() - _TIE))
+                j = int(np.argmax(gains >= gains.max() - _TIE * (1 + gains.max())))
                 if gains[j] > _LEAST_GAIN:
                     rows[place], swapped = j, True
                     for row, sign in ((j, 1.0), (i, -1.0)):
@@ -198,19 +200,18 @@ def exchange(matrix: Array, fixed: Array, count: int, draws: "Draws", starts: in
     return best[1]
 
 
-def whiten(matrix: Array) -> Array:
-    """A basis of the columns (n x rank) that is orthonormal over the rows, times sqrt(n): then X'X / n is the identity."""
-    u, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
-    return u[:, sizes > sizes[0] * 1e-9] * math.sqrt(len(matrix))
+def _whitening(matrix: Array) -> Array:
+    """p x rank: what makes `matrix` (n x p) a basis X of its columns with X'X / n = the identity."""
+    _, sizes, v = np.linalg.svd(matrix, full_matrices=False)
+    rank = np.sum(sizes > sizes[0] * 1e-9)
+    return v[:rank].T / sizes[:rank] * math.sqrt(len(matrix))
 
 
-def _d_efficiency(model: Model, points: Sequence[Point], rows: Sequence[int]) -> float | None:
-    """(det(X'X / n) of the design / the same of all candidates)^(1/p): free of the coding, 1 for the full grid."""
-    matrix = whiten(model.matrix(points))
-    chosen = matrix[rows]
-    sign, log_det = np.linalg.slogdet(chosen.T @ chosen / len(chosen))
-    singular = sign <= 0 or log_det < -20 * matrix.shape[1]
-    return None if singular else math.exp(log_det / matrix.shape[1])
+def _d_efficiency(chosen: Array, candidates: Array) -> float | None:
+    """(det(X'X / n) of the chosen rows / the same of all candidates)^(1/p): free of the coding, 1 for the full grid."""
+    chosen = chosen @ _whitening(candidates)
+    sizes = np.linalg.svd(chosen, compute_uv=False) / math.sqrt(len(chosen))
+    return float(np.exp(2 * np.mean(np.log(sizes)))) if min(sizes) > 1e-6 and len(chosen) >= len(sizes) else None
 
 
 def _one_at_a_time(points: Sequence[Point], base: int) -> list[int]:

@@ -1,15 +1,15 @@
-"""The linear model of a study: columns for axes and their pairs, the effects they define, and least squares. Pure: numpy.
+"""The linear model of a study: columns for axes and their pairs, effects, and least squares. Pure: numpy alone.
 
-A point is a mapping of level by axis. An axis that a point's function does not depend on is dead there: absent, None, NaN,
-or `activation` under swiglu. The loss of a point is modelled as
+A point is a mapping of level by axis. An axis that a point's function does not depend on is dead there: absent, None,
+NaN, or `activation` under swiglu. The loss of a point is modelled as
 
     mean + sum over live axes of g_A(level) + sum over pairs of live axes of g_AB(level, level)
 
 where each g averages to zero over the candidates, the points of the space, and is zero where an axis is dead: so a
 conditional axis is a contrast among the points that have it. An effect is then a contrast of coefficients:
 
-- the effect of a level is its loss less that of its axis's reference level, averaged over the candidates' settings of the
-  other axes (a marginal mean: Searle, Speed and Milliken, The American Statistician 34, 1980);
+- the effect of a level is its loss less that of its axis's reference level, averaged over the candidates' settings of
+  the other axes (a marginal mean: Searle, Speed and Milliken, The American Statistician 34, 1980);
 - an interaction of two levels is the effect of the first with the second, less its effect with the second's reference.
 """
 
@@ -29,7 +29,7 @@ Point = Mapping[str, Any]
 
 
 def live(point: Point) -> dict[str, Any]:
-    """The levels that the point's function depends on. `activation` is dead under swiglu, as in Architecture.canonical."""
+    """The levels that the point's function depends on: `activation` is dead under swiglu, as in Architecture."""
     swiglu = point.get("ffn_type") == "swiglu"
     return {
         axis: level
@@ -40,7 +40,7 @@ def live(point: Point) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """One axis in a term: its levels, the reference first, and the share of each among the candidates that have the term."""
+    """One axis in a term: its levels, the reference first, and their shares of the candidates that have the term."""
 
     axis: str
     levels: tuple[Any, ...]
@@ -57,18 +57,14 @@ class Factor:
         place = {level: index for index, level in enumerate(self.levels)}
         return coding[[place.get(point.get(self.axis), -1) for point in points]]
 
-    def at(self, level: Any) -> Array:
-        """The row of `level`."""
-        return self.coding[self.levels.index(level)]
-
     def contrast(self, level: Any) -> Array:
         """The row of `level` less that of the reference."""
-        return self.at(level) - self.coding[0]
+        return self.coding[self.levels.index(level)] - self.coding[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """The effect of one level, or the interaction of two, against the reference levels. Loss is lower for a better one."""
+    """The effect of one level, or the interaction of two, against reference levels. A good one is below zero."""
 
     axes: tuple[str, ...]
     levels: tuple[Any, ...]
@@ -86,13 +82,13 @@ class Effect:
 class Model:
     """The model whose averages are over `candidates` and whose references are the levels of `base`.
 
-    A term is a tuple of factors: none (the mean), one (an axis) or two (a pair). An axis of one level has no term. Where an
-    axis lives under some levels of another only, their interaction spans those levels; under a single one, as activation
-    under ffn_type=standard, there is none.
+    A term is a tuple of factors: none (the mean), one (an axis) or two (a pair). An axis of one level has no term.
+    Where an axis lives under some levels of another only, their interaction spans those levels; under a single one, as
+    activation under ffn_type=standard, there is none.
     """
 
     def __init__(self, candidates: Iterable[Point], base: Point, *, interactions: bool = True) -> None:
-        points = [live(point) for point in candidates]
+        self.points = points = [live(point) for point in candidates]
         base = live(base)
         axes = list(dict.fromkeys(axis for point in points for axis in point))
 
@@ -146,35 +142,30 @@ class Model:
 
     def contrast(self, effect: Effect) -> Array:
         """The coefficients of `effect`."""
-        term = self._term(effect.axes)
-        return self._place(
-            effect.axes, [factor.contrast(level) for factor, level in zip(term, effect.levels, strict=True)]
-        )
+        term = self.terms[list(self._where).index(effect.axes)]
+        rows = [factor.contrast(level) for factor, level in zip(term, effect.levels, strict=True)]
+        out = np.zeros(self.size)
+        out[self._where[effect.axes]] = np.kron(*rows) if len(rows) == 2 else rows[0]
+        return out
 
     def contrast_within(self, effect: Effect, varied: int, other: Any) -> Array:
-        """The coefficients of the effect of level number `varied` (0 or 1) of an interaction, the other axis at `other`.
+        """The coefficients of the effect of an interaction's level number `varied` (0 or 1), with the other at `other`.
 
-        As g_AB averages to zero, that is the marginal effect plus the interaction's part at `other`.
+        The mean over the candidates that have both, each less the same point at the level's reference: levels that come
+        with `other`, as ffn_type=standard does with an activation, then count too.
         """
-        term, axis, level = self._term(effect.axes), effect.axes[varied], effect.levels[varied]
-        rows = [factor.contrast(level) if factor.axis == axis else factor.at(other) for factor in term]
-        return self.contrast(Effect((axis,), (level,), (effect.references[varied],))) + self._place(effect.axes, rows)
-
-    def _term(self, axes: tuple[str, ...]) -> tuple[Factor, ...]:
-        return self.terms[list(self._where).index(axes)]
-
-    def _place(self, axes: tuple[str, ...], rows: Sequence[Array]) -> Array:
-        out = np.zeros(self.size)
-        out[self._where[axes]] = rows[0] if len(rows) == 1 else np.kron(rows[0], rows[1])
-        return out
+        axis, given = effect.axes[varied], effect.axes[1 - varied]
+        have = [p for p in self.points if p.get(axis) == effect.levels[varied] and p.get(given) == other]
+        changed = [p | {axis: effect.references[varied]} for p in have]
+        return np.mean(self.matrix(have) - self.matrix(changed), axis=0)
 
 
 class LeastSquares:
     """One factorisation of a model matrix (runs x coefficients), for any number of right-hand sides.
 
-    With the singular value decomposition X = U S V' cut at its rank, a contrast c is estimable if it lies in the span of
-    V; then its estimate c' V S^-1 U' y and that estimate's variance do not depend on how X was coded. `nuisance` (runs x
-    any) holds columns to allow for, of which no contrast speaks.
+    With the singular value decomposition X = U S V' cut at its rank, a contrast c is estimable if it lies in the span
+    of V; then its estimate c' V S^-1 U' y and that estimate's variance do not depend on how X was coded. `nuisance`
+    (runs x any) holds columns to allow for, of which no contrast speaks.
     """
 
     def __init__(self, matrix: Array, nuisance: Array | None = None) -> None:
@@ -188,13 +179,13 @@ class LeastSquares:
         self._pseudoinverse = ((self._v / sizes[: self.rank]) @ self._u.T)[: self._size]
 
     def unseen(self, contrasts: Array) -> Array:
-        """The part of each contrast (contrasts x coefficients) that the runs say nothing of: zero for an estimable one."""
+        """The part of each contrast (contrasts x coefficients) that the runs say nothing of; zero if estimable."""
         padded = np.hstack([contrasts, np.zeros((len(contrasts), len(self._v) - self._size))])
         rest = padded - padded @ self._v @ self._v.T
         return np.where(np.abs(rest) < 1e-7, 0.0, rest)
 
     def weights(self, contrasts: Array) -> Array:
-        """contrasts x runs: the weight of each loss in an estimate. A row's norm is its standard error over the noise sd."""
+        """contrasts x runs: the weight of each loss in an estimate, whose standard error is noise sd x a row's norm."""
         return contrasts @ self._pseudoinverse
 
     def residual_sd(self, losses: Array) -> Array:
@@ -214,8 +205,8 @@ def population(runs: Iterable[Point], candidates: Iterable[Point] | None = None)
 def fit_model(model: Model, runs: Sequence[Point], nuisance: Array | None = None) -> tuple[Model, LeastSquares]:
     """`model` less the pairs of axes that would hide a main effect, and its factorisation on `runs`.
 
-    One-at-a-time runs keep no pair: they see each effect at the base of the other axes alone. A pair with an empty cell, all
-    of its trials diverged say, goes by itself. Where the runs are too few for the pairs together, all go.
+    One-at-a-time runs keep no pair: they see each effect at the base of the other axes alone. A pair with an empty
+    cell, all of its trials diverged say, goes by itself. Where the runs are too few for the pairs together, all go.
     """
     main = model.without(model.pairs)
     mains = len(main.effects)

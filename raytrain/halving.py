@@ -7,8 +7,8 @@ from collections.abc import Mapping
 def halve(scores: Mapping[str, float], keep: int) -> set[str]:
     """The `keep` trials with the lowest score; NaN is worse than any number; the smaller trial id breaks a tie.
 
-    The decision of a rung waits for the scores of all its trials (synchronous successive halving, Jamieson and Talwalkar,
-    arXiv 1502.07943), and depends on them alone: not on the order of arrival.
+    The decision of a rung waits for the scores of all its trials (synchronous successive halving, Jamieson and
+    Talwalkar, arXiv 1502.07943), and depends on them alone: not on the order of arrival.
     """
 
     def place(trial: str) -> tuple[float, bool, str]:

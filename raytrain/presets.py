@@ -1,6 +1,5 @@
 """`python -m raytrain.presets`: the presets, their axes, and what they cost at a scale."""
 
-import argparse
 import json
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raytrain.architecture import AXES, PRESET_NOTES, PRESETS, SCALES, preset
-from raytrain.errors import command, unknown_value
+from raytrain.errors import Parser, command, unknown_value
 from raytrain.flops import flops_per_token, parameter_count
 
 _BYTES = 256  # the vocabulary of the default corpus, for the scales that leave it to the data
@@ -43,7 +42,7 @@ def preset_table(scale: str = "124m") -> list[dict[str, Any]]:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser("raytrain.presets", description=__doc__, allow_abbrev=False)
+    parser = Parser("raytrain.presets", __doc__)
     parser.add_argument("--scale", default="124m", help=f"{', '.join(SCALES)} [124m]")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     flags = parser.parse_args(argv)

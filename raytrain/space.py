@@ -160,7 +160,7 @@ def _find(spec: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"space ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:

@@ -78,7 +78,7 @@ class TrainConfig:
             raise UserError(f"Give one of {', '.join(STOPS)}; given: {given}")
         for name, value in stops.items():
             if not 0 < value < math.inf:
-                raise UserError(f"{name} ({value}) must be above 0")
+                raise UserError(f"{name} ({value}) must be above 0 and finite")
         for name, allowed in (
             ("schedule", ("cosine", "wsd")),
             ("device", ("auto", "cpu", "cuda")),
@@ -190,7 +190,7 @@ def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
 def read_file(path: str) -> dict[str, Any]:
     """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
@@ -215,9 +215,11 @@ def resolve(
     texts: dict[str, Any] = {}
     source: dict[str, str] = {}
     for layer, values in given:
+        if any(values.get(stop) is not None for stop in STOPS):  # a stop replaces whatever stop lower layers have
+            texts = {field: value for field, value in texts.items() if field not in STOPS}
         texts |= values
         source |= dict.fromkeys(values, layer)
-    name, scale = texts.pop("preset", default_preset), texts.get("scale", "tiny")
+    name, scale = str(texts.pop("preset", default_preset)), str(texts.get("scale", "tiny"))
     if name not in PRESETS:
         raise unknown_value("preset", name, PRESETS)
     if scale not in SCALES:

@@ -130,7 +130,9 @@ def spread(loss_model: nn.Module, blocks: nn.ModuleList, config: TrainConfig, wo
         return _shard(loss_model, blocks, config, world)
     if world.strategy in ("ddp", "zero1"):
         device_ids = [world.device.index] if world.device.type == "cuda" else None
-        return DistributedDataParallel(loss_model, device_ids=device_ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            loss_model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     return loss_model
 
 

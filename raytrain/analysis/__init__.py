@@ -1,0 +1,1 @@
+"""What the runs of a study say: pure functions of tables, with numpy and pandas alone."""

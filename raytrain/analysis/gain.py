@@ -1,0 +1,180 @@
+"""Compute gain: how much more compute the baseline would need for a trial's loss.
+
+The baseline's own runs at three budgets or more give its frontier, loss(F) = E + A F^-alpha (the shape of Kaplan et
+al., arXiv 2001.08361, and Hoffmann et al., arXiv 2203.15556). A trial that reaches a loss L with F FLOPs has the gain
+
+    frontier's FLOPs for L / F,   where the frontier's FLOPs for L are (A / (L - E))^(1 / alpha)
+
+so the baseline's is 1.0 at every budget. Hardware FLOPs, on a frontier fitted to them, give the hardware gain.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from raytrain.analysis.noise import SIGNIFICANCE, Noise
+from raytrain.analysis.trials import budgets
+from raytrain.errors import UserError
+from raytrain.factorial import Array
+
+_ALPHAS = (0.01, 3.0)  # far beyond the 0.05 to 0.5 of published fits
+_DRAWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """loss(F) = floor + scale (F / unit)^-alpha, fitted for `low` <= F <= `high` FLOPs.
+
+    `unit` is the geometric mean of the fitted FLOPs, which keeps `scale` in nats. `draws` (4 x draws) holds floor,
+    scale and alpha of refits to bootstrapped runs, and the noise sd behind each.
+    """
+
+    floor: float
+    scale: float
+    alpha: float
+    unit: float
+    low: float
+    high: float
+    noise: Noise
+    draws: Array
+
+    def loss(self, flops: float) -> float:
+        return self.floor + self.scale * (flops / self.unit) ** -self.alpha
+
+    def interval(self) -> dict[str, tuple[float, float]]:
+        """95% intervals of E (floor), A (in nats FLOPs^alpha) and alpha."""
+        floor, scale, alpha, _ = self.draws
+        ends = np.quantile([floor, scale * self.unit**alpha, alpha], [SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2], axis=1)
+        return {name: (float(low), float(high)) for name, low, high in zip(("E", "A", "alpha"), *ends, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval; or no value, and the reason. An end that would be infinite is None."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+def fit_frontier(flops: Array, losses: Array, noise: Noise | None = None, seed: int = 0) -> Frontier:
+    """Fit the frontier to the baseline's runs, one entry each.
+
+    `noise` is by default their spread about the mean of their budget; give it for hardware FLOPs, which no two runs
+    share. Raises UserError for fewer than three budgets, or no noise to be had.
+
+    Variable projection (Golub and Pereyra, SIAM Journal on Numerical Analysis 10, 1973): for a fixed alpha the best E
+    and A are linear least squares in closed form, here with E, A >= 0, so only alpha is searched, on a grid that is
+    then made finer: there is nothing to fail to converge.
+
+    The bootstrap is parametric: it adds normal noise to the fit, with an sd drawn from what the seeds say of it
+    (df s^2 / chi-square). To resample two or three seeds of a budget would understate the noise by a fifth or more.
+    """
+    flops, losses = np.asarray(flops, float), np.asarray(losses, float)
+    used = np.isfinite(losses)
+    flops, losses = flops[used], losses[used]
+    budget = budgets(flops)
+    count = len(np.unique(budget))
+    if count < 3:
+        raise UserError(f"A frontier needs the baseline at three budgets or more; it has {count}")
+    if noise is None:
+        means = np.bincount(budget, losses) / np.bincount(budget)
+        df = len(losses) - count
+        if not df:
+            raise UserError("A frontier needs the noise: run the baseline with two seeds or more at a budget")
+        noise = Noise(float(np.sqrt(np.sum((losses - means[budget]) ** 2) / df)), df, "seeds")
+    unit = float(np.exp(np.mean(np.log(flops))))
+    floor, scale, alpha = (float(value) for value in _fit(flops / unit, losses[:, None])[:, 0])
+    fitted = floor + scale * (flops / unit) ** -alpha
+    draws = np.random.default_rng(seed)
+    sds = noise.sd * np.sqrt(noise.df / draws.chisquare(noise.df, _DRAWS))
+    refits = _fit(flops / unit, fitted[:, None] + sds * draws.standard_normal((len(flops), _DRAWS)))
+    return Frontier(floor, scale, alpha, unit, float(flops.min()), float(flops.max()), noise, np.vstack([refits, sds]))
+
+
+def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
+    """The gain of a trial of mean `loss` over `runs` runs of `flops` FLOPs each, its interval with both sides' noise.
+
+    Nothing is extrapolated: a loss that lies, beyond the noise, outside what the frontier's budgets reach has no gain.
+    An end of the interval may.
+    """
+    if reason := _out_of_range(loss, frontier, runs):
+        return Estimate(None, reason=reason)
+    gains = np.exp(_log_gains(np.array([loss]), np.array([flops]), frontier, runs, seed)[:, 0])
+    return _estimate(gains)
+
+
+def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
+    """The slope of ln gain against ln FLOPs, from one architecture's mean losses at two budgets or more.
+
+    Below zero the gain vanishes as runs grow; -0.1, say, takes a tenth of it for each factor e. The budgets share the
+    frontier's errors, so the slope is taken within each bootstrap draw.
+    """
+    losses, flops = np.asarray(losses, float), np.asarray(flops, float)
+    used = [not _out_of_range(loss, frontier, runs) for loss in losses]
+    if len(np.unique(flops[used])) < 2:
+        return Estimate(None, reason="the trend needs gains at two budgets or more")
+    x = np.log(flops[used]) - np.log(flops[used]).mean()
+    return _estimate(_log_gains(losses[used], flops[used], frontier, runs, seed) @ x / (x @ x))
+
+
+def _out_of_range(loss: float, frontier: Frontier, runs: int) -> str:
+    if not math.isfinite(loss):
+        return "the trial has no loss"
+    margin = frontier.noise.t * frontier.noise.sd / math.sqrt(runs)
+    if not frontier.scale:
+        return "the baseline's loss does not fall with its FLOPs"
+    if loss < frontier.loss(frontier.high) - margin or loss <= frontier.floor:
+        reached, which, budget = frontier.loss(frontier.high), "below", frontier.high
+    elif loss > frontier.loss(frontier.low) + margin:
+        reached, which, budget = frontier.loss(frontier.low), "above", frontier.low
+    else:
+        return ""
+    return f"val_loss {loss:.4f} is {which} the baseline's {reached:.4f} at {budget:.3g} FLOPs, where its frontier ends"
+
+
+def _log_gains(losses: Array, flops: Array, frontier: Frontier, runs: int, seed: int) -> Array:
+    """1 + draws x trials: ln gain by the fit, then by each bootstrap draw with the losses drawn anew."""
+    floor, scale, alpha, sds = np.hstack(
+        [[[frontier.floor], [frontier.scale], [frontier.alpha], [0.0]], frontier.draws]
+    )
+    normal = np.random.default_rng(seed).standard_normal((len(sds), len(losses)))
+    drawn = losses + normal * sds[:, None] / math.sqrt(runs)
+    left = drawn - floor[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gains = np.log(scale[:, None] / left) / alpha[:, None] + math.log(frontier.unit) - np.log(flops)
+    return np.where(left > 0, gains, np.inf)  # no compute reaches below the floor
+
+
+def _estimate(values: Array) -> Estimate:
+    """The first value, with the 95% percentile interval of the others."""
+    low, high = np.quantile(values[1:], [SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2], method="nearest")
+    ends = [float(end) if math.isfinite(end) else None for end in (low, high)]
+    return Estimate(float(values[0]), low=ends[0], high=ends[1])
+
+
+def _fit(flops: Array, losses: Array) -> Array:
+    """(E, A, alpha) x studies, of `losses` (runs x studies)."""
+
+    def project(alpha: Array) -> tuple[Array, Array, Array]:
+        """E, A and the sum of squares at `alpha` (1 or studies)."""
+        x = flops[:, None] ** -alpha
+        x_mean, y_mean = x.mean(axis=0), losses.mean(axis=0)
+        scale = np.sum((x - x_mean) * (losses - y_mean), axis=0) / np.sum((x - x_mean) ** 2, axis=0)
+        scale = np.maximum(scale, 0)
+        below = y_mean < scale * x_mean  # E would be negative
+        scale = np.where(below, np.sum(x * losses, axis=0) / np.sum(x**2, axis=0), scale)
+        floor = np.where(below, 0, y_mean - scale * x_mean)
+        return floor, scale, np.sum((losses - floor - scale * x) ** 2, axis=0)
+
+    low, high = np.full(losses.shape[1], _ALPHAS[0]), np.full(losses.shape[1], _ALPHAS[1])
+    for _ in range(3):  # each pass narrows the grid to the two steps about its best
+        grid = np.geomspace(low, high, 101)
+        best = np.argmin([project(alpha)[2] for alpha in grid], axis=0)
+        low, alpha, high = (
+            np.take_along_axis(grid, np.clip(best + step, 0, 100)[None], axis=0)[0] for step in (-1, 0, 1)
+        )
+    floor, scale, _ = project(alpha)
+    return np.vstack([floor, scale, alpha])

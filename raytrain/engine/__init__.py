@@ -1,0 +1,1 @@
+"""The engine: the only part of raytrain that imports ray."""

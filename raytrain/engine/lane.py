@@ -1,0 +1,328 @@
+"""A lane: a Ray Train `TorchTrainer` whose worker group stays up and trains job after job.
+
+Starting a worker group costs tens of seconds, most of it imports; a job on a group that is up starts in hundredths of
+a second. So `fit()` runs on a thread for as long as the lane lives, and each rank's training function waits for jobs:
+
+    owner                         mailbox                     ranks
+    submit(job)          ->       the job             ->      next_job(), then train(config, on_report)
+    take()               <-       reports             <-      report(), by rank 0; its answer says whether to stop
+    close()              ->       closed              ->      return, and so does fit()
+
+With one rank all three are in one process (Train's in-process mode); with more, the mailbox is an actor.
+
+A failed job is an outcome that is reported, and a lane of one rank goes on to the next job. With more ranks, the others
+may wait in a collective for the one that failed, so the group is torn down: the lane is broken, as it is when a worker
+dies or when a CUDA error has poisoned the process.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from raytrain.errors import UserError
+from raytrain.training import config as configs
+
+Report = dict[str, Any]
+_POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
+OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
+_CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneShape:
+    """What one lane takes: `workers` ranks, each with `gpus` GPUs (a fraction shares one) and `cpus` CPU threads."""
+
+    workers: int = 1
+    gpus: float = 0
+    cpus: int = 1
+
+    def __str__(self) -> str:
+        ranks = "one rank" if self.workers == 1 else f"{self.workers} ranks, each"
+        gpus = f"{self.gpus:g} GPU{'s' * (self.gpus > 1)} and " if self.gpus else ""
+        return f"{ranks} with {gpus}{self.cpus} CPU{'s' * (self.cpus > 1)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One trial for a lane: the run's config as plain values, and the folder for its checkpoints."""
+
+    config: dict[str, Any]
+    folder: str | None = None
+
+
+class Mailbox:
+    """What the owner of a lane and its ranks say to one another. Any thread may call; an actor when ranks are many."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._number = 0
+        self._job: Job | None = None
+        self._is_cancelled = self._is_closed = False
+        self._reports: list[Report] = []
+
+    def submit(self, job: Job) -> None:
+        """Hand over the next job; one that still runs is cancelled."""
+        with self._changed:
+            self._number, self._job, self._is_cancelled, self._reports = self._number + 1, job, False, []
+            self._changed.notify_all()
+
+    def take(self, seconds: float) -> list[Report]:
+        """The job's reports since the last call; waits up to `seconds` for one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._reports, seconds)
+            reports, self._reports = self._reports, []
+            return reports
+
+    def close(self) -> None:
+        """Cancel the job and let the ranks return."""
+        with self._changed:
+            self._is_cancelled = self._is_closed = True
+            self._changed.notify_all()
+
+    def next_job(self, after: int, seconds: float) -> tuple[int, Job | None]:
+        """The job that follows number `after`, with its number; None if `seconds` pass without, and -1 once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._number > after, seconds)
+            if self._is_closed:
+                return -1, None
+            return (self._number, self._job) if self._number > after else (after, None)
+
+    def report(self, number: int, report: Report) -> bool:
+        """Pass on a report of job `number`. True: stop that job."""
+        with self._changed:
+            if number != self._number:
+                return True
+            self._reports.append(report)
+            self._changed.notify_all()
+            return self._is_cancelled
+
+
+class RemoteMailbox:
+    """A Mailbox in an actor, called as if it were here."""
+
+    def __init__(self, workers: int) -> None:
+        # Every rank may be waiting inside a call, beside the owner.
+        self._actor = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=workers + 2).remote()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)  # while it is being unpickled there is no actor yet
+        return lambda *args: ray.get(getattr(self._actor, name).remote(*args))
+
+
+class JobFailed(Exception):
+    """A job failed and took its rank with it; carries what `describe` says, which survives pickling."""
+
+    def __init__(self, outcome: Report) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return str(self.outcome["reason"])
+
+
+class Lane:
+    """Holds a worker group of `shape`, to train one job at a time with `train` (None: training.loop.train).
+
+    A lane that breaks stays broken: make another.
+    """
+
+    def __init__(self, shape: LaneShape, train: Callable[..., Report] | None = None) -> None:
+        self._storage = tempfile.TemporaryDirectory(prefix="raytrain-lane-")  # Train wants one; nothing is kept in it
+        self._mailbox = RemoteMailbox(shape.workers) if shape.workers > 1 else Mailbox()
+        self._trainer = TorchTrainer(
+            _serve,
+            train_loop_config={"mailbox": self._mailbox, "train": train, "threads": shape.cpus},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=shape.workers if shape.workers > 1 else 0,
+                use_gpu=shape.gpus > 0,
+                resources_per_worker={"CPU": shape.cpus - OWNER_CPUS} | ({"GPU": shape.gpus} if shape.gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name="lane",
+                storage_path=self._storage.name,
+                # Train's own retries would multiply with Tune's, and run a job that always fails again and again.
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+            ),
+        )
+        self._end: Report | None = None
+        self._thread = threading.Thread(target=self._fit, name="lane", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+            self._end = {"status": "lost", "reason": "the lane's worker group ended"}
+        except BaseException as error:
+            self._end = explain(error)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the worker group has gone, so that no job can run any more."""
+        return not self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Start `job`; one that still runs ends at its next report."""
+        self._mailbox.submit(job)
+
+    def take(self, seconds: float) -> list[Report]:
+        """The job's reports since the last call; waits up to `seconds` for one.
+
+        The last is the job's "end". That of a job that failed has the status `oom`, `failed` or `lost` (with a lane
+        that broke under it), a one-line `reason`, and perhaps a `traceback`.
+        """
+        reports: list[Report] = []
+        # In this order: what the job reported before its lane broke is still in the mailbox.
+        is_broken = self.is_broken
+        with contextlib.suppress(ray.exceptions.RayError):
+            reports = self._mailbox.take(0 if is_broken else seconds)
+        if is_broken and not any(report["event"] == "end" for report in reports):
+            assert self._end is not None
+            reports.append({"event": "end", "time": time.time(), **self._end})
+        return reports
+
+    def close(self) -> None:
+        """End the lane, cancelling a job that runs. A job that does not end soon is left to die with the process."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._mailbox.close()
+        self._thread.join(_CLOSE_SECONDS)
+        self._storage.cleanup()
+
+
+def _serve(settings: dict[str, Any]) -> None:
+    """What each rank of a lane does: train job after job until the mailbox is closed."""
+    mailbox, train = settings["mailbox"], settings["train"]
+    if train is None:
+        from raytrain.training.loop import train
+    is_alone = ray.train.get_context().get_world_size() == 1
+    torch.set_num_threads(settings["threads"])
+    floor = _TorchState.read()
+    gc.freeze()  # what is here stays, so collecting after each job need not look at it
+    number = 0
+    while number >= 0:
+        number, job = mailbox.next_job(number, _POLL_SECONDS)
+        if job is None:
+            continue
+        outcome = _run(job, number, train, mailbox)
+        floor.restore()
+        if outcome is not None:
+            if not is_alone or outcome.pop("is_poisoned"):
+                raise JobFailed(outcome)
+            mailbox.report(number, {"event": "end", "time": time.time(), **outcome})
+
+
+def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox) -> Report | None:
+    """Train one job. Returns what went wrong, in plain values: the exception would keep the job's tensors alive."""
+    stop = False
+
+    def on_report(report: Report) -> bool:
+        nonlocal stop
+        if report["event"] == "step" and "memory_peak_gb" not in report:
+            report = report | _resident_memory()
+        stop = mailbox.report(number, {**report, "time": time.time()}) or stop
+        return stop
+
+    try:
+        train(configs.from_dict(job.config), on_report, Path(job.folder) if job.folder else None, lambda: stop)
+    except Exception as error:
+        return describe(error)
+    return None
+
+
+def _resident_memory() -> Report:
+    """Memory of this process in GB (1e9 bytes), where the system tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return {}
+    return {"memory_resident_gb": pages * os.sysconf("SC_PAGE_SIZE") / 1e9}
+
+
+def describe(error: Exception) -> Report:
+    """What an exception in training means: status `oom` or `failed`, a one-line reason, the traceback; and whether it
+    poisons its process: after a CUDA error, except for want of memory, every later CUDA call fails too."""
+    text = str(error)
+    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+    return {
+        "status": "oom" if is_oom else "failed",
+        "reason": one_line(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "is_poisoned": not is_oom and (isinstance(error, torch.AcceleratorError) or "CUDA error" in text),
+    }
+
+
+def explain(error: BaseException) -> Report:
+    """The outcome of the job that ran when `fit()` raised `error`.
+
+    A worker that died outweighs what the other ranks say, who only lost their peer; then memory, then the first rank.
+    """
+    if isinstance(error, JobFailed):
+        return error.outcome
+    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {0: error}
+    outcomes = []
+    for rank, failure in sorted(failures.items()):
+        if not isinstance(failure, JobFailed):
+            cause = getattr(failure, "health_check_failure", failure)
+            return {"status": "lost", "reason": f"the lane lost rank {rank}: {one_line(cause)}"}
+        outcomes.append(failure.outcome | {"rank": rank})
+    return next((outcome for outcome in outcomes if outcome["status"] == "oom"), outcomes[0])
+
+
+def one_line(error: BaseException) -> str:
+    """The type and the first line of an error's text; of a user's mistake, the text alone."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class _TorchState:
+    """The global state of torch that a job may change and the next must not inherit. (Training sets all seeds.)"""
+
+    threads: int
+    dtype: torch.dtype
+    matmul_precision: str
+    deterministic: bool
+    cudnn: tuple[bool, bool]
+
+    @classmethod
+    def read(cls) -> "_TorchState":
+        return cls(
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+        )
+
+    def restore(self) -> None:
+        """Back to this state, with the memory of the last job given back."""
+        torch.set_num_threads(self.threads)
+        torch.set_default_dtype(self.dtype)
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # the setter imports for seconds
+            torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self.cudnn
+        torch.set_grad_enabled(True)
+        if "torch._dynamo" in sys.modules:
+            # Compiled code is kept by function: without this, the ninth model through one class is no longer compiled.
+            torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,88 @@
+"""Where the time of a sweep went: training, evaluation, and all the rest, which is overhead."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from raytrain.engine.lane import Report
+
+
+@dataclasses.dataclass
+class Timing:
+    """One trial on one lane. `ended`, and `first_step`, when its first step began if it did, are Unix seconds."""
+
+    lane: str
+    ended: float = 0.0
+    first_step: float | None = None
+    startup_seconds: float = 0.0  # of `train` before the first step: data, model
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+    def note(self, report: Report) -> None:
+        """Take from a report what it says of time."""
+        if report["event"] == "start":
+            self.first_step = report["time"]
+        if report["event"] == "end":
+            self.ended = report["time"]
+            for name in ("startup_seconds", "train_seconds", "eval_seconds"):
+                setattr(self, name, report.get(name, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Overhead:
+    """Seconds over all lanes, unless it says otherwise."""
+
+    lanes: int
+    wall: float  # from the start of the sweep to the end of its last trial, counted once
+    training: float
+    evaluation: float
+    overhead: float  # all the rest: wall x lanes - training - evaluation
+    startup: float  # the part of it before the first step of the first trial on each lane
+    trial_median: float | None  # overhead of one trial on a lane that was warm
+    turnaround_median: float | None  # from the end of a trial to the first step of the next on its lane
+    engine_median: float | None  # the part of that before `train` was called
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        lanes = f"{self.lanes} lane{'s' * (self.lanes > 1)}"
+        lines = [
+            f"time        {self.wall:.1f} s on {lanes}: training {self.training:.1f} s, "
+            f"evaluation {self.evaluation:.1f} s, overhead {self.overhead:.1f} s ({self.startup:.1f} s of it to start)"
+        ]
+        if self.trial_median is not None and self.turnaround_median is not None:
+            lines.append(
+                f"per trial   {self.trial_median:.2f} s of overhead on a warm lane (median); from its end to the first "
+                f"step of the next {self.turnaround_median:.2f} s, {self.engine_median:.2f} s of it the engine's"
+            )
+        return "\n".join(lines)
+
+
+def overhead(timings: Iterable[Timing], started: float, lanes: int) -> Overhead | None:
+    """The overhead of a sweep on `lanes` lanes that began at `started` (Unix seconds); None if no trial has ended."""
+    by_lane: dict[str, list[Timing]] = {}
+    for timing in sorted((timing for timing in timings if timing.ended), key=lambda timing: timing.ended):
+        by_lane.setdefault(timing.lane, []).append(timing)
+    if not by_lane:
+        return None
+    trials = [timing for lane in by_lane.values() for timing in lane]
+    pairs = [pair for lane in by_lane.values() for pair in itertools.pairwise(lane)]
+    warm = [after.ended - before.ended - after.train_seconds - after.eval_seconds for before, after in pairs]
+    turnarounds = [(b.first_step - a.ended, b.startup_seconds) for a, b in pairs if b.first_step is not None]
+    first_steps = sorted(lane[0].first_step or lane[0].ended for lane in by_lane.values())
+    wall = max(timing.ended for timing in trials) - started
+    training, evaluation = sum(t.train_seconds for t in trials), sum(t.eval_seconds for t in trials)
+    return Overhead(
+        lanes=lanes,
+        wall=wall,
+        training=training,
+        evaluation=evaluation,
+        overhead=wall * lanes - training - evaluation,
+        startup=sum(first_step - started for first_step in first_steps[:lanes]),
+        trial_median=statistics.median(warm) if warm else None,
+        turnaround_median=statistics.median(gap for gap, _ in turnarounds) if turnarounds else None,
+        engine_median=statistics.median(gap - own for gap, own in turnarounds) if turnarounds else None,
+    )

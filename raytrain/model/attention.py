@@ -1,0 +1,58 @@
+"""Causal self-attention, with as many key/value heads as the architecture says (Ainslie et al., arXiv 2305.13245).
+
+Letters in names: B batch, T sequence, D n_embd, H heads, K kv heads, N any number of heads, E head width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raytrain.architecture import Architecture
+from raytrain.model.position import Position
+
+
+def sdpa(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Tensor:
+    """PyTorch's fused kernels: the T x T scores never reach memory."""
+    if dropout == 1.0:  # flash kernels refuse it
+        return manual(q_BHTE, k_BKTE, v_BKTE, dropout)
+    grouped = q_BHTE.size(1) != k_BKTE.size(1)
+    return F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+
+
+def manual(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v as it is written (Vaswani et al., arXiv 1706.03762)."""
+    group = q_BHTE.size(1) // k_BKTE.size(1)
+    if group > 1:
+        k_BKTE, v_BKTE = (x.repeat_interleave(group, dim=1) for x in (k_BKTE, v_BKTE))
+    scores_BHTT = (q_BHTE * q_BHTE.size(-1) ** -0.5) @ k_BKTE.transpose(-2, -1)
+    future_TT = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=scores_BHTT.device).triu(1)
+    scores_BHTT = scores_BHTT.masked_fill(future_TT, float("-inf"))
+    weights_BHTT = scores_BHTT.softmax(dim=-1).type_as(v_BKTE)  # autocast gives float32 here
+    return F.dropout(weights_BHTT, dropout) @ v_BKTE
+
+
+ATTENTION_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {"sdpa": sdpa, "manual": manual}
+
+
+class Attention(nn.Module):
+    """(B, T, D) to (B, T, D). Queries, keys and values come from one projection: one large matmul, not three."""
+
+    def __init__(self, arch: Architecture, position: Position) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = arch.n_head, arch.kv_heads, arch.head_dim
+        self.dropout = arch.dropout
+        self.qkv = nn.Linear(arch.n_embd, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=arch.bias)
+        self.output = nn.Linear(arch.n_embd, arch.n_embd, bias=arch.bias)
+        self.attend = ATTENTION_BACKENDS[arch.attention_backend]
+        # All layers share the position encoding. It is the Transformer's submodule; here is a reference to its method.
+        self.rotate = position.rotate
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        qkv_BTNE = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
+        qk_BTNE, v_BTKE = qkv_BTNE.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        q_BTHE, k_BTKE = self.rotate(qk_BTNE).split((self.heads, self.kv_heads), dim=2)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTE = self.attend(q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2), dropout)
+        return self.output(y_BHTE.transpose(1, 2).flatten(2))

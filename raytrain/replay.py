@@ -1,0 +1,55 @@
+"""python -m raytrain.replay TABLE --design ... --scheduler ...: what another design would have found, and cost."""
+
+import argparse
+import dataclasses
+import json
+
+from raytrain.analysis.replay import SCHEDULERS, read_record, replay
+from raytrain.design import DESIGNS
+from raytrain.errors import command, unknown_value
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="raytrain.replay", description=__doc__)
+    parser.add_argument("table", help="Parquet table of a finished study: a row for each point, seed and rung")
+    parser.add_argument("--design", default="full", help=f"{', '.join(DESIGNS)} [full]")
+    parser.add_argument("--trials", type=int, help="runs in all, for random and d_optimal")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each point [1]")
+    parser.add_argument(
+        "--interactions", action=argparse.BooleanOptionalAction, default=True, help="estimate them [yes]"
+    )
+    parser.add_argument(
+        "--base", type=int, default=0, help="number of the baseline among the table's points [0, the first]"
+    )
+    parser.add_argument("--scheduler", default="none", help=f"{', '.join(SCHEDULERS)} [none]")
+    parser.add_argument(
+        "--factor", type=int, default=4, help="halving: one trial of this many goes on after a rung [4]"
+    )
+    parser.add_argument("--replays", type=int, default=1000, help="[1000]")
+    parser.add_argument("--seed", type=int, default=0, help="seeds the designs and the draws [0]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    flags = vars(parser.parse_args(argv))
+    table, as_json = flags.pop("table"), flags.pop("json")
+    if flags["scheduler"] not in SCHEDULERS:
+        raise unknown_value("scheduler", flags["scheduler"], SCHEDULERS)
+    found = dataclasses.asdict(replay(read_record(table), **flags))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:24}{_text(name, value)}")
+
+
+def _text(name: str, value: str | float | None) -> str:
+    if value is None:
+        return "not estimable"
+    if name.startswith("coverage"):
+        return f"{100 * float(value):.1f}%"
+    if name.startswith(("regret", "half_width")):
+        return f"{1000 * float(value):.3f} mnats"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,225 @@
+"""A study in MLflow: a parent run for the study and a child run a trial, fed from the study's folder.
+
+The only module that imports mlflow. It uses a client of its own and leaves MLflow's global state alone.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from raytrain.analysis.ranking import UNFINISHED, rank, read_json, read_study
+from raytrain.errors import UserError
+from raytrain.tracking.log import read_log
+
+_BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
+_STATUS = {"running": "RUNNING", "interrupted": "KILLED", "complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
+_NOT_METRICS = ("event", "step", "time", "seed", "vocab_size")
+_EXACT = ("train_flops", "flops_per_token")  # integers beyond a float's 53 bits: a string tag beside the metric
+_LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
+
+
+def resolve_uri(runs: str | Path, given: str | None = None) -> str:
+    """Where results go: `given`, else MLFLOW_TRACKING_URI, else a SQLite database in the folder `runs`.
+
+    A SQLite path comes out absolute, since Ray changes the working directory of its processes.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs) / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def ui_command(uri: str) -> str:
+    """The shell command that shows the results kept at `uri` in a browser."""
+    if uri.startswith(("http://", "https://")):
+        return f"python -m webbrowser {shlex.quote(uri)}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+@dataclasses.dataclass
+class _Run:
+    """What MLflow holds of a run. `metrics` are the values at the highest step."""
+
+    id: str
+    status: str
+    has_params: bool
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+class Uploader:
+    """Brings the study in `study_dir` to MLflow. The experiment bears the study's name.
+
+    `sync` may be called at any time and any number of times, by this or a later process: runs are found again by their
+    tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent.
+    """
+
+    def __init__(self, study_dir: str | Path, tracking_uri: str | None = None) -> None:
+        self._dir = Path(study_dir).absolute()
+        self.uri = resolve_uri(self._dir.parent, tracking_uri)
+        self._experiment = ""
+        self._runs: dict[str, _Run] = {}  # by trial; the parent is ""
+        self._seen: dict[str, Any] = {}  # what each trial's files were like at the last sync
+
+    def sync(self) -> None:
+        """Raises UserError if the tracking server does not take it; nothing is lost, a later sync sends the rest."""
+        study, table = read_json(self._dir / "study.json"), rank(read_study(self._dir))
+        ended = ~table["status"].isin(UNFINISHED)
+        trials = {trial["id"]: trial for trial in study["trials"]}
+        with self._speaking():
+            if not self._experiment:
+                self._open(study)
+            self._sync_parent(study, status="complete" if ended.all() else "running", n_ended=int(ended.sum()))
+            for row in table.to_dict("records"):
+                trial, status, ranking = row["trial"], row["status"], _ranking(row, bool(ended.all()))
+                log = self._dir / "trials" / trial / "log.jsonl"
+                seen = (status, ranking, log.stat().st_size if log.exists() else 0)
+                if status != "waiting" and self._seen.get(trial) != seen:
+                    self._sync_trial(study, trials[trial], status, ranking)
+                    self._seen[trial] = seen
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"tracking_uri ({self.uri}) does not take the results: {text}") from error
+
+    def _open(self, study: dict[str, Any]) -> None:
+        """The experiment, and the runs in it that are of this study."""
+        self._client = MlflowClient(tracking_uri=self.uri)
+        experiment = self._client.get_experiment_by_name(study["name"])
+        if experiment is None:
+            artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+            self._experiment = self._client.create_experiment(study["name"], artifacts)
+            return
+        self._experiment = experiment.experiment_id
+        page: str | None = ""
+        while page is not None:
+            found = self._client.search_runs([self._experiment], page_token=page or None)
+            page = found.token or None
+            for run in found:
+                tags = run.data.tags
+                if _key(study).items() <= tags.items():
+                    info, data = run.info, run.data
+                    known = _Run(info.run_id, info.status, bool(data.params), dict(data.metrics), dict(tags))
+                    self._runs[tags["raytrain.trial"]] = known
+
+    def _sync_parent(self, study: dict[str, Any], status: str, n_ended: int) -> None:
+        facts = {key: study[key] for key in ("space", "base", "scale", "budget_flops")}
+        run = self._run(study, "", study["name"], facts, datetime.fromisoformat(study["created"]).timestamp())
+        self._client.log_artifact(run.id, str(self._dir / "study.json"))
+        tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"]
+        counts = {**study["counts"], "ended": n_ended}
+        self._send(run, [], counts, 0, tags)
+        self._set_status(run, status, time.time())
+
+    def _sync_trial(self, study: dict[str, Any], trial: dict[str, Any], status: str, ranking: dict[str, Any]) -> None:
+        folder = self._dir / "trials" / trial["id"]
+        reports = read_log(folder / "log.jsonl")
+        first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
+        config = dict(trial["config"])
+        facts = config.pop("architecture") | config
+        labels = ", ".join(trial["labels"])
+        run = self._run(study, trial["id"], labels, facts, first)
+
+        series = [
+            Metric(key, value, int(report["time"] * 1000), report["step"])
+            for report in reports[int(run.tags.get(_LINES, 0)) :]
+            if "step" in report
+            for key, value in _numbers(report).items()
+        ]
+        start = next((report for report in reports if report["event"] == "start"), {})
+        tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}
+        tags |= {"labels": labels, _LINES: len(reports)}
+        result = read_json(folder / "result.json") if status != "running" else {}
+        said = start | result
+        tags |= {"architecture": said.get("name"), "data_fingerprint": said.get("data_fingerprint")}
+        tags |= {key: result.get(key) for key in ("reason", *_EXACT)}
+        final = _numbers(result | ranking) if result else {}
+        self._send(run, series, final, max((report.get("step", 0) for report in reports), default=0), tags)
+        self._set_status(run, status, last)
+
+    def _run(self, study: dict[str, Any], trial: str, name: str, facts: dict[str, Any], started: float) -> _Run:
+        """The run of a trial (the parent's is ""), with `facts` as its params; made if MLflow does not have it."""
+        if trial not in self._runs:
+            tags = _key(study) | {"raytrain.trial": trial}
+            if trial:
+                tags[MLFLOW_PARENT_RUN_ID] = self._runs[""].id
+            info = self._client.create_run(self._experiment, int(started * 1000), tags, name).info
+            self._runs[trial] = _Run(info.run_id, info.status, has_params=False, metrics={}, tags=tags)
+        run = self._runs[trial]
+        if not run.has_params:
+            self._client.log_batch(run.id, params=[Param(key, str(value)) for key, value in facts.items()])
+            run.has_params = True
+        return run
+
+    def _send(
+        self, run: _Run, series: list[Metric], final: dict[str, float], final_step: int, tags: dict[str, Any]
+    ) -> None:
+        """`series`, then the `final` values and the `tags` that MLflow does not have yet, as the newest."""
+        latest = run.metrics | {metric.key: metric.value for metric in series}
+        now = int(time.time() * 1000)
+        new = {key: value for key, value in final.items() if latest.get(key) != value}
+        series = series + [Metric(key, value, now, final_step) for key, value in new.items()]
+        stale = {key: "" for key, value in tags.items() if value is None and key in run.tags}  # a reason, after a retry
+        texts = stale | {key: str(value) for key, value in tags.items() if value is not None}
+        changed = {key: text for key, text in texts.items() if run.tags.get(key) != text}
+        for begin in range(0, len(series), _BATCH):
+            self._client.log_batch(run.id, metrics=series[begin : begin + _BATCH])
+        if changed:
+            self._client.log_batch(run.id, tags=[RunTag(key, text) for key, text in changed.items()])
+        run.metrics = latest | final
+        run.tags |= changed
+
+    def _set_status(self, run: _Run, status: str, when: float) -> None:
+        wanted = _STATUS.get(status, "FAILED")
+        if wanted == run.status:
+            return
+        if wanted == "RUNNING":
+            self._client.update_run(run.id, wanted)
+        else:
+            self._client.set_terminated(run.id, wanted, int(when * 1000))
+        run.status = wanted
+
+
+def _key(study: dict[str, Any]) -> dict[str, str]:
+    """What tells this study's runs from those of another study of the same name."""
+    return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
+
+
+def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:
+    """The columns of `rank` that become metrics.
+
+    The ratios only where the budget is ok: elsewhere they say who stopped first, and the UI would sort by that.
+    The rank only once all trials have ended: before, each end would have to send it anew for all of them.
+    """
+    columns = ["budget_ok"]
+    columns += ["loss_per_flop", "loss_per_hardware_flop"] if row["budget_ok"] else []
+    columns += ["rank"] if is_final else []
+    return {column: row[column] for column in columns}
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The metrics among `values`: finite numbers."""
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if key not in _NOT_METRICS
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }

@@ -1,0 +1,86 @@
+import numpy as np
+import pandas as pd
+import pytest
+from raytrain.analysis.noise import Noise, declare_winner, seed_noise
+from raytrain.analysis.simulate import winners_declared
+from raytrain.analysis.trials import budgets, common_rung
+
+
+def study(rows):
+    """Rows of (norm, activation, ffn_type, loss[, status[, flops]])."""
+    columns = ["norm", "activation", "ffn_type", "val_loss", "status", "train_flops"]
+    table = pd.DataFrame([(*row, *("complete", 1e15)[len(row) - 4 :]) for row in rows], columns=columns)
+    return table.assign(seed=table.groupby(["norm", "activation", "ffn_type"], dropna=False).cumcount())
+
+
+AXES = ["norm", "activation", "ffn_type"]
+
+
+def test_noise_is_pooled_within_points():
+    """Bug: differences between points counted as noise, or df of runs - 1 instead of runs - points."""
+    table = study([("ln", "relu", "standard", x) for x in (1.0, 2.0, 6.0)] + [("rms", "relu", "standard", 50.0)] * 2)
+    noise = seed_noise(table, AXES)
+    assert noise.df == 3
+    assert noise.sd == pytest.approx(np.sqrt(14 / 3))  # (-2)^2 + (-1)^2 + 3^2 about 3
+    assert noise.source == "seeds"
+
+
+def test_a_dead_axis_does_not_part_replicates():
+    """Bug: swiglu runs spelled with two activations, one function, taken for two points without replicates."""
+    noise = seed_noise(study([("ln", "relu", "swiglu", 1.0), ("ln", "gelu", "swiglu", 3.0)]), AXES)
+    assert (noise.df, noise.sd) == (1, pytest.approx(np.sqrt(2)))
+
+
+def test_no_noise_without_replicates():
+    """Bug: a noise floor of zero or NaN, on which everything is significant, where nothing was replicated."""
+    once = [("ln", "relu", "standard", 1.0), ("rms", "relu", "standard", 2.0)]
+    assert seed_noise(study(once), AXES) is None
+    other_budget = ("ln", "relu", "standard", 1.5, "complete", 4e15)
+    stopped = ("ln", "relu", "standard", 1.5, "stopped", 1e15)
+    diverged = ("ln", "relu", "standard", np.nan, "diverged", 1e15)
+    assert seed_noise(study([*once, other_budget, stopped, diverged]), AXES) is None
+    assert seed_noise(study([diverged]), AXES) is None
+
+
+def test_the_interval_of_the_sd():
+    """Bug: chi-square quantiles swapped, or of the variance; and an interval that does not hold the sd 95% of the time."""
+    low, high = Noise(1.0, 10, "seeds").interval
+    assert (low, high) == (pytest.approx(np.sqrt(10 / 20.483), rel=1e-4), pytest.approx(np.sqrt(10 / 3.247), rel=1e-4))
+    draws = np.random.default_rng(0)
+    ends = [Noise(float(draws.normal(size=4).std(ddof=1)), 3, "seeds").interval for _ in range(1000)]
+    assert 0.93 < np.mean([low <= 1 <= high for low, high in ends]) < 0.97  # 0.95 +- 3 binomial sd
+
+
+def test_budgets_within_half_a_percent_are_one():
+    """Bug: trials of one budget, each met to within a sequence, compared as if of many."""
+    assert budgets(np.array([4e15, 1.004e15, 1e15, 2e15, 4.001e15])).tolist() == [2, 0, 0, 1, 2]
+
+
+def test_a_winner_must_beat_the_runner_up_beyond_the_noise():
+    """Bug: the best of many declared the winner by its distance from the average, or from the baseline."""
+    noise = Noise(0.002, 30, "seeds")
+    margin = 2.0423 * 0.002 * np.sqrt(1 / 3 + 1 / 3)  # t of 30 degrees of freedom, from tables
+    runs = np.array([3, 3, 3])
+    assert declare_winner(np.array([3.0, 2.9, 2.9 + 1.001 * margin]), runs, noise) == 1
+    assert declare_winner(np.array([3.0, 2.9, 2.9 + 0.999 * margin]), runs, noise) is None
+    assert declare_winner(np.array([3.0, 2.9, np.nan]), runs, noise) == 1
+    assert declare_winner(np.array([3.0, 2.9]), runs[:2], None) is None
+
+
+@pytest.mark.parametrize("runs", [[3] * 20, [5] + [1] * 19, [4, 4], [8, 2], [6, 1, 1], [1, 9, 9]])
+def test_identical_configurations_have_no_winner(runs):
+    """Bug (A/A): a best-of-twenty that is declared a winner by chance. 5% are allowed, plus 3 binomial sd of 1,000."""
+    assert winners_declared(np.array(runs), replays=1000) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_the_common_rung_has_every_trial_once():
+    """Bug: stopped or diverged trials dropped on the way to a table at one budget, or counted as stopped in it."""
+    rows = [("a", 0, 3.0, "complete"), ("a", 1, 2.0, "complete"), ("b", 0, 4.0, "stopped"), ("c", 0, 3.5, "diverged"),
+            ("c", 1, np.nan, "diverged"), ("d", 0, np.nan, "diverged")]
+    table = pd.DataFrame(rows, columns=["norm", "rung", "val_loss", "status"]).assign(seed=0)
+    common = common_rung(table, ["norm"]).set_index("norm")
+    assert common["val_loss"].to_dict() == pytest.approx({"a": 3.0, "b": 4.0, "c": 3.5, "d": np.nan}, nan_ok=True)
+    assert common["status"].to_dict() == {"a": "complete", "b": "complete", "c": "complete", "d": "diverged"}
+    unstopped = common_rung(table[table["norm"] != "b"], ["norm"]).set_index("norm")
+    assert unstopped["status"].to_dict() == {"a": "complete", "c": "diverged", "d": "diverged"}
+    assert unstopped["val_loss"]["a"] == 2.0

@@ -1,0 +1,34 @@
+"""Shared by all tests: a cache of their own, one thread, and runs of a second."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from raytrain.training import config as configs
+from raytrain.training.config import TrainConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The default corpus is built once, in a place of the tests' own. One thread, so that sums have one order."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["RAYTRAIN_CACHE"] = str(folder)
+    torch.set_num_threads(1)
+    yield folder
+    del os.environ["RAYTRAIN_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def tiny_run() -> Callable[..., TrainConfig]:
+    """`tiny_run(preset="llama", max_iters=20)`: a run of a second or so, any field changed."""
+
+    def make(**changes: object) -> TrainConfig:
+        small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "global_batch": 512, "eval_tokens": 1024}
+        stop = {} if {"max_iters", "tokens", "flops"} & changes.keys() else {"max_iters": 20}
+        config, _ = configs.resolve([("test", small | stop | {"log_interval": 1} | changes)], data_vocab_size=256)
+        return config
+
+    return make

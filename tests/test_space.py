@@ -1,0 +1,166 @@
+import time
+
+import pytest
+
+from raytrain.errors import UserError
+from raytrain.space import expand, load_space
+from raytrain.training import config
+
+
+def resolve(values):
+    return config.resolve([("space", values)], data_vocab_size=256)[0]
+
+
+@pytest.fixture
+def space_file(tmp_path):
+    def write(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def test_the_full_space():
+    """Would catch: points lost or trained twice. 3x4x3x2x2x2x2 functions are standard, 3x3x2x2x2x2 swiglu."""
+    began = time.perf_counter()
+    found = expand(load_space("full"), resolve)
+    assert time.perf_counter() - began < 5
+    assert (found.points, found.programs, len(found.candidates)) == (2304, 1440, 576 + 144)
+    assert len({candidate.config.architecture.hash for candidate in found.candidates}) == 720
+    assert {len(candidate.labels) for candidate in found.candidates} == {1}
+    assert len({candidate.labels for candidate in found.candidates}) == 720
+    assert found.candidates[0].labels == ("gpt2",)
+
+
+def test_labels_say_what_differs_from_the_base():
+    """Would catch: a label that names a dead activation, or that leaves out what was changed."""
+    for base in ("gpt2", "openai_gpt2"):  # the second one's activation is not a level of the space
+        for candidate in expand(load_space("full", base), resolve).candidates:
+            label, arch = candidate.labels[0], candidate.config.architecture
+            changes = {} if label == base else dict(part.split("=") for part in label.split())
+            told = resolve({"preset": base} | changes).architecture
+            assert told.hash == arch.hash, label
+            assert not {"activation", "ffn_type"} <= changes.keys() or changes["ffn_type"] == "standard", label
+
+
+def test_presets_share_a_trial():
+    """Would catch: llama and team trained twice, or one of their names lost."""
+    found = expand(load_space("presets"), resolve)
+    assert [candidate.labels for candidate in found.candidates] == [
+        ("gpt2",),
+        ("llama", "team"),
+        ("hybrid",),
+        ("openai_gpt2",),
+    ]
+    assert (found.points, found.programs) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("base", "counts"), [(None, (14, 14, 13)), ("llama", (14, 11, 10)), ("openai_gpt2", (15, 15, 14))]
+)
+def test_one_factor_at_a_time(base, counts):
+    """Would catch: the base run several times, or two axes changed at once.
+
+    23 levels of nine axes are 1 + 23 - 9 points; under swiglu three activations are the base, and openai_gpt2's
+    activation is outside of the levels.
+    """
+    found = expand(load_space("one_factor", base), resolve)
+    assert (found.points, found.programs, len(found.candidates)) == counts
+    start = resolve({"preset": base or "gpt2"}).architecture.canonical().to_dict()
+    for candidate in found.candidates:
+        arch = candidate.config.architecture.canonical().to_dict()
+        changed = {axis for axis in start if arch[axis] != start[axis]} - {"d_ff"}
+        assert len(changed - {"activation"} if "ffn_type" in changed else changed) <= 1
+    assert found.candidates[0].labels == (base or "gpt2",)
+
+
+def test_backends_are_kept_for_a_study_of_speed():
+    """Would catch: the manual backend dropped where it is what is measured."""
+    found = expand(load_space("full"), resolve, keep_backends=True)
+    assert len(found.candidates) == 1440
+    assert sum(candidate.config.architecture.attention_backend == "manual" for candidate in found.candidates) == 720
+
+
+def test_a_backend_that_was_asked_for_is_used(space_file):
+    """Would catch: a candidate put in canonical form, which says sdpa, where every spelling says manual."""
+    space = load_space(space_file("axes: {attention_backend: [manual], bias: [true, false]}"))
+    backends = [candidate.config.architecture.attention_backend for candidate in expand(space, resolve).candidates]
+    assert backends == ["manual", "manual"]
+
+
+def test_hyper_parameters_keep_runs_apart(space_file):
+    """Would catch: two runs of one architecture that differ in another field taken for one."""
+    text = "presets: [llama, team]\naxes: {learning_rate: [1e-3, 3e-3], n_embd: [96, 192]}"
+    found = expand(load_space(space_file(text)), resolve)
+    assert [(c.config.learning_rate, c.config.architecture.n_embd) for c in found.candidates] == [
+        (1e-3, 96),
+        (1e-3, 192),
+        (3e-3, 96),
+        (3e-3, 192),
+    ]
+    assert found.candidates[0].labels == ("llama learning_rate=0.001 n_embd=96", "team learning_rate=0.001 n_embd=96")
+
+
+def test_a_spelt_out_default_is_no_new_point(space_file):
+    """Would catch: n_kv_head of n_head, or d_ff at its usual width, trained beside the run that leaves them out."""
+    text = "vary: one_at_a_time\naxes: {n_kv_head: [3, 1], d_ff: [384], n_embd: [96]}"
+    found = expand(load_space(space_file(text)), resolve)
+    assert [candidate.labels for candidate in found.candidates] == [("gpt2",), ("n_kv_head=1",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("axes: {normalisation: [rmsnorm]}", "Unknown axis in space .*: 'normalisation'.* Did you mean normalization?"),
+        (
+            "axes: {normalization: [rmsnrm]}",
+            "Axis normalization .*: Unknown norm type: 'rmsnrm'.* Did you mean rmsnorm?",
+        ),
+        ("axes: {dropout: [0.1, 1.5]}", r"Axis dropout .*: dropout \(1.5\) must be a number from 0.0 to 1.0"),
+        ("axes: {n_layer: [two]}", r"Axis n_layer .*: n_layer \('two'\) must be a whole number"),
+        ("axes: {bias: [true, True]}", "Axis bias in space .* has the level True twice"),
+        ("axes: {dropout: [0, 0.0]}", "Axis dropout in space .* has the level 0.0 twice"),
+        ("axes: {bias: true}", "axis bias in space .* must be a list of levels, not True"),
+        ("axes: {bias: []}", "Space .* is empty: axis bias has no levels"),
+        ("presets: []", "Space .* is empty: axis preset has no levels"),
+        ("presets: [gpt]", "Axis preset .*: Unknown preset: 'gpt'.* Did you mean gpt2?"),
+        ("axes: [bias]", "axes in space .* must be a mapping"),
+        ("", "Space .* is empty: it needs axes or presets"),
+        ("base: llama", "Space .* is empty: it needs axes or presets"),
+        ("base: lama\naxes: {bias: [true]}", "Unknown base: 'lama'.* Did you mean llama?"),
+        ("axis: {bias: [true]}", "Unknown key in space .*: 'axis'.* Did you mean axes?"),
+        ("vary: one\naxes: {bias: [true]}", "Unknown vary in space .*: 'one'. Available: all, one_at_a_time"),
+        ("- bias", "must be a mapping with axes or presets, not a list"),
+        ("axes: {bias: [true", "is not YAML"),
+    ],
+)
+def test_mistakes(space_file, text, message):
+    """Would catch: a traceback, a line that does not name the axis, or a space with a mistake taken as it is."""
+    with pytest.raises(UserError, match=message) as caught:
+        load_space(space_file(text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "axes: {n_head: [3, 5]}",
+            r"Space mine, n_head=5: n_embd \(96\) must be divisible by n_head \(5\); try 4 or 6",
+        ),
+        ("axes: {schedule: [cosin]}", "Space mine, schedule=cosin: Unknown schedule: 'cosin'.* Did you mean cosine?"),
+        ("base: custom\naxes: {bias: [true]}", "Space mine, bias=True: An architecture needs all nine axes"),
+    ],
+)
+def test_a_combination_that_cannot_be(space_file, text, message):
+    """Would catch: an invalid combination that is skipped in silence, or not named."""
+    with pytest.raises(UserError, match=message):
+        expand(load_space(space_file(text)), resolve)
+
+
+def test_no_such_space(tmp_path):
+    """Would catch: a traceback for a mistyped name, or a message without the names that there are."""
+    with pytest.raises(UserError, match=r"'ful'. Available: full, one_factor, presets. Did you mean full\?"):
+        load_space("ful")
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        load_space(str(tmp_path / "none.yaml"))

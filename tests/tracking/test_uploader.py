@@ -1,0 +1,255 @@
+import json
+import shlex
+import sqlite3
+
+import mlflow
+import pytest
+
+from raytrain import architecture
+from raytrain.errors import UserError
+from raytrain.tracking.log import JsonLog
+from raytrain.tracking.uploader import Uploader, resolve_uri, ui_command
+from raytrain.training.config import TrainConfig
+
+BUDGET = 3 * 10**17 + 1  # no float holds it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def default_store():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A runs root, whose database is migrated once for all tests here."""
+    return tmp_path_factory.mktemp("runs")
+
+
+class Study:
+    """A study folder as the engine writes it."""
+
+    def __init__(self, runs, name, trials, created="2025-01-01T00:00:00Z"):
+        self.dir = runs / name
+        self.name = name
+        config = TrainConfig(architecture=architecture.preset("llama", **architecture.SCALES["tiny"]), flops=1e12)
+        entries = [
+            {"id": trial, "label": f"label {trial}", "labels": ["llama", "team"], "hash": "ab12", "seed": 7}
+            | {"config": config.to_dict()}
+            for trial in trials
+        ]
+        study = {"name": name, "space": "presets", "base": "gpt2", "scale": "tiny", "created": created}
+        study |= {"command": "python -m raytrain.tune", "git_commit": "c0ffee", "budget_flops": BUDGET}
+        study |= {"counts": {"points": 5, "programs": 4, "functions": 4, "trials": len(trials)}}
+        study |= {"trials": entries, "versions": {"python": "3.11"}}
+        self.dir.mkdir(exist_ok=True)
+        (self.dir / "study.json").write_text(json.dumps(study))
+
+    def log(self, trial, steps, **values):
+        log = JsonLog(self.dir / "trials" / trial / "log.jsonl")
+        for step in steps:
+            log.write({"event": "step", "step": step, "loss": 6.0 - step / 100, "learning_rate": 1e-3, **values})
+
+    def end(self, trial, val_loss=None, status="complete", flops=BUDGET, **values):
+        result = {"status": status, "name": "4L-RoPE", "hash": "ab12", "seed": 7, "vocab_size": 256, **values}
+        if val_loss is not None:
+            result |= {"val_loss": val_loss, "train_flops": flops, "data_fingerprint": "f00d"}
+        folder = self.dir / "trials" / trial
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(result))
+
+    def sync(self):
+        uploader = Uploader(self.dir)
+        uploader.sync()
+        return uploader
+
+    def runs(self, **query):
+        """The study's runs as MLflow tells them, by trial; the parent is ""."""
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.dir.parent / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name(self.name).experiment_id
+        found = client.search_runs([experiment], **query)
+        return {run.data.tags["raytrain.trial"]: run for run in found}
+
+    def history(self, trial, metric):
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.dir.parent / 'mlflow.db'}")
+        points = client.get_metric_history(self.runs()[trial].info.run_id, metric)
+        return [(point.step, point.value) for point in points]
+
+
+def rows(runs, table):
+    with sqlite3.connect(runs / "mlflow.db") as database:
+        return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def test_the_ui_s_order_is_the_ranking(runs):
+    """Would catch: a trial that stopped early sorted first by loss per FLOP; a parent or a failure among them."""
+    study = Study(runs, "order", ["early", "worst", "best", "broken", "middle"])
+    study.end("early", 3.5, flops=BUDGET // 10)  # the highest ratio of all
+    study.end("worst", 3.0)
+    study.end("best", 2.0)
+    study.end("broken", status="failed", reason="CUDA out of memory")
+    study.end("middle", 2.5)
+    study.sync()
+
+    order = study.runs(order_by=["metrics.loss_per_flop DESC"])
+    assert list(order)[:3] == ["best", "middle", "worst"]
+    assert [order[trial].data.metrics.get("rank") for trial in list(order)[:3]] == [1, 2, 3]
+    assert {trial: order[trial].data.metrics.get("budget_ok") for trial in ("early", "best")} == {"early": 0, "best": 1}
+    assert "loss_per_flop" not in order[""].data.metrics
+    children = [
+        trial for trial, run in order.items() if run.data.tags.get("mlflow.parentRunId") == order[""].info.run_id
+    ]
+    assert sorted(children) == ["best", "broken", "early", "middle", "worst"]
+
+
+def test_a_second_sync_changes_nothing(runs, monkeypatch):
+    """Would catch: runs, series or final metrics that are sent twice, by one process or by the next."""
+    sent = []
+    log_batch = mlflow.MlflowClient.log_batch
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "log_batch", lambda *args, **given: sent.append(given) or log_batch(*args, **given)
+    )
+    study = Study(runs, "twice", ["a", "b"])
+    for trial, loss in (("a", 2.0), ("b", 3.0)):
+        study.log(trial, range(1, 6))
+        study.end(trial, loss)
+    uploader = study.sync()
+    counts = [rows(runs, table) for table in ("runs", "metrics", "params", "tags")]
+    assert sent
+    sent.clear()
+    uploader.sync()
+    study.sync()
+    assert [rows(runs, table) for table in ("runs", "metrics", "params", "tags")] == counts
+    assert not sent
+    assert study.history("a", "loss") == [(step, 6.0 - step / 100) for step in range(1, 6)]
+
+
+def test_what_came_since_is_sent(runs):
+    """Would catch: new lines left out or old ones repeated, and a status, final value or rank that stays as it was."""
+    study = Study(runs, "growing", ["a", "b"])
+    study.log("a", [1, 2], val_loss=4.0)
+    study.sync()
+    assert sorted(study.runs()) == ["", "a"]  # b has not begun
+    assert study.runs()["a"].info.status == "RUNNING"
+    assert "loss_per_flop" not in study.runs()["a"].data.metrics
+
+    study.log("a", [3], val_loss=3.0)
+    study.end("a", 2.5)
+    study.sync()
+    run = study.runs()["a"]
+    assert study.history("a", "loss") == [(1, 5.99), (2, 5.98), (3, 5.97)]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val_loss"] == 2.5  # the UI's value: the newest at the highest step
+    assert "rank" not in run.data.metrics
+    assert study.runs()[""].info.status == "RUNNING"
+
+    study.end("b", 2.0)
+    study.sync()
+    assert {trial: study.runs()[trial].data.metrics["rank"] for trial in "ab"} == {"a": 2, "b": 1}
+    assert study.runs()[""].info.status == "FINISHED"
+
+
+def test_params_and_tags(runs):
+    """Would catch: an integer that lost digits as a float, a missing axis, or a label lost with its duplicate."""
+    study = Study(runs, "facts", ["a"])
+    study.log("a", [1])
+    study.end("a", 2.0)
+    study.sync()
+    run = study.runs()["a"]
+    assert run.data.tags["train_flops"] == "300000000000000001"
+    assert run.data.metrics["train_flops"] == 3e17
+    expected = {
+        "architecture": "4L-RoPE",
+        "hash": "ab12",
+        "seed": "7",
+        "git_commit": "c0ffee",
+        "data_fingerprint": "f00d",
+    }
+    expected |= {"status": "complete", "labels": "llama, team"}
+    assert expected.items() <= run.data.tags.items()
+    assert run.info.run_name == "llama, team"
+    assert {*architecture.AXES, *architecture.SIZES, "learning_rate"} <= run.data.params.keys()
+    assert run.data.params["position_encoding"] == "rope"
+    assert study.runs()[""].data.params["budget_flops"] == str(BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("stopped", "FINISHED"),
+        ("interrupted", "KILLED"),
+        ("diverged", "FAILED"),
+        ("oom", "FAILED"),
+        ("failed", "FAILED"),
+    ],
+)
+def test_status(runs, status, expected):
+    """Would catch: a failed trial shown as finished or without its reason; a reason that outlives the failure."""
+    study = Study(runs, f"status-{status}", ["a"])
+    study.end("a", status=status, reason="because")
+    study.sync()
+    assert study.runs()["a"].info.status == expected
+    assert study.runs()["a"].data.tags["reason"] == "because"
+    assert "rank" not in study.runs()["a"].data.metrics
+
+    study.end("a", 2.0)  # tried again
+    study.sync()
+    assert study.runs()["a"].info.status == "FINISHED"
+    assert study.runs()["a"].data.tags["reason"] == ""
+
+
+def test_only_finite_numbers_are_metrics(runs):
+    """Would catch: an infinite value, which the UI sorts to the top, or a boolean as a number."""
+    study = Study(runs, "finite", ["a"])
+    study.log("a", [1], grad_norm=float("inf"), compile=True, mfu=float("nan"))
+    study.sync()
+    assert study.runs()["a"].data.metrics == {"loss": 5.99, "learning_rate": 1e-3}
+
+
+def test_more_than_one_batch(runs):
+    """Would catch: a long log refused for its size, since MLflow takes 1,000 metrics at a time."""
+    study = Study(runs, "long", ["a"])
+    study.log("a", range(1200))
+    study.sync()
+    assert len(study.history("a", "loss")) == 1200
+
+
+def test_a_new_study_of_an_old_name(runs):
+    """Would catch: a study that overwrites the runs of a deleted one of the same name, or takes its lines as sent."""
+    for created, steps in (("2025-01-01T00:00:00Z", [1, 2, 3]), ("2025-01-02T00:00:00Z", [1])):
+        study = Study(runs, "again", ["a"], created)
+        (study.dir / "trials" / "a" / "log.jsonl").unlink(missing_ok=True)
+        study.log("a", steps)
+        study.sync()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("again").experiment_id])
+    lengths = [
+        len(client.get_metric_history(run.info.run_id, "loss")) for run in found if run.data.tags["raytrain.trial"]
+    ]
+    assert sorted(lengths) == [1, 3]
+
+
+def test_a_server_that_is_down(runs, monkeypatch):
+    """Would catch: a traceback, instead of a line, from a study whose server went away."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    study = Study(runs, "down", ["a"])
+    with pytest.raises(UserError, match=r"tracking_uri \(http://127.0.0.1:9\) does not take the results"):
+        Uploader(study.dir, tracking_uri="http://127.0.0.1:9").sync()
+
+
+def test_uris(tmp_path, monkeypatch):
+    """Would catch: a relative database, which each of Ray's working directories would make anew; a wrong precedence."""
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("runs") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert resolve_uri("runs", "sqlite:///mine.db") == f"sqlite:///{tmp_path}/mine.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert resolve_uri("runs") == "http://host:5000"
+    assert resolve_uri("runs", "sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
+
+
+def test_the_ui_command_survives_a_shell():
+    """Would catch: a database below a folder with a space in its name, which the printed command would not open."""
+    words = shlex.split(ui_command("sqlite:////my runs/mlflow.db"))
+    assert words == ["mlflow", "ui", "--backend-store-uri", "sqlite:////my runs/mlflow.db"]
+    assert "http://host:5000" in ui_command("http://host:5000")

@@ -1,0 +1,158 @@
+"""A run that dies goes on as if it had not."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raytrain.errors import UserError
+from raytrain.training.checkpoint import newest
+from raytrain.training.loop import train
+from tests.ranks import Ranks, read_losses, write_losses
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def config(tiny_run):
+    return tiny_run(preset="llama", dropout=0.1, max_iters=STEPS, checkpoint_interval=3, eval_interval=8)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory) -> dict[int, dict[int, float]]:
+    """The losses of a run that nobody disturbs, by world size."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    for size in (1, 2):
+        assert Ranks(size, write_losses, config, folder / f"{size}.jsonl").join() == [0] * size
+    return {size: read_losses(folder / f"{size}.jsonl") for size in (1, 2)}
+
+
+def committed(folder: Path) -> int:
+    """The step of the newest checkpoint on disk."""
+    manifest, _ = newest(folder / "checkpoints")
+    return manifest["state"]["step"] if manifest else 0
+
+
+def wait_for_step(ranks: Ranks, out: Path, step: int) -> None:
+    """Until `step` is in the log, or the run has ended."""
+    while any(process.is_alive() for process in ranks.processes):
+        if out.exists() and f'"step": {step},' in out.read_text():
+            return
+        ranks.processes[0].join(0.002)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("point", range(10))
+def test_a_killed_run_resumes_bitwise(config, uninterrupted, tmp_path, size, point):
+    """Catches lost optimizer state, a replayed or skipped batch, other dropout, and a half-written checkpoint in use.
+
+    kill -9 at a random step, in a random place of it: of one worker of two, or of all.
+    """
+    draw = random.Random(1000 * size + point)
+    out = tmp_path / "log.jsonl"
+    ranks = Ranks(size, write_losses, config, out, tmp_path)
+    wait_for_step(ranks, out, draw.randint(1, STEPS - 2))
+    ranks.processes[0].join(draw.random() * 0.02)
+    draw.choice(ranks.processes).kill()
+    ranks.kill()
+    kept = committed(tmp_path)
+    assert Ranks(size, write_losses, config, out, tmp_path).join() == [0] * size
+    reports = [json.loads(line) for line in out.read_text().splitlines()]
+    starts = [report for report in reports if report["event"] == "start"]
+    assert starts[-1]["first_step"] == kept
+    assert read_losses(out) == uninterrupted[size]  # and steps that were run twice gave the same twice
+    end = reports[-1]
+    assert (end["event"], end["steps"], end["train_flops"]) == ("end", STEPS, config.train_flops)
+
+
+def test_another_strategy_and_world_size_goes_on_unbroken(config, uninterrupted, tmp_path):
+    """Catches shards saved or loaded at the wrong place: ddp on 2, then fsdp on 1, zero1 on 2, fsdp on 2, single."""
+    legs = [("ddp", 2, 4), ("fsdp", 1, 7), ("zero1", 2, 10), ("fsdp", 2, 13), ("single", 1, STEPS)]
+    plain = config.replace(architecture=config.architecture.replace(dropout=0.0), checkpoint_interval=1)
+    write_losses(plain, tmp_path / "expected.jsonl")
+    out = tmp_path / "log.jsonl"
+    for strategy, size, until in legs:
+        work = (train_until, plain.replace(parallel=strategy), out, tmp_path, until)
+        assert Ranks(size, *work).join() == [0] * size
+    losses = read_losses(out)
+    assert losses == pytest.approx(read_losses(tmp_path / "expected.jsonl"), rel=1e-5)
+
+
+def train_until(config, out: Path, folder: Path, step: int) -> None:
+    """Train in `folder`, and stop after `step`, as if preempted, with a checkpoint."""
+    seen: list[int] = []
+
+    def on_report(report) -> None:
+        if report["event"] == "step":
+            seen.append(report["step"])
+            with out.open("a") as file:
+                print(json.dumps(report), file=file)
+
+    train(config, on_report, folder, interrupted=lambda: len(seen) > 0 and seen[-1] >= step - 1)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Path:
+    """A run's folder with two checkpoints, at 15 and 16."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(config, folder=folder)
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000015", "step-00000016"]
+    return folder
+
+
+@pytest.mark.parametrize("point", range(50))
+def test_every_truncation_is_detected_named_and_passed_over(config, finished, tmp_path, point):
+    """Catches a checkpoint that is trusted by its name: any file of it cut at any byte, or removed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    draw = random.Random(point)
+    victim = draw.choice(sorted((tmp_path / "checkpoints" / "step-00000016").iterdir()))
+    content = victim.read_bytes()
+    if point == 0:
+        victim.unlink()
+    else:
+        victim.write_bytes(content[: draw.randrange(len(content))])
+    reports: list[dict] = []
+    result = train(config, reports.append, tmp_path)
+    assert reports[0]["checkpoint"] == "step-00000015"
+    assert reports[0]["damaged_checkpoints"][0].startswith("step-00000016: ")
+    assert (result["status"], result["steps"]) == ("complete", STEPS)
+
+
+def test_a_flipped_bit_is_detected(config, finished, tmp_path):
+    """Catches a check of sizes alone."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for victim in (tmp_path / "checkpoints" / "step-00000016").iterdir():
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    manifest, damaged = newest(tmp_path / "checkpoints")
+    assert manifest["name"] == "step-00000015"
+    assert len(damaged) == 1
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tiny_run, tmp_path, monkeypatch):
+    """Catches a best checkpoint that rotation deletes, and checkpoints that pile up."""
+    from raytrain.training import loop
+
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7, 2.8, 2.9])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"val_loss": next(losses)})
+    train(tiny_run(max_iters=8, eval_interval=1, checkpoint_interval=1, keep_checkpoints=2), folder=tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000007", "step-00000008"]
+
+
+def test_another_run_in_the_folder_is_refused_by_field(config, finished):
+    """Catches a resume that silently mixes two experiments."""
+    with pytest.raises(UserError, match=r"its learning_rate is 0.001, not 0.1; resume with the same"):
+        train(config.replace(learning_rate=0.1), folder=finished)
+
+
+def test_a_finished_run_trains_no_step_again(config, finished):
+    """Catches a resume at the end that repeats the last step, or has no result."""
+    reports: list[dict] = []
+    result = train(config, reports.append, finished)
+    assert [report["event"] for report in reports] == ["start", "end"]
+    assert (result["status"], result["steps"]) == ("complete", STEPS)
+    assert result["val_loss"] > 0
