@@ -20,7 +20,6 @@ import dataclasses
 import gc
 import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -138,11 +137,10 @@ class JobFailed(Exception):
 class Lane:
     """Holds a worker group of `shape`, to train one job at a time with `train` (None: training.loop.train).
 
-    A lane that breaks stays broken: make another.
+    `storage` is a folder for Train's own files, nothing of value. A lane that breaks stays broken: make another.
     """
 
-    def __init__(self, shape: LaneShape, train: Callable[..., Report] | None = None) -> None:
-        self._storage = tempfile.TemporaryDirectory(prefix="raytrain-lane-")  # Train wants one; nothing is kept in it
+    def __init__(self, shape: LaneShape, storage: str, train: Callable[..., Report] | None = None) -> None:
         self._mailbox = RemoteMailbox(shape.workers) if shape.workers > 1 else Mailbox()
         self._trainer = TorchTrainer(
             _serve,
@@ -154,7 +152,7 @@ class Lane:
             ),
             run_config=ray.train.RunConfig(
                 name="lane",
-                storage_path=self._storage.name,
+                storage_path=storage,
                 # Train's own retries would multiply with Tune's, and run a job that always fails again and again.
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             ),
@@ -200,7 +198,6 @@ class Lane:
         with contextlib.suppress(ray.exceptions.RayError):
             self._mailbox.close()
         self._thread.join(_CLOSE_SECONDS)
-        self._storage.cleanup()
 
 
 def _serve(settings: dict[str, Any]) -> None:

@@ -91,7 +91,8 @@ def run_study(
         rows = json.loads(table.to_json(orient="records", double_precision=15))
         result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished, "trials": rows}
         print(json.dumps(result | {"overhead": spent and spent.to_dict(), "tracking_uri": sync.uri, "ui": sync.ui}))
-    console.print(ranking_table(table))
+    if unfinished < len(trials):
+        console.print(ranking_table(table))
     for line in (spent, sync.ui and f"compare     {sync.ui}"):
         if line:
             console.print(str(line), markup=False)

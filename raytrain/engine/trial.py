@@ -41,7 +41,7 @@ class Trial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._lane = Lane(self.shape, type(self).train_job)
+        self._lane = Lane(self.shape, self.logdir, type(self).train_job)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -64,9 +64,8 @@ def _train(
     language_model = build(arch)
     if config.init_from is not None:
         start_from(language_model, Path(config.init_from))
-    blocks = language_model.blocks
     loss_model = NextTokenLoss(language_model).to(world.device)
-    model = parallel.spread(loss_model, blocks, config, world)
+    model = parallel.spread(loss_model, config, world)
     adamw = optimizer.make_optimizer(model, config, world)
     parameters = list(model.parameters())
 
@@ -105,7 +104,13 @@ def _train(
             totals[0] += micro_loss.detach()
         if config.stats_interval and (step + 1) % config.stats_interval == 0:
             with meter.paused():
-                on_report({"event": "gradients", "step": step + 1, **monitor.gradient_stats(blocks, model, world)})
+                on_report(
+                    {
+                        "event": "gradients",
+                        "step": step + 1,
+                        **monitor.gradient_stats(language_model.blocks, model, world),
+                    }
+                )
 
         # One update, unless something is not finite.
         norm = parallel.full(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.errors import UserError
 from raytrain.training.config import TrainConfig
+from raytrain.training.objective import NextTokenLoss
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -114,18 +115,20 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def spread(loss_model: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world: World) -> nn.Module:
+def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.Module:
     """Make `loss_model` ready to train on `world`: checkpointing, then compile, then the strategy.
 
     The order matters: a compiled block then holds its own recomputation, and the strategy's hooks stay outside of
     compiled code. One block is compiled and serves every layer, so compile time does not grow with depth.
     """
+    blocks = loss_model.model.blocks
     if config.activation_checkpointing:
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block)
     if uses_compile(config, world):
         for block in blocks:
             block.compile()
+        loss_model.head_loss = torch.compile(loss_model.head_loss)  # type: ignore[method-assign]
     if world.strategy == "fsdp":
         return _shard(loss_model, blocks, config, world)
     if world.strategy in ("ddp", "zero1"):
