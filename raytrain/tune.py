@@ -12,7 +12,7 @@ from typing import Any
 from raytrain.architecture import PRESETS
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
-from raytrain.errors import UserError, command
+from raytrain.errors import Parser, UserError, command
 from raytrain.plan import Plan, make_plan
 from raytrain.space import expand, load_space
 from raytrain.training import config as configs
@@ -30,20 +30,23 @@ def main(argv: list[str] | None = None) -> int | None:
         return 0
     from raytrain.engine.study import run_study  # Ray takes seconds to import, and a plan must not wait for them
 
-    return run_study(
-        plan,
-        runs=Path(flags.runs),
-        name=flags.name,
-        tracking_uri=flags.tracking_uri,
-        gpus_per_trial=flags.gpus_per_trial,
-        concurrent=flags.concurrent,
-        command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
-        as_json=flags.json,
-    )
+    try:
+        return run_study(
+            plan,
+            runs=Path(flags.runs),
+            name=flags.name,
+            tracking_uri=flags.tracking_uri,
+            gpus_per_trial=flags.gpus_per_trial,
+            concurrent=flags.concurrent,
+            command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
+            as_json=flags.json,
+        )
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("raytrain.tune", description=__doc__, allow_abbrev=False)
+    parser = Parser("raytrain.tune", __doc__)
     sweep = parser.add_argument_group("sweep")
     sweep.add_argument("--space", default="presets", help="presets, one_factor, full, or a YAML file [presets]")
     sweep.add_argument("--base", help="preset that the space varies around [the space's own]")
@@ -52,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")
-    sweep.add_argument("--runs", default="runs", help="where studies are kept; on a cluster, the driver's disk [runs]")
+    sweep.add_argument(
+        "--runs",
+        default="runs",
+        help="where studies are kept; in a Ray job, from the home folder of the head node [runs]",
+    )
     sweep.add_argument("--tracking_uri", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
     sweep.add_argument(
         "--gpus_per_trial", type=int, help="GPUs of each trial; 0 trains on CPUs [1 where there are GPUs]"
@@ -91,8 +98,14 @@ def _plan(flags: argparse.Namespace) -> Plan:
     def resolve(values: Mapping[str, Any]) -> TrainConfig:
         data = str(values.get("data", given.get("data", STDLIB)))
         config, _ = configs.resolve([*layers, ("space", values)], data_vocab_size=_vocab_size(data))
-        # Trials run in other working directories, so their paths are absolute.
-        return config.replace(data=data if data == STDLIB else str(Path(data).absolute()))
+        if flags.gpus_per_trial and config.batch_sequences % flags.gpus_per_trial:
+            raise UserError(
+                f"gpus_per_trial ({flags.gpus_per_trial}) must divide the {config.batch_sequences} sequences of "
+                f"global_batch ({config.global_batch})"
+            )
+        # Trials may run in another working directory.
+        paths = {name: getattr(config, name) for name in ("data", "init_from")}
+        return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
 
     base = resolve({"preset": space.base} if PRESETS[space.base] else space.points()[0].values)
     budget = base.train_flops if any(given.get(name) is not None for name in ("max_iters", "tokens")) else base.flops

@@ -52,7 +52,9 @@ def test_absent_none_and_nan_are_dead():
 
 def test_columns_span_every_function_of_pairs(model, losses):
     """Bug: a missing or a redundant column, so that pairwise truths are not in the model or its df are wrong."""
-    indicators = sorted({pair for p in POINTS for pair in itertools.combinations(sorted(p.items(), key=str), 2)}, key=str)
+    indicators = sorted(
+        {pair for p in POINTS for pair in itertools.combinations(sorted(p.items(), key=str), 2)}, key=str
+    )
     dummies = np.array([[pair[0] in p.items() and pair[1] in p.items() for pair in indicators] for p in POINTS], float)
     matrix = model.matrix(POINTS)
     assert matrix.shape[1] == np.linalg.matrix_rank(dummies) == np.linalg.matrix_rank(matrix) == 71
@@ -87,7 +89,9 @@ def test_an_interaction_is_the_mean_difference_of_differences(model, losses):
         wanted = {"activation": activation, "norm_position": norm_position}.items()
         return np.mean([loss for point, loss in zip(POINTS, losses, strict=True) if wanted <= point.items()])
 
-    assert value == pytest.approx(mean("relu", "pre") - mean("gelu", "pre") - mean("relu", "post") + mean("gelu", "post"))
+    assert value == pytest.approx(
+        mean("relu", "pre") - mean("gelu", "pre") - mean("relu", "post") + mean("gelu", "post")
+    )
     fit = LeastSquares(model.matrix(POINTS))
     within = [fit.weights(model.contrast_within(effect, 0, level)[None]) @ losses for level in ("pre", "post")]
     assert within[0] == pytest.approx(mean("relu", "pre") - mean("gelu", "pre"))

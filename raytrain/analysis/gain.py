@@ -171,10 +171,10 @@ def _fit(flops: Array, losses: Array) -> Array:
 
     low, high = np.full(losses.shape[1], _ALPHAS[0]), np.full(losses.shape[1], _ALPHAS[1])
     for _ in range(3):  # each pass narrows the grid to the two steps about its best
-        grid = np.geomspace(low, high, 101)
+        grid = np.geomspace(low, high, 51)
         best = np.argmin([project(alpha)[2] for alpha in grid], axis=0)
         low, alpha, high = (
-            np.take_along_axis(grid, np.clip(best + step, 0, 100)[None], axis=0)[0] for step in (-1, 0, 1)
+            np.take_along_axis(grid, np.clip(best + step, 0, 50)[None], axis=0)[0] for step in (-1, 0, 1)
         )
     floor, scale, _ = project(alpha)
     return np.vstack([floor, scale, alpha])

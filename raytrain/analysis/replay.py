@@ -81,7 +81,9 @@ def read_record(path: str | Path) -> Record:
     try:
         table = pd.read_parquet(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise UserError(f"table ({path}) cannot be read: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"table ({path}) cannot be read: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
+        ) from None
     return record(table)
 
 

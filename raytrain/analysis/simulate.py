@@ -9,7 +9,7 @@ import scipy.stats
 
 from raytrain.analysis.effects import effects, holm
 from raytrain.analysis.gain import compute_gain, fit_frontier
-from raytrain.analysis.noise import SIGNIFICANCE, declare_winner, seed_noise
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner
 from raytrain.analysis.replay import judge
 from raytrain.design import choose
 from raytrain.factorial import Array, LeastSquares, Model, Point, live
@@ -102,15 +102,13 @@ def coverage(trials: int = 128, replays: int = 1000, seed: int = 0) -> dict[str,
 
 def winners_declared(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0) -> float:
     """The part of A/A studies that declare a winner among identical configurations, number i with `runs[i]` seeds."""
-    draws = np.random.default_rng(seed)
-    config = np.repeat(np.arange(len(runs)), runs)
-    declared = 0
-    for _ in range(replays):
-        losses = draws.normal(MEAN_LOSS, NOISE_SD, len(config))
-        table = pd.DataFrame({"config": config, "val_loss": losses, "status": "complete", "train_flops": 1e15})
-        means = np.bincount(config, losses) / runs
-        declared += declare_winner(means, runs.astype(float), seed_noise(table, ["config"])) is not None
-    return declared / replays
+    member = np.repeat(np.eye(len(runs)), runs, axis=0)  # runs x configurations
+    losses = np.random.default_rng(seed).normal(MEAN_LOSS, NOISE_SD, (len(member), replays))
+    fit = LeastSquares(member)
+    means, sds = member.T @ losses / runs[:, None], fit.residual_sd(losses)
+    noises = [Noise(float(sd), fit.df, "seeds") for sd in sds]
+    winners = [declare_winner(mean, runs.astype(float), noise) for mean, noise in zip(means.T, noises, strict=True)]
+    return sum(winner is not None for winner in winners) / replays
 
 
 def claims_made(replays: int = 1000, trials: int = 128, seed: int = 0) -> float:

@@ -36,8 +36,8 @@ from raytrain.errors import UserError
 from raytrain.training import config as configs
 
 Report = dict[str, Any]
-_POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
+_POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
 
 
@@ -269,9 +269,11 @@ def explain(error: BaseException) -> Report:
     """
     if isinstance(error, JobFailed):
         return error.outcome
-    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {0: error}
+    if not isinstance(error, ray.train.WorkerGroupError):
+        cause = getattr(error, "controller_failure", error)
+        return {"status": "lost", "reason": f"the lane broke: {one_line(cause)}"}
     outcomes = []
-    for rank, failure in sorted(failures.items()):
+    for rank, failure in sorted(error.worker_failures.items()):
         if not isinstance(failure, JobFailed):
             cause = getattr(failure, "health_check_failure", failure)
             return {"status": "lost", "reason": f"the lane lost rank {rank}: {one_line(cause)}"}

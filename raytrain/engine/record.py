@@ -1,6 +1,7 @@
 """What a study leaves behind: its folder, written in the driver, and MLflow, fed from that folder."""
 
 import json
+import logging
 import pickle
 import shlex
 import threading
@@ -31,11 +32,6 @@ class Recorder(tune.Callback):
         self._logs: dict[str, JsonLog] = {}
         self.timings: dict[str, Timing] = {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        planned = trial.config["trial"]
-        (self._folder / planned["id"]).mkdir(parents=True, exist_ok=True)
-        write_json(self._folder / planned["id"] / "config.json", planned["config"])
-
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
@@ -48,12 +44,17 @@ class Recorder(tune.Callback):
         planned = trial.config["trial"]
         if not (self._folder / planned["id"] / "result.json").exists():
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            end = {"event": "end", "status": "lost", "reason": f"the lane died: {one_line(error)}", "time": time.time()}
+            end = {"event": "end", "status": "lost", "reason": f"the lane died: {_cause(error)}", "time": time.time()}
             self._write(planned, end, trial.last_result.get("lane", ""))
 
     def _write(self, planned: dict[str, Any], report: Report, lane: str) -> None:
         folder, report = self._folder / planned["id"], dict(report)
-        self.timings.setdefault(planned["id"], Timing(lane)).note(report)
+        if planned["id"] not in self.timings:
+            self.timings[planned["id"]] = Timing(lane)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", planned["config"])
+            self._logs[planned["id"]] = JsonLog(folder / "log.jsonl")
+        self.timings[planned["id"]].note(report)
         trace = report.pop("traceback", None)
         if trace is not None:
             (folder / "traceback.txt").write_text(trace)
@@ -61,7 +62,7 @@ class Recorder(tune.Callback):
         if is_end:  # a trial that failed does not say itself which it was
             architecture = architectures.from_dict(planned["config"]["architecture"])
             report = {"name": architecture.name, "hash": planned["hash"], "seed": planned["seed"]} | report
-        self._logs.setdefault(planned["id"], JsonLog(folder / "log.jsonl")).write(report)
+        self._logs[planned["id"]].write(report)
         if is_end:
             del self._logs[planned["id"]]
             write_json(folder / "result.json", {k: v for k, v in report.items() if k not in ("event", "time")})
@@ -98,6 +99,8 @@ class Sync:
         try:
             from raytrain.tracking.uploader import Uploader, ui_command  # here: importing MLflow takes seconds
 
+            for name in ("mlflow", "alembic"):  # each tells of every table that it makes
+                logging.getLogger(name).setLevel(logging.WARNING)
             uploader = Uploader(self._folder, self._tracking_uri)
             self.uri, self.ui = uploader.uri, ui_command(uploader.uri)
         except Exception as error:
@@ -111,6 +114,11 @@ class Sync:
                 self._error = None
             except Exception as error:  # whatever a tracking server does, the sweep goes on
                 self._error = one_line(error)
+
+
+def _cause(error: Exception) -> str:
+    """Why a lane's process died: of one that could not start, its own last words."""
+    return str(error).strip().splitlines()[-1] if "creation task" in str(error) else one_line(error)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
-from typing import Any, TextIO
+import sys
+import time
+from typing import Any
 
 import pandas as pd
 import rich.box
@@ -12,7 +14,8 @@ from ray import tune
 
 from raytrain import architecture as architectures
 
-_TABLE_SECONDS = 15  # between two progress tables
+# Between two progress tables: at least this, and this part of the time so far, so a long sweep does not fill its log.
+_TABLE_SECONDS, _TABLE_PART = 15.0, 0.05
 
 # Columns of Tune's table that are not called as the metric is.
 _SHORT = {"tokens_per_second": "tokens/s", "memory_gb": "GB"}
@@ -37,19 +40,26 @@ _RANKING = (
 
 
 class Progress(tune.CLIReporter):
-    """Tune's progress table, on `stream`."""
+    """Tune's progress table, on stdout or stderr. It names the stream, since Tune pickles it and a stream cannot be."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, *, to_stderr: bool) -> None:
         columns = ("train_loss", "val_loss", "train_flops", "mfu")
         super().__init__(
             metric_columns={"outcome": "outcome", **{name: name for name in columns}, **_SHORT},
             parameter_columns={"trial/seed": "seed"},
             print_intermediate_tables=True,
-            max_report_frequency=_TABLE_SECONDS,
             max_progress_rows=16,
             max_column_length=40,
         )
-        self._stream = stream
+        self._to_stderr = to_stderr
+        self._began = self._shown = time.monotonic()
+
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        now = time.monotonic()
+        is_due = now - self._shown >= max(_TABLE_SECONDS, _TABLE_PART * (now - self._began))
+        if is_due:
+            self._shown = now
+        return done or is_due
 
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
         printed = io.StringIO()
@@ -57,7 +67,7 @@ class Progress(tune.CLIReporter):
             super().report(trials, done)
         text = printed.getvalue().partition("Number of errored trials")[0]  # reasons are in the ranking
         lines = [line for line in text.splitlines() if line and not line.startswith("Result logdir")]  # a temporary one
-        print(*lines, sep="\n", end="\n\n", file=self._stream, flush=True)
+        print(*lines, sep="\n", end="\n\n", file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
 
 
 def ranking_table(table: pd.DataFrame) -> rich.table.Table:

@@ -1,6 +1,7 @@
 """A study: a plan run by Ray Tune on warm lanes, recorded in its folder, uploaded from there, and ranked at the end."""
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 import rich.console
@@ -29,6 +30,7 @@ from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
 from raytrain.plan import Plan
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 _OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
 # Settings that Ray reads from the driver's environment (Tune hands those of Train on to the lanes), unless the user has
@@ -39,6 +41,7 @@ _RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other output engine takes no columns
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # nodes of a cluster that grows take minutes
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's folder has it all
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own snapshots, which nothing reads
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -68,36 +71,50 @@ def run_study(
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() else _FILE_WIDTH
     console = rich.console.Console(file=stream, width=width, highlight=False, soft_wrap=True)
-    folder = _new_folder(runs, name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    if _JOB in os.environ:  # Ray deletes a job's working directory
+        runs = Path.home() / runs
+    folder = _free_folder(runs, name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     trials = [trial.to_dict() for trial in plan.trials]
     console.print(str(plan), markup=False)
     with _ray_started() as is_local:
         shape, lanes = _lanes(plan, gpus_per_trial, concurrent, is_local=is_local)
+        folder.mkdir(parents=True)
         console.print(f"lanes       {lanes}, each of {shape}\nfolder      {folder}", markup=False)
-        study = {
-            key: value for key, value in plan.to_dict().items() if key in ("space", "base", "scale", "budget_flops")
+        about = {
+            "name": folder.name,
+            "space": plan.space,
+            "base": plan.base,
+            "scale": plan.scale,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(),
+            "command": command,
+            "git_commit": _git_commit(),
+            "budget_flops": plan.budget_flops,
+            "counts": plan.counts,
+            "versions": _versions(),
         }
-        study |= {"name": folder.name, "created": datetime.datetime.now(datetime.UTC).isoformat(), "command": command}
-        study |= {"git_commit": _git_commit(), "counts": plan.counts, "trials": trials, "versions": _versions()}
-        write_json(folder / "study.json", study)
+        write_json(folder / "study.json", about | {"trials": trials})
+        for trial in trials:
+            if trial["config"]["checkpoint_interval"]:  # on a cluster, in a folder that all nodes share
+                trial["folder"] = str(folder / "trials" / trial["id"])
         recorder = Recorder(folder)
         with Sync(folder, tracking_uri, console) as sync:
-            _tune(folder, trials, shape, lanes, recorder, stream, train)
+            _tune(folder, trials, shape, lanes, recorder, train, to_stderr=as_json)
 
     table = rank(read_study(folder))
     spent = overhead(recorder.timings.values(), started, lanes)
     unfinished = int(table["status"].isin(UNFINISHED).sum())
-    if as_json:
-        rows = json.loads(table.to_json(orient="records", double_precision=15))
-        result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished, "trials": rows}
-        print(json.dumps(result | {"overhead": spent and spent.to_dict(), "tracking_uri": sync.uri, "ui": sync.ui}))
     if unfinished < len(trials):
         console.print(ranking_table(table))
     for line in (spent, sync.ui and f"compare     {sync.ui}"):
         if line:
             console.print(str(line), markup=False)
+    if as_json:
+        result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished, "tracking_uri": sync.uri}
+        result |= {"ui": sync.ui, "overhead": spent and dataclasses.asdict(spent)}
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        print(json.dumps(result | {"trials": rows}))
     if unfinished:
-        console.print(f"interrupted: {unfinished} of {len(trials)} trials have not ended; the others are in {folder}")
+        console.print(f"interrupted: {unfinished} of {len(trials)} trials have not ended; what there is is in {folder}")
         return 130
     return 0 if table["rank"].notna().any() else 1
 
@@ -108,8 +125,9 @@ def _tune(
     shape: LaneShape,
     lanes: int,
     recorder: Recorder,
-    stream: TextIO,
     train: Callable[..., Report] | None,
+    *,
+    to_stderr: bool,
 ) -> None:
     """Have Tune run every trial once. A Ctrl-C makes it stop and return."""
     tuner = tune.Tuner(
@@ -125,7 +143,7 @@ def _tune(
             name="ray",
             storage_path=str(folder),
             callbacks=[recorder],
-            progress_reporter=Progress(stream),
+            progress_reporter=Progress(to_stderr=to_stderr),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
             # Where to retry the lost: to Tune a trial has failed only if its lane broke.
             failure_config=tune.FailureConfig(max_failures=0),
@@ -152,7 +170,15 @@ def _ray_started() -> Iterator[bool]:
     if is_local:
         ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
     else:
-        ray.init(**quiet)
+        try:
+            # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
+            code = {} if _JOB in os.environ else {"py_modules": [str(Path(raytrain.__file__).parent)]}
+            ray.init(runtime_env=code, **quiet)
+        except ConnectionError:
+            address = os.environ["RAY_ADDRESS"]
+            raise UserError(
+                f"RAY_ADDRESS ({address}): no cluster answers. If it wants a token, export RAY_AUTH_MODE=token here too"
+            ) from None
     try:
         yield is_local
     finally:
@@ -163,8 +189,9 @@ def _lanes(plan: Plan, gpus_per_trial: int | None, concurrent: int | None, *, is
     """What a lane takes, and how many fit on the cluster."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    device = plan.trials[0].config.device
     if gpus_per_trial is None:
-        gpus_per_trial = 1 if gpus and plan.trials[0].config.device != "cpu" else 0
+        gpus_per_trial = 1 if device == "cuda" or (gpus and device == "auto") else 0
     most = concurrent or len(plan.trials)
     if gpus_per_trial == 0:
         lanes = min(most, cpus, len(plan.trials))
@@ -176,18 +203,17 @@ def _lanes(plan: Plan, gpus_per_trial: int | None, concurrent: int | None, *, is
     return LaneShape(workers=gpus_per_trial, gpus=1), min(most, fit or most, len(plan.trials))
 
 
-def _new_folder(runs: Path, name: str) -> Path:
-    """Make the study's folder. Raises UserError if the name is taken, unfit, or the place cannot be written."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+def _free_folder(runs: Path, name: str) -> Path:
+    """Where the study goes. Raises UserError if the name is taken or unfit, or the place cannot be written."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise UserError(f"name ({name!r}) may have letters, digits, '.', '_' and '-'")
-    folder = (runs / name).absolute()
+    if (runs / name).exists():
+        raise UserError(f"name ({name}) is taken in {runs}; choose another")
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"name ({name}) is taken in {runs}; choose another") from None
+        runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"runs ({runs}) cannot be written: {error.strerror}") from None
-    return folder
+    return (runs / name).absolute()
 
 
 def _git_commit() -> str | None:

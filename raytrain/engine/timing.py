@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Iterable
-from typing import Any
 
 from raytrain.engine.lane import Report
 
@@ -43,9 +42,6 @@ class Overhead:
     trial_median: float | None  # overhead of one trial on a lane that was warm
     turnaround_median: float | None  # from the end of a trial to the first step of the next on its lane
     engine_median: float | None  # the part of that before `train` was called
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         lanes = f"{self.lanes} lane{'s' * (self.lanes > 1)}"

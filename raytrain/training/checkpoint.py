@@ -85,7 +85,9 @@ class Checkpointer:
 
     def is_due(self, state: State, *, is_last: bool) -> bool:
         interval = self._config.checkpoint_interval
-        return self._folder is not None and (is_last or (interval > 0 and state.step % interval == 0))
+        if self._folder is None or interval is None:
+            return False
+        return is_last or (interval > 0 and state.step % interval == 0)
 
     def save(self, state: State) -> None:
         """Copy the run as it is now; a thread writes it. Waits for the previous one first."""

@@ -67,7 +67,7 @@ class TrainConfig:
     log_interval: int = _field(10, "steps between log lines")
     stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
 
-    checkpoint_interval: int = _field(0, "steps between checkpoints; 0: only at the end")
+    checkpoint_interval: int | None = _field(0, "steps between checkpoints; 0: only at the end; none: never")
     keep_checkpoints: int = _field(2, "newest checkpoints kept, beside the best")
     init_from: str | None = _field(None, "folder of Hugging Face weights to start from")
 
@@ -92,7 +92,7 @@ class TrainConfig:
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name} ({value}) must be above 0")
         for name in ("weight_decay", "grad_clip", "eval_interval", "stats_interval", "checkpoint_interval", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise UserError(f"{name} ({getattr(self, name)}) must be 0 or above")
         for name in ("min_lr_fraction", "warmup_fraction", "decay_fraction", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:

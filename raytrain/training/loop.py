@@ -113,7 +113,7 @@ def _train(
                 )
 
         # One update, unless something is not finite.
-        norm = parallel.full(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf))
+        norm = parallel.clip_gradients(parameters, config.grad_clip or math.inf, world)
         loss_sum, interruptions = world.sum(totals).tolist()
         loss, grad_norm = loss_sum / n_tokens, norm.item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

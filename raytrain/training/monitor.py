@@ -215,8 +215,7 @@ def gradient_stats(blocks: Iterable[nn.Module], model: nn.Module, world: World) 
         for gradient in (local(p.grad).double() for p in parameters if p.grad is not None):
             sums[index] += torch.stack([gradient.square().sum(), gradient.sum(), sums.new_tensor(gradient.numel())])
     if world.strategy == "fsdp":
-        world.sum(sums)
-        sums /= (sums[-1, 2] / sum(p.numel() for p in groups[-1])).round()  # a hybrid mesh holds copies
+        world.sum(sums).div_(world.replicas)
     squares, values, ones = sums.unbind(1)
     layer_norms = squares[:-1].sqrt()
     mean = values[-1] / ones[-1]

@@ -39,6 +39,7 @@ class World:
     device: torch.device
     strategy: str  # single, ddp, zero1 or fsdp
     dtype: torch.dtype  # of compute
+    replicas: int = 1  # ranks that hold the same shard of a parameter, under fsdp
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +78,9 @@ def join_world(config: TrainConfig) -> Iterator[World]:
     strategy = config.parallel if config.parallel != "auto" else ("ddp" if size > 1 else "single")
     if strategy == "single" and size > 1:
         raise UserError(f"parallel 'single' runs on one rank, but there are {size}; try ddp, zero1 or fsdp")
+    shard_size = config.fsdp_shard_size or size
+    if size % shard_size:
+        raise UserError(f"fsdp_shard_size ({shard_size}) must divide the number of ranks ({size})")
     if config.batch_sequences % size:
         raise UserError(
             f"global_batch ({config.global_batch} tokens: {config.batch_sequences} sequences) must be divisible "
@@ -92,7 +96,8 @@ def join_world(config: TrainConfig) -> Iterator[World]:
         mine = True
     try:
         rank = dist.get_rank() if dist.is_initialized() else 0
-        yield World(rank, size, device, strategy, compute_dtype(config.precision, device))
+        replicas = size // (config.fsdp_shard_size or size)
+        yield World(rank, size, device, strategy, compute_dtype(config.precision, device), replicas)
     finally:
         if mine:
             dist.destroy_process_group()
@@ -130,7 +135,7 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
             block.compile()
         loss_model.head_loss = torch.compile(loss_model.head_loss)  # type: ignore[method-assign]
     if world.strategy == "fsdp":
-        return _shard(loss_model, blocks, config, world)
+        return _shard(loss_model, blocks, world)
     if world.strategy in ("ddp", "zero1"):
         device_ids = [world.device.index] if world.device.type == "cuda" else None
         return DistributedDataParallel(
@@ -143,19 +148,16 @@ def uses_compile(config: TrainConfig, world: World) -> bool:
     return world.device.type == "cuda" if config.compile is None else config.compile
 
 
-def _shard(loss_model: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world: World) -> nn.Module:
+def _shard(loss_model: nn.Module, blocks: nn.ModuleList, world: World) -> nn.Module:
     """FSDP2, a group a block and one for the rest (embedding, head, final norm).
 
     A block's parameters are freed after its forward pass and gathered again for its backward pass; the root's stay,
     since its backward pass comes first. Reductions are in fp32, whatever the compute dtype.
     """
-    shard_size = config.fsdp_shard_size or world.size
-    if world.size % shard_size:
-        raise UserError(f"fsdp_shard_size ({shard_size}) must divide the number of ranks ({world.size})")
-    if shard_size == world.size:
+    if world.replicas == 1:
         mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     else:
-        shape = (world.size // shard_size, shard_size)
+        shape = (world.replicas, world.size // world.replicas)
         mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
     param_dtype = world.dtype if world.dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
@@ -183,6 +185,16 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor that may be sharded. A collective."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def clip_gradients(parameters: list[nn.Parameter], limit: float, world: World) -> torch.Tensor:
+    """Scale all gradients so that their global norm is at most `limit`; returns the norm before. A collective.
+
+    As torch.nn.utils.clip_grad_norm_, but on each rank's own shards: that one's norm of sharded gradients runs hundreds
+    of small DTensor operations, which takes longer than the arithmetic.
+    """
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    if world.strategy == "fsdp":
+        world.sum(squares).div_(world.replicas)
+    norm = squares.sqrt()
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from raytrain.data import Loader, open_dataset
 from raytrain.flops import flops_per_token
 from raytrain.model import build
-from raytrain.training import loop
+from raytrain.training import parallel
 from raytrain.training.loop import train
 from raytrain.training.objective import NextTokenLoss
 
@@ -117,7 +117,9 @@ def test_mfu_is_flops_over_time_and_peak(tiny_run):
     result, reports = reports_of(tiny_run(peak_tflops=100.0))
     step = [r for r in reports if r["event"] == "step"][-1]
     assert step["mfu"] == pytest.approx(step["tokens_per_second"] * result["flops_per_token"] / 100e12)
-    assert step["mfu_causal"] == pytest.approx(step["mfu"] * result["flops_per_token_causal"] / result["flops_per_token"])
+    assert step["mfu_causal"] == pytest.approx(
+        step["mfu"] * result["flops_per_token_causal"] / result["flops_per_token"]
+    )
     assert result["hardware_flops"] == pytest.approx(result["train_flops"] / result["mfu"])
     assert "mfu" not in reports_of(tiny_run())[0]  # the CPU's peak is unknown
     wrong = reports_of(tiny_run(peak_tflops=1e-9))[0]
@@ -128,13 +130,13 @@ def test_mfu_is_flops_over_time_and_peak(tiny_run):
 def test_gradient_statistics_are_those_of_all_gradients(tiny_run, monkeypatch):
     """Catches statistics taken after clipping, or of one layer: compared with the gradients concatenated."""
     seen = []
-    clip = torch.nn.utils.clip_grad_norm_
+    clip = parallel.clip_gradients
 
-    def spy(parameters, limit):
+    def spy(parameters, *args):
         seen.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
-        return clip(parameters, limit)
+        return clip(parameters, *args)
 
-    monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", spy)
+    monkeypatch.setattr(parallel, "clip_gradients", spy)
     _, reports = reports_of(tiny_run(max_iters=2, stats_interval=1, grad_clip=0.01))
     first = next(r for r in reports if r["event"] == "gradients")
     assert first["grad_mean"] == pytest.approx(seen[0].mean().item(), abs=1e-9)

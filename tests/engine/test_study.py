@@ -1,0 +1,126 @@
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+from mlflow import MlflowClient
+
+import raytrain.tracking.uploader
+from raytrain import tune
+from raytrain.engine import study
+from raytrain.engine.lane import LaneShape
+from raytrain.engine.record import Sync
+from raytrain.errors import UserError
+from raytrain.plan import Plan, make_plan
+from raytrain.space import Space, expand
+from raytrain.tracking.log import read_log
+from raytrain.training.config import resolve
+
+
+def make(seeds: int) -> Plan:
+    """A plan of one function with `seeds` seeds from 1 on."""
+    space = Space("test", "llama", {"norm_position": ("pre",)})
+    expansion = expand(space, lambda values: resolve([("test", {"seed": 1, **values})], data_vocab_size=256)[0])
+    budget = expansion.candidates[0].config.train_flops
+    return make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=seeds)
+
+
+def fake_train(raises: int, dies: int) -> Callable[..., Any]:
+    """The seed `raises` raises, `dies` kills its process. Made in here, so that it travels to the lanes by value."""
+
+    def train(
+        config: Any, on_report: Callable[..., bool], folder: Path | None, interrupted: Callable[[], bool]
+    ) -> None:
+        facts = {"train_flops": config.train_flops, "tokens_per_second": 9.0, "mfu": 0.5, "pid": os.getpid()}
+        on_report({"event": "start", "pid": os.getpid(), "startup_seconds": 0.0})
+        if config.seed == raises:
+            raise RuntimeError("bad luck")
+        if config.seed == dies:
+            os._exit(1)
+        on_report({"event": "step", "step": 1, "loss": 2.5, **facts})
+        result = {"train_loss": 2.5, "val_loss": 2.0 + config.seed, **facts}
+        on_report({"event": "eval", "step": 1, **result})
+        on_report({"event": "end", "status": "complete", "vocab_size": 256, "train_seconds": 0.1, **result})
+
+    return train
+
+
+def test_sweep_with_failures(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a process a trial, a failed or killed trial that ends the sweep or is recorded as another, metrics
+    that Tune's table does not show, and trials that MLflow does not get."""
+    monkeypatch.setattr(study, "_lanes", lambda *args, **kwargs: (LaneShape(), 1))
+    monkeypatch.setattr("raytrain.engine.show._TABLE_SECONDS", 0.0)
+    plan = make(seeds=6)
+    first, raises, third, dies, *_ = order = [trial.config.seed for trial in plan.trials]
+    code = study.run_study(plan, runs=tmp_path, name="s", train=fake_train(raises, dies))
+    out = capsys.readouterr().out
+
+    results, pids = {}, {}
+    for trial in plan.trials:
+        folder = tmp_path / "s" / "trials" / trial.id
+        results[trial.config.seed] = json.loads((folder / "result.json").read_text())
+        starts = [report["pid"] for report in read_log(folder / "log.jsonl") if report["event"] == "start"]
+        pids[trial.config.seed] = starts[0] if starts else None
+        assert json.loads((folder / "config.json").read_text()) == trial.to_dict()["config"]
+    assert code == 0
+    assert {seed: result["status"] for seed, result in results.items()} == {
+        **dict.fromkeys(order, "complete"), raises: "failed", dies: "lost",
+    }  # fmt: skip
+    assert results[raises]["reason"] == "RuntimeError: bad luck"
+    assert results[raises]["hash"] == plan.trials[0].config.architecture.hash
+    assert pids[first] == pids[raises] == pids[third] != os.getpid()
+    assert len({pids[seed] for seed in order[4:]} - {pids[first]}) == 1
+    for column in ("outcome", "train_loss", "val_loss", "train_flops", "mfu", "tokens/s", "GB"):
+        assert f" {column} " in out
+    assert "bad luck" in out
+    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in out
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("s")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1 + 6
+
+
+def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch trials of unequal budgets or one and the same model, anything but JSON on stdout, and a lane that
+    real training cannot run in."""
+    small = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --global_batch 256 --eval_tokens 256 --eval_interval 9"
+    flags = f"--space presets --max_iters 30 {small} --json --name r --concurrent 1 --runs {tmp_path} --device cpu"
+    code = tune.main(flags.split())
+    shown = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert [trial["status"] for trial in shown["trials"]] == ["complete"] * 4
+    assert len({trial["val_loss"] for trial in shown["trials"]}) == 4
+    budget = json.loads((tmp_path / "r" / "study.json").read_text())["budget_flops"]
+    assert [trial["train_flops"] for trial in shown["trials"]] == pytest.approx([budget] * 4, rel=0.005)
+    assert [trial["rank"] for trial in shown["trials"]] == [1, 2, 3, 4]
+    assert shown["overhead"]["lanes"] == 1
+    assert 0 <= shown["overhead"]["engine_median"] <= shown["overhead"]["turnaround_median"]
+    with pytest.raises(UserError, match="taken"):
+        study.run_study(make(seeds=1), runs=tmp_path, name="r")
+
+
+def test_mlflow_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch an error of MLflow's that ends a sweep, or that the user never learns of."""
+
+    class Down:
+        uri = "http://nowhere"
+
+        def __init__(self, *args: object) -> None:
+            pass
+
+        def sync(self) -> None:
+            raise UserError("tracking_uri (http://nowhere) does not take the results")
+
+    monkeypatch.setattr(raytrain.tracking.uploader, "Uploader", Down)
+    console = rich.console.Console(file=io.StringIO(), width=300)
+    with Sync(tmp_path / "s", None, console):
+        pass
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "does not take the results" in said
+    assert "send the rest later with: python -c" in said

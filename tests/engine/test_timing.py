@@ -1,0 +1,35 @@
+import pytest
+
+from raytrain.engine.timing import Timing, overhead
+
+
+def trial(lane: str, first_step: float | None, ended: float) -> Timing:
+    timing = Timing(lane)
+    if first_step is not None:
+        timing.note({"event": "start", "time": first_step})
+        timing.note({"event": "end", "time": ended, "startup_seconds": 0.5, "train_seconds": 6.0, "eval_seconds": 2.0})
+    else:
+        timing.note({"event": "end", "time": ended, "status": "failed"})
+    return timing
+
+
+def test_overhead_by_hand() -> None:
+    """Would catch trials of two lanes paired with each other, and evaluation or training counted as overhead."""
+    timings = [trial("b", 112.0, 120.0), trial("a", 110.0, 118.0), trial("b", 123.0, 131.0), trial("a", 119.0, 127.0)]
+    spent = overhead(timings, started=100.0, lanes=2)
+    assert spent is not None
+    assert (spent.wall, spent.training, spent.evaluation) == (31.0, 24.0, 8.0)
+    assert spent.overhead == 2 * 31.0 - 24.0 - 8.0
+    assert spent.startup == 10.0 + 12.0
+    assert spent.trial_median == pytest.approx((1.0 + 3.0) / 2)
+    assert spent.turnaround_median == pytest.approx((1.0 + 3.0) / 2)
+    assert spent.engine_median == pytest.approx((0.5 + 2.5) / 2)
+
+
+def test_overhead_with_failures() -> None:
+    """Would catch a report that fails, after hours of training, because trials failed before their first step."""
+    assert overhead([], 0.0, 1) is None
+    spent = overhead([trial("a", None, 5.0), trial("a", None, 6.0)], started=0.0, lanes=1)
+    assert spent is not None
+    assert (spent.overhead, spent.trial_median, spent.turnaround_median) == (6.0, 1.0, None)
+    assert "6.0 s on 1 lane" in str(spent)

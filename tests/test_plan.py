@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raytrain import plan as plans
+from raytrain import tune
+from raytrain.flops import flops_per_token
+from raytrain.plan import Plan, duration
+
+
+def make(arguments: str) -> Plan:
+    return tune._plan(tune._parser().parse_args(arguments.split()))
+
+
+def test_counts_of_the_full_space() -> None:
+    """Would catch two spellings of one function that are trained twice, and distinct functions taken for one."""
+    shown = make("--space full").to_dict()
+    assert (shown["points"], shown["programs"], shown["functions"], shown["trials"]) == (2304, 1440, 720, 720)
+    assert len(set(shown["trial_ids"])) == 720
+
+
+def test_a_plan_starts_nothing() -> None:
+    """Would catch a plan that waits for the imports of torch, ray or mlflow, and anything but JSON on its stdout."""
+    script = (
+        "import sys; from raytrain.tune import main; code = main(['--space', 'full', '--plan', '--json']); "
+        "print(sorted({'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    assert json.loads(done.stdout)["functions"] == 720
+
+
+def test_one_budget_for_all() -> None:
+    """Would catch a budget in steps, which architectures spend at different rates; all get the base's FLOPs."""
+    plan = make("--space full --max_iters 100 --n_embd 64 --n_head 2 --vocab_size 1000 --max_trials 40")
+    base = plan.trials[0].config
+    per_sequence = [flops_per_token(trial.config.architecture).per_sequence for trial in plan.trials]
+    assert plan.budget_flops == 100 * base.batch_sequences * per_sequence[0]
+    assert {trial.config.flops for trial in plan.trials} == {float(plan.budget_flops)}
+    assert all(
+        abs(t.config.train_flops - plan.budget_flops) <= n / 2 for t, n in zip(plan.trials, per_sequence, strict=True)
+    )
+    assert len(set(per_sequence)) > 1
+    assert plan.spread.least < plan.spread.most
+
+
+def test_order_and_part() -> None:
+    """Would catch a sweep in the space's own order, which confounds axes with time; a part that depends on its size; a
+    baseline that is left out; and an order that differs between machines."""
+    few, many = make("--space full --max_trials 5"), make("--space full --max_trials 50")
+    assert few.trials[0].label == "gpt2"
+    assert {trial.id for trial in few.trials} < {trial.id for trial in many.trials}
+    assert len({trial.config.architecture.normalization for trial in many.trials[:10]}) > 1
+    assert [trial.id for trial in few.trials] == [
+        trial.id for trial in make("--space full").trials if trial in few.trials
+    ]
+    assert few.trials[1].id == "4L-3H-96D-RoPE-LN-NB-RELU-PreNorm-f87b23-s1337"
+
+
+def test_seeds() -> None:
+    """Would catch replicates that are one and the same run."""
+    plan = make("--space presets --seeds 3 --seed 5")
+    assert len(plan.trials) == len({trial.id for trial in plan.trials}) == 12
+    assert {trial.config.seed for trial in plan.trials} == {5, 6, 7}
+    assert [trial.label for trial in plan.trials[:3]] == ["gpt2"] * 3
+
+
+def test_ids_of_runs_that_differ_beside_the_architecture(tmp_path: Path) -> None:
+    """Would catch trials of one architecture at two learning rates that share, and overwrite, one folder."""
+    space = tmp_path / "rates.yaml"
+    space.write_text("axes: {learning_rate: [1e-3, 3e-3], bias: [true, false]}")
+    plan = make(f"--space {space}")
+    assert len({trial.id for trial in plan.trials}) == 4
+    assert all("learning_rate=" in trial.id and "/" not in trial.id for trial in plan.trials)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "rate", "words"),
+    [
+        (["NVIDIA H200"] * 2, "", 2 * 0.4 * 989e12, "2 x NVIDIA H200 of this machine at an assumed MFU of 40%"),
+        (["NVIDIA H200"], "--precision fp32", 0.4 * 67e12, "40% of 67 TFLOP/s"),
+        (["Some GPU"], "--peak_tflops 100", 0.4 * 100e12, "40% of 100 TFLOP/s"),
+        (["Some GPU"], "", 50e12, "at an assumed 50 TFLOP/s each"),
+        (["NVIDIA H200"], "--device cpu", 4 * 50e9, "4 CPU cores of this machine"),
+        ([], "", 4 * 50e9, "4 CPU cores of this machine"),
+    ],
+)
+def test_estimate(gpus: list[str], flags: str, rate: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch an estimate by another device's or dtype's peak, and one that does not say what it rests on."""
+    monkeypatch.setattr(plans, "_gpus", lambda: gpus)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    plan = make(f"--space presets {flags}")
+    assert plan.estimate.seconds == pytest.approx(plan.total_flops / rate)
+    assert words in plan.estimate.basis
+
+
+def test_duration() -> None:
+    """Would catch seconds said as minutes."""
+    assert [duration(s) for s in (0.2, 90, 600, 3 * 3600, 36 * 3600, 7 * 86400)] == [
+        "1 s", "90 s", "10 min", "3 h", "36 h", "7 days",
+    ]  # fmt: skip

@@ -1,0 +1,55 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from raytrain import tune
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--flops -1", "flops (-1.0) must be above 0"),
+        ("--max_iters 10 --tokens 5", "Give one of max_iters, tokens, flops"),
+        ("--data /nowhere", "/nowhere"),
+        ("--space nowhere", "Available: full, one_factor, presets"),
+        ("--base lama", "Did you mean llama?"),
+        ("--n_embd 100 --n_head 12", "n_embd (100) must be divisible by n_head (12)"),
+        ("--space full --normalization rmsnorm", "normalization (flag) is an axis of space full"),
+        ("--preset llama", "--base"),
+        ("--max_trials 0", "max_trials (0) must be 1 or more"),
+        ("--seeds 0", "seeds (0) must be 1 or more"),
+        ("--gpus_per_trial 3", "gpus_per_trial (3) must divide the"),
+        ("--max_trial 3", "Did you mean --max_trials?"),
+    ],
+)
+def test_mistakes(flags: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Would catch a mistake that surfaces as a traceback, or only once Ray is up or a folder was made."""
+    runs = tmp_path / "runs"
+    assert tune.main([*flags.split(), "--runs", str(runs)]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("axis", ["flops: [1e12]", "max_iters: [5, 6]", "seed: [1, 2]"])
+def test_what_cannot_be_an_axis(axis: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Would catch a space whose trials have different budgets, so that the ranking would be by budget."""
+    space = tmp_path / "space.yaml"
+    space.write_text(f"axes: {{{axis}}}")
+    assert tune.main(["--space", str(space), "--plan"]) == 2
+    assert f"{axis.split(':')[0]} cannot be an axis" in capsys.readouterr().err
+
+
+def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a --config that a sweep ignores, and a relative path that a trial looks for in another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "tokens" / f"{split}.bin").write_bytes(bytes(2000))
+    Path("run.yaml").write_text("data: tokens\nlearning_rate: 0.5\nvocab_size: 64\n")
+    plan = tune._plan(tune._parser().parse_args(["--config", "run.yaml", "--learning_rate", "0.25"]))
+    config = plan.trials[0].config
+    assert (config.data, config.learning_rate) == (str(tmp_path / "tokens"), 0.25)
+    assert "ray" not in sys.modules or "raytrain.engine.study" in sys.modules
