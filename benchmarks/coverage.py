@@ -7,7 +7,7 @@ import numpy as np
 
 from raytrain.analysis import simulate
 
-REPLAYS, FRONTIERS = 1000, 300
+REPLAYS, NULLS, FRONTIERS = 1000, 10_000, 300
 
 
 def main() -> None:
@@ -24,14 +24,14 @@ def main() -> None:
             f"{1000 * found['regret_model']:13.3f}{1000 * found['regret_grid']:13.3f}"
         )
 
-    print(f"\nA/A: the part of {REPLAYS} studies without any difference that declare one; 0.05 is allowed\n")
+    print(f"\nA/A: the part of {NULLS} studies without any difference that declare one; 0.05 is allowed\n")
     for words, runs in {
         "20 configurations, 3 seeds each": [3] * 20,
         "20 configurations, 1 seed each but the baseline's 5": [5] + [1] * 19,
         "2 configurations, 5 seeds each": [5, 5],
     }.items():
-        print(f"{words:56}{simulate.winners_declared(np.array(runs), REPLAYS):.3f}")
-    print(f"{'any effect of a d_optimal design, 128 trials':56}{simulate.claims_made(REPLAYS):.3f}")
+        print(f"{words:56}{simulate.winners_declared(np.array(runs), NULLS):.3f}")
+    print(f"{'any effect of a d_optimal design, 128 trials':56}{simulate.claims_made(NULLS):.3f}")
 
     print("\nHalving keeps 32 of 128 trials: the part of main effects that estimates show\n")
     for words, part in simulate.stopping_pull().items():

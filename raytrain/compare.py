@@ -143,7 +143,7 @@ def warnings(runs: Iterable[Run]) -> list[str]:
         found.append("differences below the seed noise mean nothing; no replicated seeds here")
     flops = [run.facts["train_flops"] for run in runs if run.facts["train_flops"]]
     if flops and max(flops) > min(flops) * (1 + BUDGET_TOLERANCE):
-        found.append(f"train_flops differ by {max(flops) / min(flops) - 1:.1%}: a longer run has a lower loss")
+        found.append(f"train_flops differ by a factor of {max(flops) / min(flops):.4g}: a longer run has a lower loss")
     if len({(run.facts["data_fingerprint"], run.facts["vocab_size"]) for run in runs}) > 1:
         found.append("data or vocabularies differ: these losses are not of one task")
     if any(run.facts["status"] in ("unfinished", "interrupted") for run in runs):
@@ -153,7 +153,7 @@ def warnings(runs: Iterable[Run]) -> list[str]:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    parser = Parser("raytrain.compare", __doc__)
+    parser = Parser("python -m raytrain.compare", __doc__)
     parser.add_argument("paths", nargs="*", metavar="LOG_OR_FOLDER", help="runs, studies or logs [all under --runs]")
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--latest", type=int, metavar="N", help="only the N runs that were written to last")

@@ -25,10 +25,10 @@ def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserE
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are UserErrors: one line, with the nearest flag."""
+    """An argument parser, of the command `prog` or a part of it, whose mistakes are UserErrors: one line."""
 
-    def __init__(self, prog: str, description: str | None) -> None:
-        super().__init__(f"python -m {prog}", description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str | None = None) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False)
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         flags, unknown = self.parse_known_args(args, namespace)

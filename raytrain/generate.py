@@ -13,7 +13,7 @@ from raytrain.training.pretrained import load_run
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("raytrain.generate", __doc__)
+    parser = Parser("python -m raytrain.generate", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--prompt", default="\n", help="text to go on from [a line break]")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to write [200]")

@@ -1,4 +1,4 @@
-"""python -m raytrain.replay TABLE --design ... --scheduler ...: what another design would have found, and cost."""
+"""`python -m raytrain.replay TABLE --design ... --scheduler ...`: what another design would have found, and cost."""
 
 import argparse
 import dataclasses
@@ -6,12 +6,12 @@ import json
 
 from raytrain.analysis.replay import SCHEDULERS, read_record, replay
 from raytrain.design import DESIGNS
-from raytrain.errors import command, unknown_value
+from raytrain.errors import Parser, command, unknown_value
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="raytrain.replay", description=__doc__)
+    parser = Parser("python -m raytrain.replay", __doc__)
     parser.add_argument("table", help="Parquet table of a finished study: a row for each point, seed and rung")
     parser.add_argument("--design", default="full", help=f"{', '.join(DESIGNS)} [full]")
     parser.add_argument("--trials", type=int, help="runs in all, for random and d_optimal")

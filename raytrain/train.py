@@ -24,7 +24,7 @@ from raytrain.training.pretrained import read_hugging_face
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    parser = Parser("raytrain.train", __doc__)
+    parser = Parser("python -m raytrain.train", __doc__)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
     parser.add_argument("--resume", metavar="RUN", help="go on from the last checkpoint of this run folder")
@@ -75,6 +75,9 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume ({folder}) has no checkpoints to go on from; --checkpoint_interval N keeps some")
     changes = {name: configs.read_value(name, value) for name, value in configs.read_flags(flags).items()}
+    for stop in configs.STOPS:
+        if stop in changes:
+            raise UserError(f"{stop} ({changes[stop]}) cannot change on resume: the learning rate follows the budget")
     shape = {name: changes.pop(name) for name in list(changes) if name in values["architecture"]}
     values["architecture"] |= shape
     return configs.from_dict(values | changes), dict.fromkeys(shape | changes, "flag")

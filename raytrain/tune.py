@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int | None:
             name=flags.name,
             tracking_uri=flags.tracking_uri,
             gpus_per_trial=flags.gpus_per_trial,
+            workers_per_trial=flags.workers_per_trial,
             concurrent=flags.concurrent,
             command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
             as_json=flags.json,
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("raytrain.tune", __doc__)
+    parser = Parser("python -m raytrain.tune", __doc__)
     sweep = parser.add_argument_group("sweep")
     sweep.add_argument("--space", default="presets", help="presets, one_factor, full, or a YAML file [presets]")
     sweep.add_argument("--base", help="preset that the space varies around [the space's own]")
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--gpus_per_trial", type=int, help="GPUs of each trial; 0 trains on CPUs [1 where there are GPUs]"
     )
+    sweep.add_argument("--workers_per_trial", type=int, help="ranks of each trial on CPUs [1; on GPUs, one a GPU]")
     sweep.add_argument("--concurrent", type=int, help="most trials at a time [as many as fit]")
     configs.add_flags(parser)
     return parser
@@ -71,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(flags: argparse.Namespace) -> Plan:
     """Raises UserError for any mistake in the command line, the space and the data."""
-    for name, least in (("max_trials", 1), ("seeds", 1), ("gpus_per_trial", 0), ("concurrent", 1)):
+    for name, least in (
+        ("max_trials", 1),
+        ("seeds", 1),
+        ("gpus_per_trial", 0),
+        ("workers_per_trial", 1),
+        ("concurrent", 1),
+    ):
         value = getattr(flags, name)
         if value is not None and value < least:
             raise UserError(f"{name} ({value}) must be {least} or more")

@@ -139,7 +139,7 @@ def test_warnings(make_run):
     runs.append(read_run(make_run("a again", 3.1, seed=2)))
     assert warnings(runs) == []
     runs.append(read_run(make_run("longer", 2.0, flops=1_006 * 10**9)))
-    assert warnings(runs) == ["train_flops differ by 0.6%: a longer run has a lower loss"]
+    assert warnings(runs) == ["train_flops differ by a factor of 1.006: a longer run has a lower loss"]
     assert warnings(runs[:1]) == []
 
 

@@ -18,7 +18,7 @@ FORBIDDEN = {
         ("architecture", "errors", "flops", "hardware"), (*HEAVY, "numpy", "pandas", "raytrain.model", *UPPER)
     ),
     **dict.fromkeys(("space", "training.config"), (*HEAVY, "numpy", "pandas")),
-    "design": HEAVY,
+    **dict.fromkeys(("design", "factorial", "halving", "plan"), HEAVY),
     "model": ("ray", "mlflow", "raytrain.data", *UPPER),
     "data": (*HEAVY, "raytrain.model", *UPPER),
     "training": ("ray", "mlflow", "raytrain.engine", "raytrain.tracking", "raytrain.analysis", "raytrain.space"),

@@ -58,7 +58,8 @@ def read_study(study_dir: str | Path) -> pd.DataFrame:
 def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str, Any]:
     config = {field: value for field, value in trial["config"].items() if field not in _BUDGETS}
     axes = config.pop("architecture")
-    row = {"trial": trial["id"], "label": trial["label"], "hash": trial["hash"], "budget_flops": study["budget_flops"]}
+    row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "hash": trial["hash"]}
+    row |= {"budget_flops": study["budget_flops"]}
     row |= {"status": "running" if (folder / "log.jsonl").exists() else "waiting"} | axes | config
     if (folder / "result.json").exists():
         row |= read_json(folder / "result.json")

@@ -1,12 +1,10 @@
 """`python -m raytrain.data`: prepare token shards from files, and say what a data folder holds."""
 
-import argparse
 import contextlib
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import rich.console
 import rich.progress
@@ -15,20 +13,15 @@ from raytrain.data.corpora import FORMATS, find_sources
 from raytrain.data.dataset import locate, open_dataset
 from raytrain.data.prepare import BPE_VOCAB_SIZE, SHARD_TOKENS, VAL_FRACTION, OnProgress, prepare
 from raytrain.data.shards import MANIFEST, SPLITS, Manifest, read_manifest
-from raytrain.errors import UserError, command
+from raytrain.errors import Parser, command
 
 _LINE_SECONDS = 10.0  # between plain progress lines
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m raytrain.data", description=__doc__, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("python -m raytrain.data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("prepare", help="files to token shards", allow_abbrev=False).add_argument
+    add = commands.add_parser("prepare", help="files to token shards").add_argument
     add("files", nargs="+", metavar="FILES", help="files, folders or globs; stdlib: Python's standard library")
     add("--out", required=True, help="the folder to make")
     add("--format", choices=FORMATS, help="default: by the ending of each file")
@@ -38,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--val_fraction", type=float, default=VAL_FRACTION, help=f"of the documents (default: {VAL_FRACTION})")
     add("--shard_tokens", type=int, default=SHARD_TOKENS, help=f"tokens of a shard (default: {SHARD_TOKENS})")
     add("--overwrite", action="store_true", help="replace a prepared folder")
-    info = commands.add_parser("info", help="what a data folder holds", allow_abbrev=False)
+    info = commands.add_parser("info", help="what a data folder holds")
     info.add_argument("spec", metavar="SPEC", help="stdlib, or a folder")
     return parser
 

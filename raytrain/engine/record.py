@@ -17,6 +17,7 @@ from raytrain.engine.lane import Report, one_line
 from raytrain.engine.timing import Timing
 from raytrain.tracking.log import JsonLog
 
+LOST_RETRIES = 2  # times that a trial whose lane died is started again, from its newest checkpoint if it has one
 _SYNC_SECONDS = 5.0
 _LAST_SYNC_SECONDS = 60.0  # what MLflow may take at the end before it is left behind
 
@@ -37,17 +38,19 @@ class Recorder(tune.Callback):
     ) -> None:
         # Taken out of the result, since Tune keeps the last one of every trial.
         for report in result.pop("reports"):
-            self._write(trial.config["trial"], report, result["lane"])
+            if report["event"] == "end" and report["status"] != "lost":
+                trial.max_failures = 0  # it has an outcome: the lane that it broke is not to train it again
+            self._write(trial, report, result["lane"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A lane that breaks ends its trial before this. Without an end, the lane's own process died."""
-        planned = trial.config["trial"]
-        if not (self._folder / planned["id"] / "result.json").exists():
+        if not (self._folder / trial.config["trial"]["id"] / "result.json").exists():
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             end = {"event": "end", "status": "lost", "reason": f"the lane died: {_cause(error)}", "time": time.time()}
-            self._write(planned, end, trial.last_result.get("lane", ""))
+            self._write(trial, end, trial.last_result.get("lane", ""))
 
-    def _write(self, planned: dict[str, Any], report: Report, lane: str) -> None:
+    def _write(self, trial: Any, report: Report, lane: str) -> None:
+        planned = trial.config["trial"]
         folder, report = self._folder / planned["id"], dict(report)
         if planned["id"] not in self.timings:
             self.timings[planned["id"]] = Timing(lane)
@@ -58,6 +61,8 @@ class Recorder(tune.Callback):
         trace = report.pop("traceback", None)
         if trace is not None:
             (folder / "traceback.txt").write_text(trace)
+        if report["event"] == "end" and report["status"] == "lost" and trial.num_failures < trial.max_failures:
+            report["event"] = "lost"  # not the end: Tune starts it again
         is_end = report["event"] == "end"
         if is_end:  # a trial that failed does not say itself which it was
             architecture = architectures.from_dict(planned["config"]["architecture"])

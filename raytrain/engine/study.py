@@ -23,7 +23,7 @@ from ray import tune
 import raytrain
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.engine.lane import LaneShape, Report
-from raytrain.engine.record import Recorder, Sync, write_json
+from raytrain.engine.record import LOST_RETRIES, Recorder, Sync, write_json
 from raytrain.engine.show import Progress, ranking_table, short_name
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
@@ -55,6 +55,7 @@ def run_study(
     name: str | None = None,
     tracking_uri: str | None = None,
     gpus_per_trial: int | None = None,
+    workers_per_trial: int | None = None,
     concurrent: int | None = None,
     command: str = "",
     as_json: bool = False,
@@ -77,7 +78,7 @@ def run_study(
     trials = [trial.to_dict() for trial in plan.trials]
     console.print(str(plan), markup=False)
     with _ray_started() as is_local:
-        shape, lanes = _lanes(plan, gpus_per_trial, concurrent, is_local=is_local)
+        shape, lanes = _lanes(plan, gpus_per_trial, workers_per_trial, concurrent, is_local=is_local)
         folder.mkdir(parents=True)
         console.print(f"lanes       {lanes}, each of {shape}\nfolder      {folder}", markup=False)
         about = {
@@ -145,8 +146,8 @@ def _tune(
             callbacks=[recorder],
             progress_reporter=Progress(to_stderr=to_stderr),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
-            # Where to retry the lost: to Tune a trial has failed only if its lane broke.
-            failure_config=tune.FailureConfig(max_failures=0),
+            # To Tune a trial has failed only if its lane broke; Recorder forbids a retry where it would fail again.
+            failure_config=tune.FailureConfig(max_failures=LOST_RETRIES),
             verbose=1,
         ),
     )
@@ -185,7 +186,9 @@ def _ray_started() -> Iterator[bool]:
         ray.shutdown()
 
 
-def _lanes(plan: Plan, gpus_per_trial: int | None, concurrent: int | None, *, is_local: bool) -> tuple[LaneShape, int]:
+def _lanes(
+    plan: Plan, gpus_per_trial: int | None, workers_per_trial: int | None, concurrent: int | None, *, is_local: bool
+) -> tuple[LaneShape, int]:
     """What a lane takes, and how many fit on the cluster."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -194,8 +197,15 @@ def _lanes(plan: Plan, gpus_per_trial: int | None, concurrent: int | None, *, is
         gpus_per_trial = 1 if device == "cuda" or (gpus and device == "auto") else 0
     most = concurrent or len(plan.trials)
     if gpus_per_trial == 0:
-        lanes = min(most, cpus, len(plan.trials))
-        return LaneShape(cpus=cpus // lanes), lanes
+        workers = workers_per_trial or 1
+        if workers > cpus and is_local:
+            raise UserError(f"workers_per_trial ({workers}) must be at most the {cpus} CPUs that Ray finds")
+        lanes = max(1, min(most, cpus // workers, len(plan.trials)))
+        return LaneShape(workers=workers, cpus=max(1, cpus // (lanes * workers))), lanes
+    if workers_per_trial not in (None, gpus_per_trial):
+        raise UserError(
+            f"workers_per_trial ({workers_per_trial}) must be gpus_per_trial ({gpus_per_trial}): one GPU each"
+        )
     fit = gpus // gpus_per_trial
     if fit == 0 and (is_local or concurrent is None):
         hint = "" if is_local else "; for a cluster that grows when it is asked to, give --concurrent too"

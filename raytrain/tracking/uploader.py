@@ -132,7 +132,7 @@ class Uploader:
         reports = read_log(folder / "log.jsonl")
         first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
         config = dict(trial["config"])
-        facts = config.pop("architecture") | config
+        facts = {key: value for key, value in (config.pop("architecture") | config).items() if value is not None}
         labels = ", ".join(trial["labels"])
         run = self._run(study, trial["id"], labels, facts, first)
 

@@ -75,7 +75,9 @@ class Checkpointer:
         if world.size > 1:
             dist.broadcast_object_list(shared, src=0, device=world.device)
         self._folder = shared[0] / "checkpoints" if shared[0] is not None else None
-        self._config, self._world, self._model, self._optimizer = config, world, model, optimizer
+        self._config, self._world, self._optimizer = config, world, optimizer
+        # Taken now: after an evaluation FSDP's root shows its parameters whole until the next backward pass.
+        self._parameters = _parameters(model)
         self._trajectory = {k: v for k, v in config.to_dict().items() if k not in _FREE}
         self._trajectory["architecture"] = config.architecture.canonical().to_dict()
         self._trajectory["data_fingerprint"] = data_fingerprint
@@ -159,7 +161,7 @@ class Checkpointer:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the run by name. The dict holds the live tensors, so loading fills them."""
-        tensors = {f"model.{name}": parameter.detach() for name, parameter in _parameters(self._model).items()}
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
         for name, moments in self._moments().items():
             tensors |= {f"optimizer.{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
         return tensors
@@ -171,7 +173,7 @@ class Checkpointer:
             optimizer = optimizer.optim
         owned = {id(p): p for group in optimizer.param_groups for p in group["params"]}
         moments = {}
-        for name, parameter in _parameters(self._model).items():
+        for name, parameter in self._parameters.items():
             if id(parameter) in owned:
                 state = optimizer.state[parameter]
                 if not state:

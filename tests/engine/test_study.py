@@ -124,3 +124,49 @@ def test_mlflow_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "does not take the results" in said
     assert "send the rest later with: python -c" in said
+
+
+def dies_once(marker: Path) -> Callable[..., Any]:
+    """Training in which rank 1 is killed at its eighth step, the first time. Made in here, to travel by value."""
+
+    def train(config: Any, on_report: Any, folder: Any, interrupted: Callable[[], bool]) -> Any:
+        import os
+        import signal
+
+        import torch.distributed
+
+        from raytrain.training.loop import train
+
+        steps: list[int] = []
+
+        def kill_or_not() -> bool:
+            steps.append(1)
+            if torch.distributed.get_rank() == 1 and len(steps) == 8 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return interrupted()
+
+        return train(config, on_report, folder, kill_or_not)
+
+    return train
+
+
+def test_killed_worker_changes_nothing(ray_here: None, tmp_path: Path) -> None:
+    """Would catch a lane of two ranks that does not come back, or a trial that starts over or goes on as another:
+    fsdp on two workers, one of them killed, must end with the losses that it would have had."""
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "global_batch": 512, "eval_tokens": 512}
+    values = {"seed": 1, "parallel": "fsdp", "checkpoint_interval": 3, "log_interval": 1, "max_iters": 12, **small}
+    space = Space("test", "llama", {"norm_position": ("pre",)})
+    expansion = expand(space, lambda v: resolve([("test", {**values, **v})], data_vocab_size=256)[0])
+    budget = expansion.candidates[0].config.train_flops
+    plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=1)
+    losses = {}
+    for name, marker in (("whole", tmp_path), ("killed", tmp_path / "marker")):  # a marker that exists: nobody dies
+        assert study.run_study(plan, runs=tmp_path, name=name, workers_per_trial=2, train=dies_once(marker)) == 0
+        reports = read_log(tmp_path / name / "trials" / plan.trials[0].id / "log.jsonl")
+        losses[name] = {r["step"]: r["loss"] for r in reports if r["event"] == "step"}
+        assert reports[-1]["status"] == "complete"
+        assert reports[-1]["world_size"] == 2
+    starts = [report["first_step"] for report in reports if report["event"] == "start"]
+    assert starts == [0, 6]
+    assert losses["killed"] == losses["whole"]

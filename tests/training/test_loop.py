@@ -67,7 +67,7 @@ def test_a_flop_budget_is_met_within_half_a_sequence(tiny_run, preset):
 def test_validation_loss_is_the_mean_over_its_windows(tiny_run):
     """Catches padded or dropped windows: 1,000 tokens at T=32 are 31 windows, which no batch of 16 divides."""
     config = tiny_run(eval_tokens=1000)
-    result, reports = reports_of(config.replace(max_iters=1))
+    result, _ = reports_of(config.replace(max_iters=1))
     torch.manual_seed(config.seed)
     fresh = NextTokenLoss(build(config.architecture))
     dataset = open_dataset("stdlib")
