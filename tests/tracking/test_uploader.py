@@ -169,7 +169,8 @@ def test_params_and_tags(runs):
     expected |= {"status": "complete", "labels": "llama, team"}
     assert expected.items() <= run.data.tags.items()
     assert run.info.run_name == "llama, team"
-    assert {*architecture.AXES, *architecture.SIZES, "learning_rate"} <= run.data.params.keys()
+    assert {*architecture.AXES, "n_layer", "vocab_size", "learning_rate"} <= run.data.params.keys()
+    assert "None" not in run.data.params.values()  # the text of what is not set
     assert run.data.params["position_encoding"] == "rope"
     assert study.runs()[""].data.params["budget_flops"] == str(BUDGET)
 
