@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS
 from raytrain.errors import UserError, unknown_value
-from raytrain.training.config import FIELDS, TrainConfig, read_value
+from raytrain.training.config import FIELDS, TrainConfig, read_value, read_yaml
 
 _KEYS = ("base", "presets", "axes", "vary")
 _VARY = ("all", "one_at_a_time")
@@ -122,7 +120,7 @@ def load_space(spec: str, base: str | None = None) -> Space:
     Raises UserError for an unknown name, an unreadable file, an unknown key, axis or level, or an empty space.
     """
     path = _find(spec)
-    content = _read(path)
+    content = read_yaml(path, "space", "with axes or presets")
     for key in content:
         if key not in _KEYS:
             raise unknown_value(f"key in space {spec}", key, _KEYS)
@@ -156,19 +154,6 @@ def _find(spec: str) -> Path:
     if Path(spec).suffix in (".yaml", ".yml") or Path(spec).is_file():
         return Path(spec)
     raise unknown_value("space (and no YAML file)", spec, spaces)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"space ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"space ({path}) is not YAML: {' '.join(str(error).split())}") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise UserError(f"space ({path}) must be a mapping with axes or presets, not a {type(content).__name__}")
-    return content
 
 
 def _levels(spec: str, axis: Any, given: Any) -> list[Any]:

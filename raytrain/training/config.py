@@ -187,17 +187,23 @@ def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(flags).items() if name in known and value is not None}
 
 
-def read_file(path: str) -> dict[str, Any]:
-    """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
+def read_yaml(path: Path, what: str, content: str) -> dict[str, Any]:
+    """The mapping of `content` in the YAML file of a `what`; empty for an empty file. Raises UserError otherwise."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{what} ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"config ({path}) is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{what} ({path}) is not YAML: {' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise UserError(f"config ({path}) must be a mapping of field to value, not a {type(values).__name__}")
+        raise UserError(f"{what} ({path}) must be a mapping {content}, not a {type(values).__name__}")
+    return values
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
+    values = read_yaml(Path(path), "config", "of field to value")
     for name in values:
         if name not in (*FIELDS, "preset"):
             raise unknown_value(f"field in {path}", name, (*FIELDS, "preset"))
