@@ -10,6 +10,9 @@ import shutil
 import subprocess
 from typing import Any
 
+from raytrain.architecture import PRESETS
+from raytrain.design import Design, choose
+from raytrain.errors import UserError
 from raytrain.flops import flops_per_token
 from raytrain.hardware import peak_flops
 from raytrain.space import Candidate, Expansion, Space
@@ -86,6 +89,7 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     spread: Spread
     estimate: Estimate
+    design: Design | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -107,7 +111,13 @@ class Plan:
         names = {"space": self.space, "base": self.base, "scale": self.scale}
         flops = {"budget_flops": self.budget_flops, "total_flops": self.total_flops, "flops_per_token": spread}
         estimate = dataclasses.asdict(self.estimate)
-        return names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
+        plan = names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
+        if self.design is not None:
+            half_widths = {power.effect: power.half_width for power in self.design.power}
+            design: dict[str, Any] = {"name": self.design.name, "d_efficiency": self.design.d_efficiency}
+            design |= {"residual_df": self.design.residual_df, "half_widths_in_noise_sd": half_widths}
+            plan |= {"design": design}
+        return plan
 
     def __str__(self) -> str:
         spread = self.spread
@@ -116,6 +126,7 @@ class Plan:
                 f"space       {self.space} around {self.base}, scale {self.scale}",
                 f"points      {self.points} -> {self.programs} -> {self.functions} (points, programs, functions)",
                 f"trials      {len(self.trials)}",
+                *([f"design      {self.design.describe()}"] if self.design else []),
                 f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
                 f"FLOPs/token {spread}",
                 f"time        about {duration(self.estimate.seconds)} of training: {self.estimate.basis}",
@@ -133,11 +144,18 @@ def make_plan(
     max_trials: int | None = None,
     base: TrainConfig | None = None,
     gpus_per_trial: float | None = None,
+    design: str | None = None,
+    trials: int | None = None,
+    interactions: bool = True,
+    reference: str = "gpt2",
 ) -> Plan:
     """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
 
     The order is shuffled, by a hash of each trial's id, so it is the same everywhere and does not depend on the rest of
     the space. `max_trials` keeps the first so many; `base`, if it is a candidate, comes first in either case.
+    With `design` (see `raytrain.design.choose`, which takes `trials`, `seeds`, `interactions` and the levels of the
+    preset `reference`) that chooses and orders the trials instead, around `base`, which must be a candidate. Raises
+    UserError for what does not fit.
     """
     base_hash = base.architecture.hash if base is not None else None
 
@@ -146,12 +164,28 @@ def make_plan(
 
     named = list(zip(expansion.candidates, _names(expansion.candidates), strict=True))
     named.sort(key=lambda item: place(item[0].config, item[1]))
-    chosen = [
-        PlannedTrial(f"{name}-s{seed}", candidate.labels, candidate.config.replace(seed=seed))
-        for candidate, name in named
-        for seed in range(candidate.config.seed, candidate.config.seed + seeds)
-    ][:max_trials]
-    chosen.sort(key=lambda trial: place(trial.config, trial.id))
+
+    def planned(candidate: Candidate, name: str, seed: int) -> PlannedTrial:
+        return PlannedTrial(f"{name}-s{seed}", candidate.labels, candidate.config.replace(seed=seed))
+
+    chosen_design = None
+    if design is None:
+        seeds_of = {name: range(c.config.seed, c.config.seed + seeds) for c, name in named}
+        chosen = [planned(candidate, name, seed) for candidate, name in named for seed in seeds_of[name]][:max_trials]
+        chosen.sort(key=lambda trial: place(trial.config, trial.id))
+    else:
+        if named[0][0].config.architecture.hash != base_hash:
+            raise UserError(f"design {design} needs the base ({space.base}) among the points of space {space.name}")
+        chosen_design = choose(
+            [_levels(space, candidate.config) for candidate, _ in named],
+            design,
+            trials=trials,
+            seeds=seeds,
+            seed=named[0][0].config.seed,
+            interactions=interactions,
+            reference={axis: level for axis, level in PRESETS[reference].items() if axis in space.levels},
+        )
+        chosen = [planned(*named[index], seed) for index, seed in chosen_design.trials]
     return Plan(
         space=space.name,
         base=space.base,
@@ -163,7 +197,14 @@ def make_plan(
         trials=tuple(chosen),
         spread=_spread(expansion.candidates),
         estimate=_estimate(sum(trial.config.train_flops for trial in chosen), chosen[0].config, gpus_per_trial),
+        design=chosen_design,
     )
+
+
+def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
+    """The level of each axis of `space` that a function can differ in: the attention backend is none."""
+    values = config.to_dict() | config.architecture.to_dict()
+    return {axis: values[axis] for axis in space.levels if axis not in ("preset", "attention_backend")}
 
 
 def _names(candidates: list[Candidate]) -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any
 from raytrain.architecture import PRESETS
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
-from raytrain.errors import Parser, UserError, command
+from raytrain.design import DESIGNS
+from raytrain.errors import Parser, UserError, command, unknown_value
 from raytrain.plan import Plan, make_plan
 from raytrain.space import expand, load_space
 from raytrain.training import config as configs
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int | None:
             gpus_per_trial=flags.gpus_per_trial,
             workers_per_trial=flags.workers_per_trial,
             concurrent=flags.concurrent,
+            storage=flags.storage,
             command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
             as_json=flags.json,
         )
@@ -53,6 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--base", help="preset that the space varies around [the space's own]")
     sweep.add_argument("--max_trials", type=int, help="train a fixed random part of the space, the base first")
     sweep.add_argument("--seeds", type=int, default=1, help="trials of each function, from --seed upwards [1]")
+    sweep.add_argument("--design", help=f"which points to run: {', '.join(DESIGNS)} [every one, or --max_trials]")
+    sweep.add_argument("--reference", default="gpt2", help="preset that leave_one_out puts each choice back to [gpt2]")
+    sweep.add_argument("--trials", type=int, help="runs in all, for the designs random and d_optimal")
+    sweep.add_argument(
+        "--interactions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether d_optimal estimates pairwise interactions too [yes]",
+    )
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")
@@ -60,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "--runs",
         default="runs",
         help="where studies are kept; in a Ray job, from the home folder of the head node [runs]",
+    )
+    sweep.add_argument(
+        "--storage", help="folder or URI (s3://...) for checkpoints, which all nodes reach [the study's folder]"
     )
     sweep.add_argument("--tracking_uri", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
     sweep.add_argument(
@@ -75,6 +89,7 @@ def _plan(flags: argparse.Namespace) -> Plan:
     """Raises UserError for any mistake in the command line, the space and the data."""
     for name, least in (
         ("max_trials", 1),
+        ("trials", 1),
         ("seeds", 1),
         ("gpus_per_trial", 0),
         ("workers_per_trial", 1),
@@ -83,6 +98,16 @@ def _plan(flags: argparse.Namespace) -> Plan:
         value = getattr(flags, name)
         if value is not None and value < least:
             raise UserError(f"{name} ({value}) must be {least} or more")
+    if flags.trials is not None and flags.design is None:
+        raise UserError(
+            f"trials ({flags.trials}) goes with --design random or d_optimal; --max_trials cuts a sweep short"
+        )
+    if flags.max_trials is not None and flags.design is not None:
+        raise UserError(
+            f"max_trials ({flags.max_trials}) would spoil design {flags.design}; say how many with --trials"
+        )
+    if flags.reference not in PRESETS:
+        raise unknown_value("reference", flags.reference, PRESETS)
     space = load_space(flags.space, flags.base)
     layers = [("flag", configs.read_flags(flags))]
     if flags.config:
@@ -131,6 +156,10 @@ def _plan(flags: argparse.Namespace) -> Plan:
         max_trials=flags.max_trials,
         base=base,
         gpus_per_trial=flags.gpus_per_trial,
+        design=flags.design,
+        trials=flags.trials,
+        interactions=flags.interactions,
+        reference=flags.reference,
     )
 
 

@@ -102,3 +102,44 @@ def test_duration() -> None:
     assert [duration(s) for s in (0.2, 90, 600, 3 * 3600, 36 * 3600, 7 * 86400)] == [
         "1 s", "90 s", "10 min", "3 h", "36 h", "7 days",
     ]  # fmt: skip
+
+
+def test_a_design_chooses_the_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a design whose indices are read against another order of the candidates, and a baseline that is not
+    replicated: leave_one_out around llama is llama and its five differences from gpt2, each put back alone."""
+    flags = "--space full --base llama --design leave_one_out --seeds 2 --plan --json"
+    assert tune.main(flags.split()) == 0
+    shown = json.loads(capsys.readouterr().out)
+    names = [name.rsplit("-", 2)[0] for name in shown["trial_ids"]]
+    assert {name: names.count(name) for name in names} == {
+        "4L-3H-96D-RoPE-RMS-SwiGLU-PreNorm": 3 + 2,  # llama, and llama with tied weights, which no name tells
+        "4L-3H-96D-RoPE-LN-NB-SwiGLU-PreNorm": 2,
+        "4L-3H-96D-RoPE-RMS-GELU-PreNorm": 2,
+        "4L-3H-96D-AbsPos-RMS-SwiGLU-PreNorm": 2,
+        "4L-3H-96D-RoPE-RMS-SwiGLU-PostNorm": 2,
+    }
+    assert len(set(shown["trial_ids"])) == 13
+
+
+def test_a_d_optimal_plan_says_what_it_resolves(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch half-widths that go missing, or a design cut short by another count."""
+    assert tune.main("--space full --design d_optimal --trials 128 --plan --json".split()) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["trials"] == len(set(shown["trial_ids"])) == 128
+    widths = shown["design"]["half_widths_in_noise_sd"]
+    assert all(width is not None and 0.3 < width < 1.5 for width in widths.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--trials 9", "goes with --design"),
+        ("--design d_optimal --max_trials 9", "would spoil design"),
+        ("--design d_optimal", "needs trials"),
+        ("--design leave_one_out", "the base is the reference"),
+    ],
+)
+def test_flags_that_a_design_does_not_take(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a flag that is silently ignored."""
+    assert tune.main(["--space", "full", "--plan", *flags.split()]) == 2
+    assert said in capsys.readouterr().err

@@ -57,11 +57,14 @@ def run_study(
     gpus_per_trial: int | None = None,
     workers_per_trial: int | None = None,
     concurrent: int | None = None,
+    storage: str | None = None,
     command: str = "",
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
 ) -> int:
     """Run `plan` to its end in the folder `runs`/`name`, print the ranking and return an exit code.
+
+    `storage` (a path or a URI) is where checkpoints go, if not into the study's folder.
 
     0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the sweep was interrupted. `train`
     takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON object, and stderr the rest.
@@ -95,8 +98,8 @@ def run_study(
         }
         write_json(folder / "study.json", about | {"trials": trials})
         for trial in trials:
-            if trial["config"]["checkpoint_interval"]:  # on a cluster, in a folder that all nodes share
-                trial["folder"] = str(folder / "trials" / trial["id"])
+            if trial["config"]["checkpoint_interval"]:  # on a cluster, in a place that all nodes reach
+                trial["folder"] = f"{storage or folder / 'trials'}/{trial['id']}"
         recorder = Recorder(folder)
         with Sync(folder, tracking_uri, console) as sync:
             _tune(folder, trials, shape, lanes, recorder, train, to_stderr=as_json)
