@@ -57,7 +57,7 @@ class LaneShape:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One trial for a lane: the run's config as plain values, and the folder for its checkpoints."""
+    """One trial for a lane: the run's config as plain values, and the folder for its checkpoints, or a URI."""
 
     config: dict[str, Any]
     folder: str | None = None
@@ -234,7 +234,7 @@ def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox) 
         return stop
 
     try:
-        train(configs.from_dict(job.config), on_report, Path(job.folder) if job.folder else None, lambda: stop)
+        train(configs.from_dict(job.config), on_report, job.folder, lambda: stop)
     except Exception as error:
         return describe(error)
     return None

@@ -1,38 +1,44 @@
 """Checkpoints that are whole or absent, and that any strategy and world size can go on from.
 
 A checkpoint is a folder `step-00000100` of safetensors shards, written by torch.distributed.checkpoint, and a
-`manifest.json` with the run's position and the sha256 of every shard. It is written under a temporary name and shown by
-one atomic rename, manifest last. Nothing in it is a pickle: reading one from an untrusted place runs no code.
+`manifest.json` with the run's position and the sha256 of every shard. It becomes visible at once, on a disk or an
+object store: see `storage`. Nothing in it is a pickle: reading one from an untrusted place runs no code.
 
 Tensors go by the model's own names, whole or as DTensor shards, so a checkpoint of two FSDP ranks loads into one rank
 of anything. The data position is the step, and dropout follows from (seed, step, rank): neither needs more.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
-import os
 import shutil
+import socket
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.errors import UserError
 from raytrain.training.config import TrainConfig
 from raytrain.training.parallel import World
+from raytrain.training.storage import MANIFEST, Storage, open_storage
+
+T = TypeVar("T")
 
 # A process alone saves as one process: no news.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 _FORMAT = 1
-_MANIFEST = "manifest.json"
 
 # Fields that change where or how fast a run trains, not what it computes: a resumed run may differ in them.
 _FREE = {
@@ -57,14 +63,16 @@ class State:
 
 
 class Checkpointer:
-    """Saves and restores one run. Every method is a collective over the run's ranks.
+    """Saves and restores one run. Every method but `close` is a collective over the run's ranks.
 
-    Rank 0's `folder` counts; None keeps nothing. Saving copies the tensors and returns; a thread writes them.
+    Rank 0's `folder` counts: a path, or a URI; None keeps nothing. Saving copies the tensors and returns; a thread
+    writes them. What goes wrong on one rank is raised on all: UserError if the storage is at fault, else RuntimeError.
+    `close` it, or use it in a `with` statement: a process that trains many runs would gather process groups.
     """
 
     def __init__(
         self,
-        folder: Path | None,
+        folder: Path | str | None,
         config: TrainConfig,
         data_fingerprint: str,
         world: World,
@@ -74,7 +82,7 @@ class Checkpointer:
         shared = [folder]
         if world.size > 1:
             dist.broadcast_object_list(shared, src=0, device=world.device)
-        self._folder = shared[0] / "checkpoints" if shared[0] is not None else None
+        self._storage = open_storage(shared[0]) if shared[0] is not None else None
         self._config, self._world, self._optimizer = config, world, optimizer
         # Taken now: after an evaluation FSDP's root shows its parameters whole until the next backward pass.
         self._parameters = _parameters(model)
@@ -83,55 +91,63 @@ class Checkpointer:
         self._trajectory["data_fingerprint"] = data_fingerprint
         self._pending: concurrent.futures.Future[Any] | None = None
         # Writing has collectives of its own, on the CPU, apart from the training's.
-        self._group = dist.new_group(backend="gloo") if self._folder is not None and world.size > 1 else None
+        self._group = dist.new_group(backend="gloo") if self._storage is not None and world.size > 1 else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def is_due(self, state: State, *, is_last: bool) -> bool:
         interval = self._config.checkpoint_interval
-        if self._folder is None or interval is None:
+        if self._storage is None or interval is None:
             return False
         return is_last or (interval > 0 and state.step % interval == 0)
 
     def save(self, state: State) -> None:
-        """Copy the run as it is now; a thread writes it. Waits for the previous one first."""
-        if self._folder is None:
+        """Copy the run as it is now; a thread writes it. Waits for the previous one first; raises what that raised."""
+        if self._storage is None:
             return
         self.finish()
-        name = f"step-{state.step:08d}"
-        partial = self._folder / f".{name}.partial"
-        if self._world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self._barrier()
-        writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        storage, name = self._storage, f"step-{state.step:08d}"
+        stages = self._together(_task(storage, name), lambda: storage.stage(name, is_main=self._world.is_main))
+        stage = stages[self._world.rank]
+        writer = dcp.HuggingFaceStorageWriter(str(stage), save_distributed=True)
         future = dcp.async_save(
             self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._group is None
         )
         assert isinstance(future, concurrent.futures.Future)
-        if not self._world.is_main:
-            self._pending = future
-            return
         manifest = {"format": _FORMAT, "state": dataclasses.asdict(state), "trajectory": self._trajectory}
         manifest |= {"config_hash": _hash(self._trajectory), "world_size": self._world.size}
         manifest["rng"] = "dropout is seeded by (seed, step, micro-step, rank); data order by (seed, sequence)"
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
-        def commit(written: concurrent.futures.Future[Any]) -> None:
+        def publish(written: concurrent.futures.Future[Any]) -> None:
             try:
-                written.result()
-                self._commit(partial, name, manifest)
+                self._publish(storage, name, stage, manifest, written)
                 done.set_result(None)
             except BaseException as error:
                 done.set_exception(error)
 
         self._pending = done
-        future.add_done_callback(commit)
+        future.add_done_callback(publish)
 
     def finish(self) -> None:
-        """Wait until what was saved is on disk. Raises what writing raised."""
+        """Wait until what was saved is in its place. Raises what writing raised."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
-        self._barrier()
+
+    def close(self) -> None:
+        """Let the writing thread end, and free the process group. Raises nothing."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending])
+        if self._storage is not None:
+            self._storage.close()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def restore(self) -> tuple[State, dict[str, Any]]:
         """Load the newest whole checkpoint of this run, if there is one.
@@ -139,25 +155,40 @@ class Checkpointer:
         Returns the position (step 0 without one), and what to report: the checkpoint's name, and any that were found
         damaged, with the reason. Raises UserError where a checkpoint is of another run, naming what differs.
         """
-        if self._folder is None:
+        if self._storage is None:
             return State(), {}
-        found: list[Any] = [None]
-        if self._world.is_main:
-            found = [newest(self._folder)]
-        if self._world.size > 1:
-            dist.broadcast_object_list(found, src=0, group=self._group)
-        manifest, damaged = found[0]
+        storage, task = self._storage, f"checkpoints in {self._storage} were not read"
+        nothing: tuple[dict[str, Any] | None, list[str]] = (None, [])
+        manifest, damaged = self._together(task, lambda: newest(storage) if self._world.is_main else nothing)[0]
         notes: dict[str, Any] = {"damaged_checkpoints": damaged} if damaged else {}
         if manifest is None:
             return State(), notes
         self._check_same_run(manifest)
         tensors = self._tensors()
-        reader = dcp.HuggingFaceStorageReader(str(self._folder / manifest["name"]))
-        dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        reader = dcp.HuggingFaceStorageReader(str(self._at_hand(storage, manifest["name"], task)))
+        load = functools.partial(dcp.load, storage_reader=reader, process_group=self._group)
+        self._together(task, lambda: load(tensors, no_dist=self._group is None))
+        storage.close()
         state = State(**manifest["state"])
         for moments in self._moments().values():
             moments["step"].fill_(state.step)
         return state, notes | {"checkpoint": manifest["name"]}
+
+    def _at_hand(self, storage: Storage, name: str, task: str) -> Path:
+        """Where this rank reads a checkpoint. From afar, the first rank of each machine brings it there for all."""
+        if storage.is_shared:
+            return storage.local(name)
+        machines = self._together(task, socket.gethostname)
+        first = machines.index(machines[self._world.rank])
+
+        def bring() -> Path:
+            if self._world.rank == first > 0:  # rank 0 has verified it, so it has it
+                _, problem = verify(storage, name)
+                if problem:
+                    raise OSError(f"{name}: {problem}")
+            return storage.local(name)
+
+        return self._together(task, bring)[first]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the run by name. The dict holds the live tensors, so loading fills them."""
@@ -183,74 +214,131 @@ class Checkpointer:
                 moments[name] = state
         return moments
 
-    def _commit(self, partial: Path, name: str, manifest: dict[str, Any]) -> None:
-        """Make a written checkpoint visible, then drop what is no longer kept. On rank 0, in the writing thread."""
-        assert self._folder is not None
-        manifest = {"name": name, **manifest, "files": {f.name: _sha256(f) for f in sorted(partial.iterdir())}}
-        manifest["sha256"] = _hash(manifest)
-        with (partial / _MANIFEST).open("w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(self._folder / name, ignore_errors=True)
-        partial.rename(self._folder / name)
-        checkpoints = {path: _read_manifest(path) for path in _checkpoints(self._folder)}
-        losses = {p: m["state"]["evaluation"].get("val_loss") for p, m in checkpoints.items() if m is not None}
-        best = min((p for p in losses if losses[p] is not None), key=lambda p: losses[p], default=None)
-        for path in list(checkpoints)[: -self._config.keep_checkpoints]:
-            if path != best:
-                shutil.rmtree(path, ignore_errors=True)
+    def _publish(
+        self,
+        storage: Storage,
+        name: str,
+        stage: Path,
+        manifest: dict[str, Any],
+        written: concurrent.futures.Future[Any],
+    ) -> None:
+        """Make a checkpoint visible once it is written to `stage`, and drop older ones. In the writing thread."""
+        is_mine = self._world.is_main or not storage.is_shared
+
+        def put() -> dict[str, str]:
+            written.result()
+            digests = {file.name: _sha256(file) for file in sorted(stage.iterdir())} if is_mine else {}
+            storage.put(stage, name)
+            return digests
+
+        def commit(files: dict[str, str]) -> None:
+            whole = {"name": name, **manifest, "files": files}
+            whole["sha256"] = _hash(whole)
+            storage.commit(stage, name, json.dumps(whole, indent=1).encode())
+            self._drop_older(storage, name)
+
+        try:
+            digests = self._together(_task(storage, name), put)
+            files = {file: digest for part in digests for file, digest in part.items()}
+            self._together(_task(storage, name), lambda: commit(files) if self._world.is_main else None)
+        finally:
+            if is_mine:
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def _drop_older(self, storage: Storage, latest: str) -> None:
+        """Delete what is no longer kept, now that `latest` is committed. Later ones, damaged, have been passed over."""
+        with contextlib.suppress(OSError):  # the next save says if the storage fails; not all may be deleted, too
+            names = [name for name in storage.names() if name <= latest]
+            manifests = {name: m for name in names if (m := _read_manifest(storage, name)) is not None}
+            losses = {name: m["state"]["evaluation"].get("val_loss") for name, m in manifests.items()}
+            best = min((name for name in losses if losses[name] is not None), key=lambda n: losses[n], default=None)
+            oldest = min(list(manifests)[-self._config.keep_checkpoints :], default="")
+            for name in names:
+                if name < oldest and name != best:
+                    storage.delete(name)
 
     def _check_same_run(self, manifest: dict[str, Any]) -> None:
         mine, theirs = json.loads(json.dumps(self._trajectory)), manifest["trajectory"]
         for field in sorted(mine.keys() | theirs.keys()):
             if mine.get(field) != theirs.get(field):
                 raise UserError(
-                    f"{self._folder} holds another run: its {field} is {theirs.get(field)!r}, not {mine.get(field)!r}; "
-                    "resume with the same, or train in another folder"
+                    f"{self._storage} holds another run: its {field} is {theirs.get(field)!r}, "
+                    f"not {mine.get(field)!r}; resume with the same, or train in another folder"
                 )
 
-    def _barrier(self) -> None:
+    def _together(self, task: str, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank. If it raises on any, all raise, and say that `task` failed, and why."""
+        failure: BaseException | None = None
+        outcome: tuple[T | None, type[Exception], str] = (None, RuntimeError, "")
+        try:
+            outcome = (work(), RuntimeError, "")
+        except UserError as error:
+            failure, outcome = error, (None, UserError, str(error))
+        except (Exception, CheckpointException) as error:
+            failure, outcome = error, (None, *_describe(error, task))
+        outcomes: list[Any] = [outcome]
         if self._group is not None:
-            dist.barrier(self._group)
+            outcomes = [None] * self._world.size
+            dist.all_gather_object(outcomes, outcome, group=self._group)
+        for _, kind, text in outcomes:
+            if text:
+                raise kind(text) from failure
+        return [result for result, _, _ in outcomes]
 
 
-def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest of the newest whole checkpoint in `folder`, and of each newer one why it is not whole."""
+def newest(storage: Storage) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest of the newest whole checkpoint in `storage`, and of each newer one why it is not whole.
+
+    The checkpoint is at `storage.local(manifest["name"])` then.
+    """
     damaged: list[str] = []
-    for path in reversed(_checkpoints(folder)):
-        manifest, problem = verify(path)
+    for name in reversed(storage.names()):
+        manifest, problem = verify(storage, name)
         if manifest is not None:
             return manifest, damaged
-        damaged.append(f"{path.name}: {problem}")
+        damaged.append(f"{name}: {problem}")
     return None, damaged
 
 
-def verify(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of the checkpoint at `path` if every byte of it is as written; else None and what is wrong."""
-    manifest = _read_manifest(path)
+def verify(storage: Storage, name: str) -> tuple[dict[str, Any] | None, str]:
+    """The manifest of checkpoint `name` if every byte of it is as written; else None and what is wrong."""
+    manifest = _read_manifest(storage, name)
     if manifest is None:
-        return None, f"{_MANIFEST} is missing or damaged"
-    for name, digest in manifest["files"].items():
-        if not (path / name).is_file():
-            return None, f"{name} is missing"
-        if _sha256(path / name) != digest:
-            return None, f"{name} is damaged (sha256 differs)"
+        return None, f"{MANIFEST} is missing or damaged"
+    storage.fetch(name, list(manifest["files"]))
+    for file, digest in manifest["files"].items():
+        path = storage.local(name) / file
+        if not path.is_file():
+            return None, f"{file} is missing"
+        if _sha256(path) != digest:
+            return None, f"{file} is damaged (sha256 differs)"
     return manifest, ""
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in `folder`, oldest first, whole or not."""
-    return sorted(folder.glob("step-*"))
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def _read_manifest(storage: Storage, name: str) -> dict[str, Any] | None:
+    written = storage.manifest(name)
+    if written is None:
+        return None
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads(written)
         digest = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
     return manifest if digest == _hash(manifest) else None
+
+
+def _task(storage: Storage, name: str) -> str:
+    return f"checkpoint {name} in {storage} was not saved"
+
+
+def _describe(error: BaseException, task: str) -> tuple[type[Exception], str]:
+    """What to raise because `task` failed so: a kind of error and its one line."""
+    while isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    reason = str(error).partition("\n")[0]
+    if isinstance(error, OSError):
+        return UserError, f"{task}: {reason}"
+    return RuntimeError, f"{task}: {type(error).__name__}: {reason}"
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

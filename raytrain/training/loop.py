@@ -1,5 +1,6 @@
 """The training loop, told from top to bottom."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -27,29 +28,31 @@ OnReport = Callable[[Report], bool | None]
 def train(
     config: TrainConfig,
     on_report: OnReport = lambda report: None,
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Train as `config` says; called on every rank. Returns the run's result.
 
     `on_report` is called on rank 0 with flat dicts of plain values, each with an "event": start, step, gradients,
-    eval, end. If it returns True at an eval, every rank stops there. `folder` is where checkpoints are kept; a run
-    that finds one of its own there goes on from it. When `interrupted` turns true on any rank, the run saves a
-    checkpoint and ends. The result's "status" is complete, stopped, interrupted or diverged.
+    eval, end. If it returns True at an eval, every rank stops there. `folder` is where checkpoints are kept, a path or
+    a URI that pyarrow knows (`s3://bucket/prefix`); a run that finds one of its own there goes on from it. When
+    `interrupted` turns true on any rank, the run saves a checkpoint and ends. The result's "status" is complete,
+    stopped, interrupted or diverged.
 
     Joins a torch.distributed process group that is already there, or torchrun's; see `parallel.join_world`.
     Raises UserError for a mistake in `config` that only data or devices could show.
     """
-    with parallel.join_world(config) as world:
-        return _train(config, on_report if world.is_main else lambda report: None, folder, interrupted, world)
+    with parallel.join_world(config) as world, contextlib.ExitStack() as at_end:
+        return _train(config, on_report if world.is_main else lambda report: None, folder, interrupted, world, at_end)
 
 
 def _train(
     config: TrainConfig,
     on_report: OnReport,
-    folder: Path | None,
+    folder: Path | str | None,
     interrupted: Callable[[], bool],
     world: parallel.World,
+    at_end: contextlib.ExitStack,
 ) -> Report:
     started = time.perf_counter()
 
@@ -70,7 +73,7 @@ def _train(
     parameters = list(model.parameters())
 
     # Where it starts
-    checkpoints = Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw)
+    checkpoints = at_end.enter_context(Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw))
     state, notes = checkpoints.restore()
     flops_per_sequence = flops_per_token(arch).per_sequence
     start = monitor.start_report(config, world) | {"data": config.data, "data_fingerprint": dataset.fingerprint}

@@ -15,6 +15,7 @@ from raytrain.model.interchange import from_hf, to_hf
 from raytrain.training import config as configs
 from raytrain.training.checkpoint import newest
 from raytrain.training.config import TrainConfig
+from raytrain.training.storage import open_storage
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -28,12 +29,13 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
         config = configs.from_dict(json.loads((run / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run ({run}) is not a run folder: {error}") from None
-    manifest, damaged = newest(run / "checkpoints")
+    storage = open_storage(run)
+    manifest, damaged = newest(storage)
     if manifest is None:
         raise UserError(f"run ({run}) has no whole checkpoint{': ' if damaged else ''}{'; '.join(damaged)}")
     model = build(config.architecture)
     tensors = {f"model.model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    reader = dcp.HuggingFaceStorageReader(str(run / "checkpoints" / manifest["name"]))
+    reader = dcp.HuggingFaceStorageReader(str(storage.local(manifest["name"])))
     dcp.load(tensors, storage_reader=reader, no_dist=True)
     return config, model.eval()
 

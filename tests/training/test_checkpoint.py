@@ -10,6 +10,7 @@ import pytest
 from raytrain.errors import UserError
 from raytrain.training.checkpoint import newest
 from raytrain.training.loop import train
+from raytrain.training.storage import open_storage
 from tests.ranks import Ranks, read_losses, write_losses
 
 STEPS = 16
@@ -31,7 +32,7 @@ def uninterrupted(config, tmp_path_factory) -> dict[int, dict[int, float]]:
 
 def committed(folder: Path) -> int:
     """The step of the newest checkpoint on disk."""
-    manifest, _ = newest(folder / "checkpoints")
+    manifest, _ = newest(open_storage(folder))
     return manifest["state"]["step"] if manifest else 0
 
 
@@ -127,7 +128,7 @@ def test_a_flipped_bit_is_detected(config, finished, tmp_path):
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    manifest, damaged = newest(tmp_path / "checkpoints")
+    manifest, damaged = newest(open_storage(tmp_path))
     assert manifest["name"] == "step-00000015"
     assert len(damaged) == 1
 

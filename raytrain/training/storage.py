@@ -1,0 +1,195 @@
+"""Where a run's checkpoints are kept: a folder that all ranks see, or any storage that pyarrow reaches by a URI.
+
+Either holds the same files: a folder `step-00000100` for each checkpoint, with shards and a manifest. They differ in
+how a checkpoint becomes visible, always at once:
+
+    folder   the ranks write under a temporary name, and one atomic rename shows it
+    URI      each rank writes to a temporary folder of its own and uploads its files; the manifest follows them. Object
+             stores rename nothing, and files without a manifest are no checkpoint
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+import urllib.parse
+from pathlib import Path, PurePath
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raytrain.errors import UserError
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 16 * 2**20  # of one request; each waits for an answer, so small ones are slow
+_DOWNLOADS = 8  # files at a time
+
+
+class FolderStorage:
+    """Checkpoints in a folder on this machine, or on a file system that all ranks share."""
+
+    is_shared = True  # all ranks write to one folder, and read there
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def names(self) -> list[str]:
+        """All checkpoints, oldest first, whole or not."""
+        return sorted(path.name for path in self._folder.glob("step-*"))
+
+    def manifest(self, name: str) -> bytes | None:
+        """The manifest of a checkpoint as it was committed; None if there is none."""
+        try:
+            return (self._folder / name / MANIFEST).read_bytes()
+        except OSError:  # on a damaged disk too
+            return None
+
+    def local(self, name: str) -> Path:
+        """The folder where the files of a checkpoint that was fetched are read."""
+        return self._folder / name
+
+    def fetch(self, name: str, files: list[str]) -> None:
+        """Bring files of a checkpoint to `local(name)`. One that is missing stays missing."""
+
+    def stage(self, name: str, *, is_main: bool) -> Path:
+        """The folder for this rank to write its files of a new checkpoint to. Ready once rank 0 has been here."""
+        partial = self._folder / f".{name}.partial"
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        return partial
+
+    def put(self, stage: Path, name: str) -> None:
+        """Bring what this rank wrote to its place. After this on all ranks, rank 0 commits."""
+
+    def commit(self, stage: Path, name: str, manifest: bytes) -> None:
+        """Make a new checkpoint visible."""
+        with (stage / MANIFEST).open("wb") as file:
+            file.write(manifest)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        stage.rename(self._folder / name)
+
+    def delete(self, name: str) -> None:
+        """Remove a checkpoint. Cut short, this leaves one that is seen not to be whole."""
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove what this process holds of checkpoints that are kept elsewhere."""
+
+
+class RemoteStorage:
+    """Checkpoints below a URI, as `FolderStorage` for the rest. Credentials and endpoints are for pyarrow to find.
+
+    Methods raise OSError where the storage fails, UserError where it cannot be reached at all. What is on its way from
+    or to it lies in a temporary folder.
+    """
+
+    is_shared = False
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __str__(self) -> str:
+        place = urllib.parse.urlsplit(self._uri)  # the query and what is before an @ may be secret
+        return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path.rstrip('/')}/checkpoints"
+
+    @functools.cached_property
+    def _place(self) -> tuple[fs.FileSystem, str]:
+        """The file system and the path in it. Writes a mark there: a place that cannot be written is known at once."""
+        try:
+            filesystem, path = connect(self._uri)
+            path = f"{path.rstrip('/')}/checkpoints"
+            _make_folder(filesystem, path)
+            filesystem.open_output_stream(f"{path}/.writable").close()
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).replace(self._uri, str(self)).partition("\n")[0]
+            raise UserError(f"folder ({self}) cannot be reached: {reason}") from error
+        return filesystem, path
+
+    @functools.cached_property
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="raytrain-", ignore_cleanup_errors=True)
+
+    def names(self) -> list[str]:
+        filesystem, path = self._place
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.base_name.startswith("step-"))
+
+    def manifest(self, name: str) -> bytes | None:
+        filesystem, path = self._place
+        # Only what is not there is None: a network that fails must not make a checkpoint look damaged.
+        with contextlib.suppress(FileNotFoundError), filesystem.open_input_stream(f"{path}/{name}/{MANIFEST}") as file:
+            return file.read()
+        return None
+
+    def local(self, name: str) -> Path:
+        return Path(self._scratch.name) / name
+
+    def fetch(self, name: str, files: list[str]) -> None:
+        filesystem, path = self._place
+        folder = self.local(name)
+        folder.mkdir(exist_ok=True)
+
+        def download(file: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                destination = folder / PurePath(file).name  # whatever a manifest says, nothing is written elsewhere
+                _copy(filesystem, f"{path}/{name}/{file}", fs.LocalFileSystem(), str(destination))
+
+        with concurrent.futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
+            list(pool.map(download, files))
+
+    def stage(self, name: str, *, is_main: bool) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._scratch.name))
+
+    def put(self, stage: Path, name: str) -> None:
+        filesystem, path = self._place
+        _make_folder(filesystem, f"{path}/{name}")
+        _copy(fs.LocalFileSystem(), str(stage), filesystem, f"{path}/{name}")
+
+    def commit(self, stage: Path, name: str, manifest: bytes) -> None:
+        filesystem, path = self._place
+        with filesystem.open_output_stream(f"{path}/{name}/{MANIFEST}") as file:
+            file.write(manifest)
+
+    def delete(self, name: str) -> None:
+        filesystem, path = self._place
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{name}/{MANIFEST}")
+        filesystem.delete_dir(f"{path}/{name}")
+
+    def close(self) -> None:
+        if "_scratch" in self.__dict__:
+            self._scratch.cleanup()
+            del self._scratch
+
+
+Storage = FolderStorage | RemoteStorage
+
+
+def open_storage(folder: Path | str) -> Storage:
+    """The checkpoints of the run in `folder`: a path, or a URI (`s3://bucket/prefix`). Touches nothing."""
+    if isinstance(folder, str) and "://" in folder:
+        return RemoteStorage(folder)
+    return FolderStorage(Path(folder) / "checkpoints")
+
+
+def connect(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system that `uri` names, and the path in it."""
+    return fs.FileSystem.from_uri(uri)
+
+
+def _make_folder(filesystem: fs.FileSystem, path: str) -> None:
+    # Object stores need no folders, and credentials for a prefix alone may make none above it.
+    with contextlib.suppress(OSError):
+        filesystem.create_dir(path, recursive=True)
+
+
+def _copy(source: fs.FileSystem, path: str, destination: fs.FileSystem, to: str) -> None:
+    fs.copy_files(path, to, source, destination, chunk_size=_CHUNK_BYTES)
