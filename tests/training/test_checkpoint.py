@@ -18,16 +18,19 @@ STEPS = 16
 
 @pytest.fixture(scope="module")
 def config(tiny_run):
-    return tiny_run(preset="llama", dropout=0.1, max_iters=STEPS, checkpoint_interval=3, eval_interval=8)
+    return tiny_run(preset="llama", dropout=0.1, max_iters=STEPS, checkpoint_interval=3, eval_interval=4)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(config, tmp_path_factory) -> dict[int, dict[int, float]]:
-    """The losses of a run that nobody disturbs, by world size."""
+def uninterrupted(config, tmp_path_factory) -> dict[tuple[int, str], dict[int, float]]:
+    """The losses of a run that nobody disturbs, by world size and strategy."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    for size in (1, 2):
-        assert Ranks(size, write_losses, config, folder / f"{size}.jsonl").join() == [0] * size
-    return {size: read_losses(folder / f"{size}.jsonl") for size in (1, 2)}
+    losses = {}
+    for size, strategy in ((1, "single"), (2, "ddp"), (2, "zero1"), (2, "fsdp")):
+        out = folder / f"{size}-{strategy}.jsonl"
+        assert Ranks(size, write_losses, config.replace(parallel=strategy), out).join() == [0] * size
+        losses[size, strategy] = read_losses(out)
+    return losses
 
 
 def committed(folder: Path) -> int:
@@ -45,12 +48,15 @@ def wait_for_step(ranks: Ranks, out: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("point", range(10))
+@pytest.mark.parametrize("point", range(12))
 def test_a_killed_run_resumes_bitwise(config, uninterrupted, tmp_path, size, point):
     """Catches lost optimizer state, a replayed or skipped batch, other dropout, and a half-written checkpoint in use.
 
-    kill -9 at a random step, in a random place of it: of one worker of two, or of all.
+    kill -9 at a random step, in a random place of it: of one worker of two, or of all. Evaluations fall between
+    checkpoints and upon them (steps 4, 8, 12; 3, 6, 9, 12, 15): FSDP shows its root's parameters whole after one.
     """
+    strategy = "single" if size == 1 else ("ddp", "zero1", "fsdp")[point % 3]
+    config = config.replace(parallel=strategy)
     draw = random.Random(1000 * size + point)
     out = tmp_path / "log.jsonl"
     ranks = Ranks(size, write_losses, config, out, tmp_path)
@@ -63,7 +69,7 @@ def test_a_killed_run_resumes_bitwise(config, uninterrupted, tmp_path, size, poi
     reports = [json.loads(line) for line in out.read_text().splitlines()]
     starts = [report for report in reports if report["event"] == "start"]
     assert starts[-1]["first_step"] == kept
-    assert read_losses(out) == uninterrupted[size]  # and steps that were run twice gave the same twice
+    assert read_losses(out) == uninterrupted[size, strategy]  # and steps that were run twice gave the same twice
     end = reports[-1]
     assert (end["event"], end["steps"], end["train_flops"]) == ("end", STEPS, config.train_flops)
 
