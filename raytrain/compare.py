@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from raytrain import architecture
-from raytrain.analysis.ranking import BUDGET_TOLERANCE, read_json
+from raytrain.analysis.ranking import BUDGET_TOLERANCE
 from raytrain.architecture import AXES
 from raytrain.errors import Parser, UserError, command
+from raytrain.files import read_json
 from raytrain.tracking.log import read_log
 
 _FILES = ("result.json", "log.jsonl")

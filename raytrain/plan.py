@@ -144,6 +144,7 @@ def make_plan(
     max_trials: int | None = None,
     base: TrainConfig | None = None,
     gpus_per_trial: float | None = None,
+    concurrent: int | None = None,
     design: str | None = None,
     trials: int | None = None,
     interactions: bool = True,
@@ -157,10 +158,14 @@ def make_plan(
     preset `reference`) that chooses and orders the trials instead, around `base`, which must be a candidate. Raises
     UserError for what does not fit.
     """
-    base_hash = base.architecture.hash if base is not None else None
+
+    def is_base(config: TrainConfig) -> bool:
+        if base is None or config.architecture.hash != base.architecture.hash:
+            return False
+        return config.replace(architecture=base.architecture, seed=base.seed) == base
 
     def place(config: TrainConfig, name: str) -> tuple[bool, str]:
-        return config.architecture.hash != base_hash, hashlib.sha256(name.encode()).hexdigest()
+        return not is_base(config), hashlib.sha256(name.encode()).hexdigest()
 
     named = list(zip(expansion.candidates, _names(expansion.candidates), strict=True))
     named.sort(key=lambda item: place(item[0].config, item[1]))
@@ -174,7 +179,7 @@ def make_plan(
         chosen = [planned(candidate, name, seed) for candidate, name in named for seed in seeds_of[name]][:max_trials]
         chosen.sort(key=lambda trial: place(trial.config, trial.id))
     else:
-        if named[0][0].config.architecture.hash != base_hash:
+        if not is_base(named[0][0].config):
             raise UserError(f"design {design} needs the base ({space.base}) among the points of space {space.name}")
         chosen_design = choose(
             [_levels(space, candidate.config) for candidate, _ in named],
@@ -196,7 +201,12 @@ def make_plan(
         budget_flops=budget_flops,
         trials=tuple(chosen),
         spread=_spread(expansion.candidates),
-        estimate=_estimate(sum(trial.config.train_flops for trial in chosen), chosen[0].config, gpus_per_trial),
+        estimate=_estimate(
+            sum(trial.config.train_flops for trial in chosen),
+            chosen[0].config,
+            gpus_per_trial,
+            min(len(chosen), concurrent or len(chosen)),
+        ),
         design=chosen_design,
     )
 
@@ -208,11 +218,14 @@ def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
 
 
 def _names(candidates: list[Candidate]) -> list[str]:
-    """What each candidate is called: its architecture's name and hash, and its label where these are not enough."""
+    """What each candidate is called: its architecture's name and hash; its label, then a digest, if not enough."""
     names = [f"{c.config.architecture.name}-{c.config.architecture.hash[:6]}" for c in candidates]
-    times = collections.Counter(names)
     labels = [re.sub(r"[^A-Za-z0-9.=_-]+", "_", candidate.labels[0]) for candidate in candidates]
-    return [name if times[name] == 1 else f"{name}-{label}" for name, label in zip(names, labels, strict=True)]
+    digests = [hashlib.sha256(repr(candidate.config).encode()).hexdigest()[:8] for candidate in candidates]
+    for more in (labels, digests):
+        times = collections.Counter(names)
+        names = [name if times[name] == 1 else f"{name}-{add}" for name, add in zip(names, more, strict=True)]
+    return names
 
 
 def _spread(candidates: list[Candidate]) -> Spread:
@@ -221,8 +234,10 @@ def _spread(candidates: list[Candidate]) -> Spread:
     return Spread(least[0], most[0], least[1], most[1])
 
 
-def _estimate(total_flops: int, config: TrainConfig, gpus_per_trial: float | None) -> Estimate:
+def _estimate(total_flops: int, config: TrainConfig, gpus_per_trial: float | None, at_once: int) -> Estimate:
+    """Of `at_once` trials at a time, which may leave GPUs idle. (Fewer trials than cores get several cores each.)"""
     gpus = _gpus() if config.device != "cpu" and gpus_per_trial != 0 else []
+    gpus = gpus[: round(at_once * (gpus_per_trial or 1))]
     if not gpus:
         cores = os.cpu_count() or 1
         return Estimate(

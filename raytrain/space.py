@@ -17,6 +17,13 @@ from raytrain.training.config import FIELDS, TrainConfig, read_value, read_yaml
 
 _KEYS = ("base", "presets", "axes", "vary")
 _VARY = ("all", "one_at_a_time")
+# What a trial may differ in and still be ranked with the others. Not the data or the vocabulary, which move the zero
+# of the loss; nor what is watched, or where and how fast a trial runs.
+AXIS_FIELDS = (
+    *("preset", *AXES, "n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff"),
+    *("global_batch", "learning_rate", "min_lr_fraction", "warmup_fraction", "schedule", "decay_fraction"),
+    *("weight_decay", "beta1", "beta2", "grad_clip", "precision", "init_from"),
+)
 # A wheel has the spaces inside the package; a checkout, which an editable install points at, has them beside it.
 _FOLDERS = (Path(__file__).parent / "search_spaces", Path(__file__).parents[1] / "search_spaces")
 
@@ -102,7 +109,8 @@ def expand(
         except UserError as error:
             raise UserError(f"Space {space.name}, {point.label}: {error}") from None
         program = config.architecture.program()
-        rest = tuple(getattr(config, field) for field in other_fields)
+        is_dead = {"decay_fraction"} if config.schedule == "cosine" else set()
+        rest = tuple(getattr(config, field) for field in other_fields if field not in is_dead)
         programs.add((program, rest))
         key = (program if keep_backends else program.canonical(), rest)
         runs.setdefault(key, (config, point.values))
@@ -124,7 +132,7 @@ def load_space(spec: str, base: str | None = None) -> Space:
     for key in content:
         if key not in _KEYS:
             raise unknown_value(f"key in space {spec}", key, _KEYS)
-    base = base or content.get("base", "gpt2")
+    base = str(base or content.get("base", "gpt2"))
     if base not in PRESETS:
         raise unknown_value("base", base, PRESETS)
     vary = content.get("vary", "all")
@@ -133,6 +141,8 @@ def load_space(spec: str, base: str | None = None) -> Space:
     axes = content.get("axes") or {}
     if not isinstance(axes, dict):
         raise UserError(f"axes in space {spec} must be a mapping of field to levels, not {axes!r}")
+    if "presets" in content and "preset" in axes:
+        raise UserError(f"Space {spec} has presets and an axis called preset; leave one of them out")
     if "presets" in content:
         axes = {"preset": content["presets"]} | axes
     if not axes:
@@ -158,8 +168,10 @@ def _find(spec: str) -> Path:
 
 def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
     """The levels of one axis, as the types of that field."""
-    if axis not in ("preset", *FIELDS):
-        raise unknown_value(f"axis in space {spec}", axis, ("preset", *FIELDS))
+    if axis not in FIELDS and axis != "preset":
+        raise unknown_value(f"axis in space {spec}", axis, AXIS_FIELDS)
+    if axis not in AXIS_FIELDS:
+        raise UserError(f"{axis} cannot be an axis of space {spec}: trials that differ in it are not to be ranked")
     if not isinstance(given, list):
         raise UserError(f"axis {axis} in space {spec} must be a list of levels, not {given!r}")
     if not given:
@@ -176,7 +188,7 @@ def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
 
 def _level(axis: str, given: Any) -> Any:
     if axis == "preset":
-        if given not in PRESETS:
+        if str(given) not in PRESETS:
             raise unknown_value("preset", given, PRESETS)
         return given
     level = read_value(axis, given)

@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import datetime
-import json
 import os
+import shutil
 import signal
 import sys
 import types
@@ -14,6 +14,7 @@ from typing import Any
 
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
+from raytrain.files import check_name, read_json, write_json
 from raytrain.tracking.log import JsonLog
 from raytrain.training import config as configs
 from raytrain.training.config import TrainConfig
@@ -36,8 +37,11 @@ def main(argv: list[str] | None = None) -> int | None:
     folder = None
     if is_main:
         folder = Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config)
+        if _is_complete(folder):
+            print(f"{folder} is complete: there is nothing to go on with")
+            return 0
         _print_sources(config, sources)
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+        write_json(folder / "config.json", config.to_dict())
     log = JsonLog(folder / "log.jsonl") if folder else None
 
     with _interrupts() as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
@@ -48,11 +52,24 @@ def main(argv: list[str] | None = None) -> int | None:
             log.write(report)
             console(report)
 
-        result = train(config, on_report, folder, interrupted)
+        try:
+            result = train(config, on_report, folder, interrupted)
+        except UserError:
+            if folder is not None and not (folder / "log.jsonl").exists():
+                shutil.rmtree(folder)  # nothing has been trained; the name is free again
+            raise
     if folder is not None:
-        (folder / "result.json").write_text(json.dumps(result, indent=1))
+        write_json(folder / "result.json", result)
         print(_last_line(result, folder))
-    return 0
+    return _EXIT_CODES[result["status"]]
+
+
+_EXIT_CODES = {"complete": 0, "diverged": 1, "interrupted": 130}
+
+
+def _is_complete(folder: Path) -> bool:
+    result = folder / "result.json"
+    return result.exists() and read_json(result).get("status") == "complete"
 
 
 def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
@@ -68,10 +85,10 @@ def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     """The configuration of an earlier run, with what the flags change: the checkpoint says whether they may."""
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"resume ({folder}) is not a run folder: {error}") from None
+    values = read_json(folder / "config.json")
+    for name in ("preset", "scale", "config", "name"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume ({folder}) has no checkpoints to go on from; --checkpoint_interval N keeps some")
     changes = {name: configs.read_value(name, value) for name, value in configs.read_flags(flags).items()}
@@ -87,7 +104,11 @@ def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
     """Make the run's folder. Raises UserError if the name is taken or the place cannot be written."""
     arch = config.architecture
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = [name] if name else [f"{arch.name}-{arch.hash[:6]}-s{config.seed}-{time}{end}" for end in ("", "-2", "-3")]
+    names = (
+        [check_name(name)]
+        if name
+        else [f"{arch.name}-{arch.hash[:6]}-s{config.seed}-{time}{end}" for end in ("", "-2", "-3")]
+    )
     for candidate in names:
         try:
             (runs / candidate).mkdir(parents=True)
@@ -122,15 +143,24 @@ def _last_line(result: Report, folder: Path) -> str:
 def _interrupts() -> Iterator[Callable[[], bool]]:
     """SIGTERM (a preempted node) and the first Ctrl-C ask the run to save and end; a second Ctrl-C kills it."""
     received: list[int] = []
+    is_training = False
+
+    def is_interrupted() -> bool:
+        nonlocal is_training
+        is_training = True
+        return bool(received)
 
     def note(signum: int, frame: types.FrameType | None) -> None:
+        if not is_training:  # there is nothing to save yet
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
         received.append(signum)
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(received)
+        yield is_interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -131,11 +131,11 @@ def _plan(flags: argparse.Namespace) -> Plan:
     def resolve(values: Mapping[str, Any]) -> TrainConfig:
         data = str(values.get("data", given.get("data", STDLIB)))
         config, _ = configs.resolve([*layers, ("space", values)], data_vocab_size=_vocab_size(data))
-        if flags.gpus_per_trial and config.batch_sequences % flags.gpus_per_trial:
-            raise UserError(
-                f"gpus_per_trial ({flags.gpus_per_trial}) must divide the {config.batch_sequences} sequences of "
-                f"global_batch ({config.global_batch})"
-            )
+        config.check_ranks(flags.gpus_per_trial or flags.workers_per_trial or 1)
+        if "checkpoint_interval" not in given:  # a sweep keeps no checkpoints unless it is told to
+            config = config.replace(checkpoint_interval=None)
+        if config.init_from is not None and not Path(config.init_from).is_dir():
+            raise UserError(f"init_from ({config.init_from}) is no folder")
         # Trials may run in another working directory.
         paths = {name: getattr(config, name) for name in ("data", "init_from")}
         return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
@@ -154,8 +154,9 @@ def _plan(flags: argparse.Namespace) -> Plan:
         scale=base.scale,
         seeds=flags.seeds,
         max_trials=flags.max_trials,
-        base=base,
+        base=resolve_trial({"preset": space.base} if PRESETS[space.base] else space.points()[0].values),
         gpus_per_trial=flags.gpus_per_trial,
+        concurrent=flags.concurrent,
         design=flags.design,
         trials=flags.trials,
         interactions=flags.interactions,

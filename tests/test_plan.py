@@ -123,7 +123,7 @@ def test_a_design_chooses_the_trials(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_d_optimal_plan_says_what_it_resolves(capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch half-widths that go missing, or a design cut short by another count."""
-    assert tune.main("--space full --design d_optimal --trials 128 --plan --json".split()) == 0
+    assert tune.main(["--space", "full", "--design", "d_optimal", "--trials", "128", "--plan", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["trials"] == len(set(shown["trial_ids"])) == 128
     widths = shown["design"]["half_widths_in_noise_sd"]

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,11 @@ from raytrain import tune
         ("--preset llama", "--base"),
         ("--max_trials 0", "max_trials (0) must be 1 or more"),
         ("--seeds 0", "seeds (0) must be 1 or more"),
-        ("--gpus_per_trial 3", "gpus_per_trial (3) must divide the"),
+        ("--gpus_per_trial 3", "global_batch (1024 tokens: 8 sequences) must be divisible over 3 ranks"),
+        ("--micro_batch 3", "micro_batch (3) must divide the 8 sequences of a rank's step; try 2"),
+        ("--parallel single --workers_per_trial 2", "parallel 'single' runs on one rank, but there are 2"),
+        ("--seed 99999999999999999999999", "must be below 2^63"),
+        ("--init_from /nowhere", "init_from (/nowhere) is no folder"),
         ("--max_trial 3", "Did you mean --max_trials?"),
     ],
 )
@@ -52,4 +55,3 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
     plan = tune._plan(tune._parser().parse_args(["--config", "run.yaml", "--learning_rate", "0.25"]))
     config = plan.trials[0].config
     assert (config.data, config.learning_rate) == (str(tmp_path / "tokens"), 0.25)
-    assert "ray" not in sys.modules or "raytrain.engine.study" in sys.modules

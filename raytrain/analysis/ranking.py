@@ -13,14 +13,13 @@ hardware_flops.
     rank                     1 is the best loss_per_flop among trials whose budget is ok; equal ones share a rank
 """
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from raytrain.errors import UserError
+from raytrain.files import read_json
 
 BUDGET_TOLERANCE = 0.005
 UNFINISHED = ("waiting", "running", "interrupted")
@@ -35,19 +34,6 @@ def loss_per_flop(loss: Numbers, vocab_size: Numbers, flops: Numbers) -> Numbers
     return (np.log(vocab_size) - loss) / (flops / _EFLOP)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that cannot be read or is not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return content
-
-
 def read_study(study_dir: str | Path) -> pd.DataFrame:
     """A row a trial, in the order of study.json. Raises UserError for a folder that holds no study."""
     folder = Path(study_dir)
@@ -60,7 +46,8 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
     axes = config.pop("architecture")
     row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "hash": trial["hash"]}
     row |= {"budget_flops": study["budget_flops"]}
-    row |= {"status": "running" if (folder / "log.jsonl").exists() else "waiting"} | axes | config
+    started = "interrupted" if study.get("interrupted") else "running"
+    row |= {"status": started if (folder / "log.jsonl").exists() else "waiting"} | axes | config
     if (folder / "result.json").exists():
         row |= read_json(folder / "result.json")
     return row

@@ -1,6 +1,5 @@
 """What a study leaves behind: its folder, written in the driver, and MLflow, fed from that folder."""
 
-import json
 import logging
 import pickle
 import shlex
@@ -15,6 +14,7 @@ from ray import tune
 from raytrain import architecture as architectures
 from raytrain.engine.lane import Report, one_line
 from raytrain.engine.timing import Timing
+from raytrain.files import write_json
 from raytrain.tracking.log import JsonLog
 
 LOST_RETRIES = 2  # times that a trial whose lane died is started again, from its newest checkpoint if it has one
@@ -57,7 +57,7 @@ class Recorder(tune.Callback):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", planned["config"])
             self._logs[planned["id"]] = JsonLog(folder / "log.jsonl")
-        self.timings[planned["id"]].note(report)
+        self.timings[planned["id"]].note(report, lane)
         trace = report.pop("traceback", None)
         if trace is not None:
             (folder / "traceback.txt").write_text(trace)
@@ -124,10 +124,3 @@ class Sync:
 def _cause(error: Exception) -> str:
     """Why a lane's process died: of one that could not start, its own last words."""
     return str(error).strip().splitlines()[-1] if "creation task" in str(error) else one_line(error)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -23,11 +22,12 @@ from ray import tune
 import raytrain
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.engine.lane import LaneShape, Report
-from raytrain.engine.record import LOST_RETRIES, Recorder, Sync, write_json
+from raytrain.engine.record import LOST_RETRIES, Recorder, Sync
 from raytrain.engine.show import Progress, ranking_table, short_name
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
+from raytrain.files import check_name, read_json, write_json
 from raytrain.plan import Plan
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
@@ -82,6 +82,8 @@ def run_study(
     console.print(str(plan), markup=False)
     with _ray_started() as is_local:
         shape, lanes = _lanes(plan, gpus_per_trial, workers_per_trial, concurrent, is_local=is_local)
+        if not shape.gpus:  # else a rank without a GPU of its own would take the node's first
+            trials = [trial | {"config": trial["config"] | {"device": "cpu"}} for trial in trials]
         folder.mkdir(parents=True)
         console.print(f"lanes       {lanes}, each of {shape}\nfolder      {folder}", markup=False)
         about = {
@@ -98,15 +100,17 @@ def run_study(
         }
         write_json(folder / "study.json", about | {"trials": trials})
         for trial in trials:
-            if trial["config"]["checkpoint_interval"]:  # on a cluster, in a place that all nodes reach
+            if trial["config"]["checkpoint_interval"] is not None:  # on a cluster, in a place that all nodes reach
                 trial["folder"] = f"{storage or folder / 'trials'}/{trial['id']}"
         recorder = Recorder(folder)
         with Sync(folder, tracking_uri, console) as sync:
             _tune(folder, trials, shape, lanes, recorder, train, to_stderr=as_json)
+            table = rank(read_study(folder))
+            unfinished = int(table["status"].isin(UNFINISHED).sum())
+            if unfinished:  # MLflow is to know, at the last sync, that nobody works on them any more
+                write_json(folder / "study.json", read_json(folder / "study.json") | {"interrupted": True})
 
-    table = rank(read_study(folder))
     spent = overhead(recorder.timings.values(), started, lanes)
-    unfinished = int(table["status"].isin(UNFINISHED).sum())
     if unfinished < len(trials):
         console.print(ranking_table(table))
     for line in (spent, sync.ui and f"compare     {sync.ui}"):
@@ -204,7 +208,8 @@ def _lanes(
         if workers > cpus and is_local:
             raise UserError(f"workers_per_trial ({workers}) must be at most the {cpus} CPUs that Ray finds")
         lanes = max(1, min(most, cpus // workers, len(plan.trials)))
-        return LaneShape(workers=workers, cpus=max(1, cpus // (lanes * workers))), lanes
+        largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        return LaneShape(workers=workers, cpus=max(1, min(cpus // (lanes * workers), largest))), lanes
     if workers_per_trial not in (None, gpus_per_trial):
         raise UserError(
             f"workers_per_trial ({workers_per_trial}) must be gpus_per_trial ({gpus_per_trial}): one GPU each"
@@ -218,9 +223,7 @@ def _lanes(
 
 def _free_folder(runs: Path, name: str) -> Path:
     """Where the study goes. Raises UserError if the name is taken or unfit, or the place cannot be written."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise UserError(f"name ({name!r}) may have letters, digits, '.', '_' and '-'")
-    if (runs / name).exists():
+    if (runs / check_name(name)).exists():
         raise UserError(f"name ({name}) is taken in {runs}; choose another")
     try:
         runs.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,18 @@ class Timing:
     startup_seconds: float = 0.0  # of `train` before the first step: data, model
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    restored_seconds: float = 0.0  # of these two, what an earlier start of the trial spent
 
-    def note(self, report: Report) -> None:
-        """Take from a report what it says of time."""
+    @property
+    def spent(self) -> float:
+        """Seconds of training and evaluation since the trial was last started."""
+        return self.train_seconds + self.eval_seconds - self.restored_seconds
+
+    def note(self, report: Report, lane: str) -> None:
+        """Take from a report what it says of time. A trial that was lost counts from where it was started again."""
         if report["event"] == "start":
-            self.first_step = report["time"]
+            self.lane, self.first_step = lane, report["time"]
+            self.restored_seconds = report.get("restored_seconds", 0.0)
         if report["event"] == "end":
             self.ended = report["time"]
             for name in ("startup_seconds", "train_seconds", "eval_seconds"):
@@ -37,7 +44,7 @@ class Overhead:
     wall: float  # from the start of the sweep to the end of its last trial, counted once
     training: float
     evaluation: float
-    overhead: float  # all the rest: wall x lanes - training - evaluation
+    overhead: float  # all the rest: wall x lanes, less the training and evaluation of each trial's last start
     startup: float  # the part of it before the first step of the first trial on each lane
     trial_median: float | None  # overhead of one trial on a lane that was warm
     turnaround_median: float | None  # from the end of a trial to the first step of the next on its lane
@@ -66,17 +73,18 @@ def overhead(timings: Iterable[Timing], started: float, lanes: int) -> Overhead 
         return None
     trials = [timing for lane in by_lane.values() for timing in lane]
     pairs = [pair for lane in by_lane.values() for pair in itertools.pairwise(lane)]
-    warm = [after.ended - before.ended - after.train_seconds - after.eval_seconds for before, after in pairs]
+    warm = [after.ended - before.ended - after.spent for before, after in pairs]
     turnarounds = [(b.first_step - a.ended, b.startup_seconds) for a, b in pairs if b.first_step is not None]
     first_steps = sorted(lane[0].first_step or lane[0].ended for lane in by_lane.values())
     wall = max(timing.ended for timing in trials) - started
     training, evaluation = sum(t.train_seconds for t in trials), sum(t.eval_seconds for t in trials)
+    spent = sum(t.spent for t in trials)
     return Overhead(
         lanes=lanes,
         wall=wall,
         training=training,
         evaluation=evaluation,
-        overhead=wall * lanes - training - evaluation,
+        overhead=wall * lanes - spent,
         startup=sum(first_step - started for first_step in first_steps[:lanes]),
         trial_median=statistics.median(warm) if warm else None,
         turnaround_median=statistics.median(gap for gap, _ in turnarounds) if turnarounds else None,

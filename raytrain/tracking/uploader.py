@@ -19,8 +19,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from raytrain.analysis.ranking import UNFINISHED, rank, read_json, read_study
+from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.errors import UserError
+from raytrain.files import read_json
 from raytrain.tracking.log import read_log
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
@@ -81,7 +82,8 @@ class Uploader:
         with self._speaking():
             if not self._experiment:
                 self._open(study)
-            self._sync_parent(study, status="complete" if ended.all() else "running", n_ended=int(ended.sum()))
+            status = "complete" if ended.all() else "interrupted" if study.get("interrupted") else "running"
+            self._sync_parent(study, status, n_ended=int(ended.sum()))
             for row in table.to_dict("records"):
                 trial, status, ranking = row["trial"], row["status"], _ranking(row, bool(ended.all()))
                 log = self._dir / "trials" / trial / "log.jsonl"
@@ -145,7 +147,7 @@ class Uploader:
         start = next((report for report in reports if report["event"] == "start"), {})
         tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}
         tags |= {"labels": labels, _LINES: len(reports)}
-        result = read_json(folder / "result.json") if status != "running" else {}
+        result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
         said = start | result
         tags |= {"architecture": said.get("name"), "data_fingerprint": said.get("data_fingerprint")}
         tags |= {key: result.get(key) for key in ("reason", *_EXACT)}

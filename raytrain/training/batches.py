@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from raytrain.data import Loader
-from raytrain.errors import UserError
 from raytrain.training.config import TrainConfig
 from raytrain.training.objective import PADDING
 from raytrain.training.parallel import World
@@ -29,17 +28,9 @@ class Batches:
     def __init__(self, loader: Loader, config: TrainConfig, world: World) -> None:
         self._loader, self._config, self._world = loader, config, world
         per_rank = config.batch_sequences // world.size
-        if config.micro_batch is None:
-            most = max(1, _DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
-            self.micro_batch = max(b for b in range(1, min(most, per_rank) + 1) if per_rank % b == 0)
-        elif per_rank % config.micro_batch:
-            fits = [b for b in range(1, per_rank + 1) if per_rank % b == 0]
-            near = min(fits, key=lambda b: abs(b - config.micro_batch))  # type: ignore[operator]
-            raise UserError(
-                f"micro_batch ({config.micro_batch}) must divide the {per_rank} sequences of a rank's step; try {near}"
-            )
-        else:
-            self.micro_batch = config.micro_batch
+        most = max(1, _DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
+        fits = max(b for b in range(1, min(most, per_rank) + 1) if per_rank % b == 0)
+        self.micro_batch = config.micro_batch or fits
 
     def sequences(self, step: int) -> int:
         """Sequences of the global batch of `step`: all, but in a last step that the budget cuts short."""

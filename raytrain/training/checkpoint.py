@@ -57,9 +57,10 @@ class State:
     train_loss: float = float("nan")
     grad_norm: float = float("nan")
     evaluation: dict[str, float] = dataclasses.field(default_factory=dict)  # the last one
-    best_val_loss: float = float("inf")
+    evaluated_step: int = 0  # when that was
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    speed: dict[str, float] = dataclasses.field(default_factory=dict)  # what the meter has counted; see Meter.state
 
 
 class Checkpointer:
@@ -120,7 +121,7 @@ class Checkpointer:
         assert isinstance(future, concurrent.futures.Future)
         manifest = {"format": _FORMAT, "state": dataclasses.asdict(state), "trajectory": self._trajectory}
         manifest |= {"config_hash": _hash(self._trajectory), "world_size": self._world.size}
-        manifest["rng"] = "dropout is seeded by (seed, step, micro-step, rank); data order by (seed, sequence)"
+        manifest["rng"] = "dropout follows from (seed, step, rank, micro-batches); data order from (seed, sequence)"
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def publish(written: concurrent.futures.Future[Any]) -> None:
@@ -250,7 +251,11 @@ class Checkpointer:
         with contextlib.suppress(OSError):  # the next save says if the storage fails; not all may be deleted, too
             names = [name for name in storage.names() if name <= latest]
             manifests = {name: m for name in names if (m := _read_manifest(storage, name)) is not None}
-            losses = {name: m["state"]["evaluation"].get("val_loss") for name, m in manifests.items()}
+            losses = {
+                name: m["state"]["evaluation"]["val_loss"]
+                for name, m in manifests.items()
+                if m["state"]["evaluated_step"] == m["state"]["step"]  # else the loss is not of these weights
+            }
             best = min((name for name in losses if losses[name] is not None), key=lambda n: losses[n], default=None)
             oldest = min(list(manifests)[-self._config.keep_checkpoints :], default="")
             for name in names:

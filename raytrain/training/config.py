@@ -90,10 +90,12 @@ class TrainConfig:
         for name in ("learning_rate", "eval_tokens", "log_interval", "micro_batch", "fsdp_shard_size", "peak_tflops"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} ({value}) must be above 0")
+                raise UserError(f"{name} ({value}) must be above 0 and finite")
         for name in ("weight_decay", "grad_clip", "eval_interval", "stats_interval", "checkpoint_interval", "seed"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise UserError(f"{name} ({getattr(self, name)}) must be 0 or above")
+        if self.seed >= 2**63:
+            raise UserError(f"seed ({self.seed}) must be below 2^63")
         for name in ("min_lr_fraction", "warmup_fraction", "decay_fraction", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} ({getattr(self, name)}) must be from 0 to 1")
@@ -108,6 +110,25 @@ class TrainConfig:
         if self.total_sequences < 1:
             least = flops_per_token(self.architecture).per_sequence
             raise UserError(f"The budget is less than one sequence of {block_size} tokens ({least:.3g} FLOPs)")
+
+    def check_ranks(self, size: int) -> None:
+        """Raises UserError if the run cannot be spread over `size` ranks: its strategy, shards or batches."""
+        if self.parallel == "single" and size > 1:
+            raise UserError(f"parallel 'single' runs on one rank, but there are {size}; try ddp, zero1 or fsdp")
+        if size % (self.fsdp_shard_size or size):
+            raise UserError(f"fsdp_shard_size ({self.fsdp_shard_size}) must divide the number of ranks ({size})")
+        if self.batch_sequences % size:
+            raise UserError(
+                f"global_batch ({self.global_batch} tokens: {self.batch_sequences} sequences) must be divisible over "
+                f"{size} ranks"
+            )
+        per_rank = self.batch_sequences // size
+        if self.micro_batch is not None and per_rank % self.micro_batch:
+            wanted = self.micro_batch
+            near = min((b for b in range(1, per_rank + 1) if per_rank % b == 0), key=lambda b: abs(b - wanted))
+            raise UserError(
+                f"micro_batch ({self.micro_batch}) must divide the {per_rank} sequences of a rank's step; try {near}"
+            )
 
     @property
     def total_sequences(self) -> int:

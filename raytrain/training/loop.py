@@ -78,12 +78,13 @@ def _train(
     flops_per_sequence = flops_per_token(arch).per_sequence
     start = monitor.start_report(config, world) | {"data": config.data, "data_fingerprint": dataset.fingerprint}
     start |= {"first_step": state.step, "startup_seconds": time.perf_counter() - started}
+    start["restored_seconds"] = state.train_seconds + state.eval_seconds  # spent before this process
     on_report(start | notes)
 
     status = "complete"
     eval_interval = config.eval_interval or max(1, config.total_steps // 5)
     micro_batches = batches.stream(state.step)
-    meter = Meter(config, world)
+    meter = Meter(config, world, state.speed)
     for step in range(state.step, config.total_steps):
         is_first, is_last = step == start["first_step"], step + 1 == config.total_steps
         meter.start()
@@ -107,13 +108,9 @@ def _train(
             totals[0] += micro_loss.detach()
         if config.stats_interval and (step + 1) % config.stats_interval == 0:
             with meter.paused():
-                on_report(
-                    {
-                        "event": "gradients",
-                        "step": step + 1,
-                        **monitor.gradient_stats(language_model.blocks, model, world),
-                    }
-                )
+                stats = monitor.gradient_stats(language_model.blocks, model, world)
+            if all(map(math.isfinite, stats.values())):  # else the run ends just below
+                on_report({"event": "gradients", "step": step + 1, **stats})
 
         # One update, unless something is not finite.
         norm = parallel.clip_gradients(parameters, config.grad_clip or math.inf, world)
@@ -121,6 +118,7 @@ def _train(
         loss, grad_norm = loss_sum / n_tokens, norm.item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             status = "diverged"
+            meter.stop()
             break
         adamw.step()
         adamw.zero_grad(set_to_none=True)
@@ -145,14 +143,15 @@ def _train(
         if wants_eval:
             clock = time.perf_counter()
             state.evaluation = evaluate(evaluator, model, dataset.val_bytes_per_token)
-            state.best_val_loss = min(state.best_val_loss, state.evaluation["val_loss"])
+            state.evaluated_step = state.step
             state.eval_seconds += time.perf_counter() - clock
             stop = world.agree(
                 on_report({"event": "eval", **progress, "train_loss": loss, **state.evaluation, **speed})
             )
         if interruptions or checkpoints.is_due(state, is_last=is_last):
             with meter.paused():
-                checkpoints.save(dataclasses.replace(state, train_seconds=state.train_seconds + meter.train_seconds))
+                seconds = state.train_seconds + meter.train_seconds
+                checkpoints.save(dataclasses.replace(state, train_seconds=seconds, speed=meter.state()))
         if (stop or interruptions) and not is_last:
             status = "interrupted" if interruptions else "stopped"
             break

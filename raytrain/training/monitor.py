@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import rich.console
@@ -106,19 +106,39 @@ def format_start(config: TrainConfig, report: Report) -> str:
     return "\n".join(lines)
 
 
+@dataclasses.dataclass
+class _Stretch:
+    """Some steps of training. `device_seconds` and `peak_flops` are those of all devices together in that time."""
+
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    peak_flops: float = 0.0  # 0 where a peak is not known, or was found wrong
+
+    def __add__(self, other: "_Stretch") -> "_Stretch":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        total = _Stretch(*(a + b for a, b in pairs))
+        if any(stretch.steps and not stretch.peak_flops for stretch in (self, other)):
+            total.peak_flops = 0.0  # an MFU of a part is not one of the whole
+        return total
+
+
 class Meter:
     """Counts the tokens and the seconds of training steps; evaluation, checkpoints and statistics are outside of it.
 
-    The first step, which holds compilation and warm-up, is left out of the run's own speed.
+    The first step of a process, which holds compilation and warm-up, is left out of the run's own speed. `before` is
+    the `state` of the meter of a process that this one goes on from, maybe on other devices.
     """
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
+    def __init__(self, config: TrainConfig, world: World, before: Mapping[str, Any]) -> None:
         self._world = world
         self._flops = flops_per_token(config.architecture)
         self._causal = flops_per_token(config.architecture, attention="causal")
         self._peak = device_peak(config, world)
         self._started: float | None = None  # when the clock was started, if it runs
-        self._new, self._first, self._steady = _Stretch(), _Stretch(), _Stretch()
+        self._new, self._first, self._steady = _Stretch(), _Stretch(), _Stretch(**before)
+        self.train_seconds = 0.0  # in this process, its first step's included
 
     def start(self) -> None:
         """Let the clock run, if it does not."""
@@ -130,7 +150,9 @@ class Meter:
         """Stop the clock, once the device's queue has ended."""
         if self._started is not None:
             self._world.synchronize()
-            self._new.seconds += time.perf_counter() - self._started
+            seconds = time.perf_counter() - self._started
+            self._new.seconds += seconds
+            self.train_seconds += seconds
             self._started = None
 
     @contextlib.contextmanager
@@ -150,50 +172,40 @@ class Meter:
     def read(self) -> Report:
         """The speed since the last reading, with the clock stopped.
 
-        An MFU above 1 means a wrong peak. It is not logged: `wrong_peak_tflops` stands in its place.
+        An MFU above 1 means a wrong peak. It is not logged, nor is the run's: `wrong_peak_tflops` stands in its place.
         """
         new, self._new = self._new, _Stretch()
+        new.device_seconds = new.seconds * self._world.size
+        new.peak_flops = new.device_seconds * (self._peak or 0.0)
+        if self._peak and self._flops.total * new.tokens > new.peak_flops:
+            new.peak_flops = 0.0
         if self._first.steps:
-            self._steady = self._steady + new
+            self._steady += new
         else:
             self._first = new
         return self._speed(new)
 
+    def state(self) -> dict[str, Any]:
+        """What a later process goes on from, as plain values."""
+        return dataclasses.asdict(self._steady)
+
     def summary(self) -> Report:
-        """The speed of the whole run, from its second step on."""
+        """The speed of the whole run, over all its processes, without the first step of each."""
         return self._speed(self._steady) if self._steady.steps else {}
 
-    @property
-    def train_seconds(self) -> float:
-        """Seconds of training in all, the first step's included."""
-        return self._first.seconds + self._steady.seconds + self._new.seconds
-
-    def _speed(self, stretch: "_Stretch") -> Report:
-        rate = self._flops.total * stretch.tokens / stretch.seconds / self._world.size
+    def _speed(self, stretch: _Stretch) -> Report:
+        flops = self._flops.total * stretch.tokens
         speed = {
             "step_seconds": stretch.seconds / stretch.steps,
             "tokens_per_second": stretch.tokens / stretch.seconds,
-            "tflops": rate / 1e12,  # achieved, of one device
+            "tflops": flops / stretch.device_seconds / 1e12,  # achieved, of one device
         }
-        if self._peak is not None:
-            mfu = rate / self._peak
-            if mfu > 1:
-                speed["wrong_peak_tflops"] = self._peak / 1e12
-            else:
-                speed |= {"mfu": mfu, "mfu_causal": mfu * self._causal.total / self._flops.total}
+        if stretch.peak_flops:
+            mfu = flops / stretch.peak_flops
+            speed |= {"mfu": mfu, "mfu_causal": mfu * self._causal.total / self._flops.total}
+        elif self._peak is not None:
+            speed["wrong_peak_tflops"] = self._peak / 1e12
         return speed
-
-
-@dataclasses.dataclass
-class _Stretch:
-    """Some steps of training."""
-
-    tokens: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: "_Stretch") -> "_Stretch":
-        return _Stretch(self.tokens + other.tokens, self.steps + other.steps, self.seconds + other.seconds)
 
 
 def memory(device: torch.device) -> Report:

@@ -11,6 +11,7 @@ Whatever the strategy, it is the same training: the same sequences in the same g
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -76,16 +77,7 @@ def join_world(config: TrainConfig) -> Iterator[World]:
     mine = not dist.is_initialized() and launched_size > 1
     size = dist.get_world_size() if dist.is_initialized() else launched_size
     strategy = config.parallel if config.parallel != "auto" else ("ddp" if size > 1 else "single")
-    if strategy == "single" and size > 1:
-        raise UserError(f"parallel 'single' runs on one rank, but there are {size}; try ddp, zero1 or fsdp")
-    shard_size = config.fsdp_shard_size or size
-    if size % shard_size:
-        raise UserError(f"fsdp_shard_size ({shard_size}) must divide the number of ranks ({size})")
-    if config.batch_sequences % size:
-        raise UserError(
-            f"global_batch ({config.global_batch} tokens: {config.batch_sequences} sequences) must be divisible "
-            f"over {size} ranks"
-        )
+    config.check_ranks(size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if mine:
@@ -154,17 +146,21 @@ def _shard(loss_model: nn.Module, blocks: nn.ModuleList, world: World) -> nn.Mod
     A block's parameters are freed after its forward pass and gathered again for its backward pass; the root's stay,
     since its backward pass comes first. Reductions are in fp32, whatever the compute dtype.
     """
-    if world.replicas == 1:
-        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    else:
-        shape = (world.replicas, world.size // world.replicas)
-        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = _mesh(world.device.type, world.replicas, world.size // world.replicas, dist.group.WORLD)
     param_dtype = world.dtype if world.dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(loss_model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return loss_model
+
+
+@functools.lru_cache(maxsize=4)
+def _mesh(device_type: str, replicas: int, shards: int, group: dist.ProcessGroup) -> DeviceMesh:
+    """The mesh of `group`'s ranks, made once: each mesh of two dimensions makes process groups that stay."""
+    if replicas == 1:
+        return init_device_mesh(device_type, (shards,), mesh_dim_names=("shard",))
+    return init_device_mesh(device_type, (replicas, shards), mesh_dim_names=("replicate", "shard"))
 
 
 @contextlib.contextmanager

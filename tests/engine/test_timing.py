@@ -6,10 +6,12 @@ from raytrain.engine.timing import Timing, overhead
 def trial(lane: str, first_step: float | None, ended: float) -> Timing:
     timing = Timing(lane)
     if first_step is not None:
-        timing.note({"event": "start", "time": first_step})
-        timing.note({"event": "end", "time": ended, "startup_seconds": 0.5, "train_seconds": 6.0, "eval_seconds": 2.0})
+        timing.note({"event": "start", "time": first_step}, lane)
+        timing.note(
+            {"event": "end", "time": ended, "startup_seconds": 0.5, "train_seconds": 6.0, "eval_seconds": 2.0}, lane
+        )
     else:
-        timing.note({"event": "end", "time": ended, "status": "failed"})
+        timing.note({"event": "end", "time": ended, "status": "failed"}, lane)
     return timing
 
 
@@ -33,3 +35,12 @@ def test_overhead_with_failures() -> None:
     assert spent is not None
     assert (spent.overhead, spent.trial_median, spent.turnaround_median) == (6.0, 1.0, None)
     assert "6.0 s on 1 lane" in str(spent)
+
+
+def test_a_retried_trial_counts_from_its_last_start() -> None:
+    """Would catch overhead below zero: what a trial trained before its lane died is not in the new lane's time."""
+    timing = Timing("dead")
+    timing.note({"event": "start", "time": 10.0}, "dead")
+    timing.note({"event": "start", "time": 50.0, "restored_seconds": 30.0}, "new")
+    timing.note({"event": "end", "time": 60.0, "train_seconds": 36.0, "eval_seconds": 2.0}, "new")
+    assert (timing.lane, timing.spent) == ("new", 8.0)

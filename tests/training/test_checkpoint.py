@@ -163,3 +163,28 @@ def test_a_finished_run_trains_no_step_again(config, finished):
     assert [report["event"] for report in reports] == ["start", "end"]
     assert (result["status"], result["steps"]) == ("complete", STEPS)
     assert result["val_loss"] > 0
+
+
+def test_the_speed_of_a_resumed_run_is_that_of_all_of_it(config, tmp_path):
+    """Catches MFU and hardware FLOPs of the last process alone, or none when it had nothing left to train."""
+    fast = config.replace(peak_tflops=100.0)
+    seen: list[int] = []
+
+    def count(report) -> None:
+        seen.append(report.get("step", 0))
+
+    first = train(fast, count, tmp_path, interrupted=lambda: seen[-1] == 10)
+    assert (first["status"], first["steps"]) == ("interrupted", 11)
+    second = train(fast, folder=tmp_path)
+    again = train(fast, folder=tmp_path)
+    for name in ("tokens_per_second", "mfu", "hardware_flops", "train_seconds"):
+        assert again[name] == second[name] > 0
+    steps = first["train_seconds"] / first["steps"], second["train_seconds"] / second["steps"]
+    assert second["train_seconds"] > first["train_seconds"]
+    assert min(steps) / 3 < second["step_seconds"] < max(steps) * 3
+
+
+def test_a_late_checkpoint_is_not_best_by_an_older_loss(tiny_run, tmp_path):
+    """Catches "the best" that is judged by the loss of other weights: evaluated at 6 and 12, saved at 5, 10 and 12."""
+    train(tiny_run(max_iters=12, eval_interval=6, checkpoint_interval=5, keep_checkpoints=1), folder=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000012"]

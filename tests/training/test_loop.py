@@ -161,3 +161,12 @@ def test_data_with_a_token_outside_the_vocabulary_is_named(tiny_run, tmp_path):
         np.full(4096, 300, "<u2").tofile(tmp_path / f"{split}.bin")
     with pytest.raises(UserError, match=r"token 300, outside vocab_size \(256\)"):
         train(tiny_run(data=str(tmp_path)))
+
+
+def test_diverging_gradient_statistics_are_not_logged(tiny_run, monkeypatch):
+    """Catches NaN in the log, which is not JSON: statistics are taken before the run is seen to diverge."""
+    forward = NextTokenLoss.forward
+    monkeypatch.setattr(NextTokenLoss, "forward", lambda *args: forward(*args) * math.nan)
+    result, reports = reports_of(tiny_run(stats_interval=1))
+    assert result["status"] == "diverged"
+    assert [report["event"] for report in reports] == ["start", "end"]

@@ -1,0 +1,64 @@
+"""The command line of one run."""
+
+import json
+
+import pytest
+
+from raytrain import train
+
+SMALL = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --global_batch 256 --eval_tokens 256"
+
+
+def run(*flags: str, runs) -> int:
+    return train.main([*SMALL.split(), *flags, "--runs", str(runs)])
+
+
+def test_a_run_leaves_its_files_and_resumes_as_complete(tmp_path, capsys):
+    """Catches a log that is not JSON, and a resume of a complete run that trains again or spoils its result."""
+    assert run("--preset", "gpt2", "--normalization=rmsnorm", "--max_iters=3", "--name", "a", runs=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "1L-2H-32D-AbsPos-RMS-GELU-PostNorm" in out
+    assert "MFU is not logged" in out
+    reports = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [reports[0]["event"], reports[-1]["event"]] == ["start", "end"]
+    before = (tmp_path / "a" / "result.json").read_text()
+    assert train.main(["--resume", str(tmp_path / "a")]) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert (tmp_path / "a" / "result.json").read_text() == before
+
+
+def test_exit_codes(tmp_path):
+    """Catches a diverged run that a script takes for a good one."""
+    assert run("--max_iters", "20", "--learning_rate", "1e30", "--grad_clip", "0", "--name", "d", runs=tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--normalization rmsnrm", "Did you mean rmsnorm?"),
+        ("--n_embd 100 --n_head 12", "n_embd (100) must be divisible by n_head (12); try 10 or 20"),
+        ("--data /no/such/path", "'/no/such/path' is no folder"),
+        ("--flops -1", "flops (-1.0) must be above 0"),
+        ("--device cuda", "torch sees no GPU here"),
+        ("--name ../x", "name ('../x') may have letters"),
+        ("--seed 99999999999999999999999", "must be below 2^63"),
+        ("--micro_batch 3", "micro_batch (3) must divide"),
+        ("--normalisation rmsnorm", "Did you mean --normalization?"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, flags, said):
+    """Catches a mistake that surfaces as a traceback, or that takes the run's name with it."""
+    assert run(*flags.split(), runs=tmp_path / "runs") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+@pytest.mark.parametrize("flags", ["--preset gpt2", "--scale 124m", "--name b", "--max_iters 9", "--learning_rate 1"])
+def test_what_a_resume_cannot_change(tmp_path, capsys, flags):
+    """Catches a flag that is silently ignored, or a run that goes on as another."""
+    assert run("--max_iters", "3", "--name", "a", runs=tmp_path) == 0
+    (tmp_path / "a" / "result.json").unlink()
+    assert train.main(["--resume", str(tmp_path / "a"), *flags.split()]) == 2
+    assert flags.split()[0][2:] in capsys.readouterr().err
