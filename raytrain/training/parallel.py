@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -28,6 +29,8 @@ from raytrain.errors import UserError
 from raytrain.training.config import TrainConfig
 from raytrain.training.objective import NextTokenLoss
 
+# torch 2.13 has another name for it, which 2.10 does not know.
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
 _TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -144,14 +147,16 @@ def _shard(loss_model: nn.Module, blocks: nn.ModuleList, world: World) -> nn.Mod
     """FSDP2, a group a block and one for the rest (embedding, head, final norm).
 
     A block's parameters are freed after its forward pass and gathered again for its backward pass; the root's stay,
-    since its backward pass comes first. Reductions are in fp32, whatever the compute dtype.
+    since its backward pass comes first. Reductions are in fp32, whatever the compute dtype. So is the residual stream,
+    as it is under autocast alone: only the blocks' parameters are cast, not the root's nor what passes between modules.
     """
     mesh = _mesh(world.device.type, world.replicas, world.size // world.replicas, dist.group.WORLD)
     param_dtype = world.dtype if world.dtype != torch.float32 else None
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(loss_model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(loss_model, mesh=mesh, mp_policy=whole, reshard_after_forward=False)
     return loss_model
 
 
