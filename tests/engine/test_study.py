@@ -169,5 +169,5 @@ def test_killed_worker_changes_nothing(ray_here: None, tmp_path: Path) -> None:
         assert reports[-1]["status"] == "complete"
         assert reports[-1]["world_size"] == 2
     starts = [report["first_step"] for report in reports if report["event"] == "start"]
-    assert starts == [0, 6]
+    assert starts in ([0, 3], [0, 6])  # whether the checkpoint of step 6 was written by the kill at step 8 is chance
     assert losses["killed"] == losses["whole"]
