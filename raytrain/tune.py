@@ -19,8 +19,6 @@ from raytrain.space import expand, load_space
 from raytrain.training import config as configs
 from raytrain.training.config import TrainConfig
 
-_BUDGETS = ("max_iters", "tokens", "flops")
-
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
@@ -120,12 +118,6 @@ def _plan(flags: argparse.Namespace) -> Plan:
                 raise UserError(
                     f"{name} ({layer}) is an axis of space {space.name}: leave it out, or vary something else"
                 )
-    for name in (*_BUDGETS, "seed"):
-        if name in space.levels:
-            raise UserError(
-                f"{name} cannot be an axis: the trials of a sweep share one budget, and --seeds repeats them"
-            )
-
     given = {name: value for _, values in layers for name, value in values.items()}
 
     def resolve(values: Mapping[str, Any]) -> TrainConfig:

@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from raytrain.files import read_json
+from raytrain.training.config import STOPS
 
 BUDGET_TOLERANCE = 0.005
 UNFINISHED = ("waiting", "running", "interrupted")
 _EFLOP = 1e18
-_BUDGETS = ("max_iters", "tokens", "flops")  # of a trial's config; what it spent is in its result
 
 Numbers = TypeVar("Numbers", float, pd.Series)
 
@@ -42,7 +42,7 @@ def read_study(study_dir: str | Path) -> pd.DataFrame:
 
 
 def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str, Any]:
-    config = {field: value for field, value in trial["config"].items() if field not in _BUDGETS}
+    config = {field: value for field, value in trial["config"].items() if field not in STOPS}
     axes = config.pop("architecture")
     row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "hash": trial["hash"]}
     row |= {"budget_flops": study["budget_flops"]}
