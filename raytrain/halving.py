@@ -10,12 +10,17 @@ def halve(scores: Mapping[str, float], keep: int) -> set[str]:
     The decision of a rung waits for the scores of all its trials (synchronous successive halving, Jamieson and
     Talwalkar, arXiv 1502.07943), and depends on them alone: not on the order of arrival.
     """
+    return set(_order(scores)[:keep])
 
-    def place(trial: str) -> tuple[float, bool, str]:
-        diverged = math.isnan(scores[trial])
-        return (math.inf if diverged else scores[trial], diverged, trial)  # NaN itself has no order
 
-    return set(sorted(scores, key=place)[:keep])
+def settled(scores: Mapping[str, float], waiting: int, keep: int) -> tuple[set[str], set[str]]:
+    """Who goes on and who stops for certain, with `waiting` more scores to come: what `halve` will say of them then.
+
+    If every one of those is better, a trial moves down by `waiting` places; none moves up. So lanes have work before a
+    rung is complete, and still no score of a rung decides by when it came.
+    """
+    order = _order(scores)
+    return set(order[: max(0, keep - waiting)]), set(order[keep:])
 
 
 def survivors(trials: int, rungs: int, factor: int = 4) -> list[int]:
@@ -25,3 +30,13 @@ def survivors(trials: int, rungs: int, factor: int = 4) -> list[int]:
     [16, 4]
     """
     return [math.ceil(trials / factor ** (rung + 1)) for rung in range(rungs)]
+
+
+def _order(scores: Mapping[str, float]) -> list[str]:
+    """Best first."""
+
+    def place(trial: str) -> tuple[float, bool, str]:
+        diverged = math.isnan(scores[trial])
+        return (math.inf if diverged else scores[trial], diverged, trial)  # NaN itself has no order
+
+    return sorted(scores, key=place)

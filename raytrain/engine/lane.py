@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from raytrain.training import config as configs
 
 Report = dict[str, Any]
 OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
+PATIENCE_SECONDS = 900.0  # the first step of a large model compiles for minutes, and none takes so long
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
+_LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
 _CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
 
 
@@ -57,10 +59,12 @@ class LaneShape:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One trial for a lane: the run's config as plain values, and the folder for its checkpoints, or a URI."""
+    """One segment of a trial for a lane: the run's config as plain values, the folder for its checkpoints, or a URI,
+    and the number of the rung at which it is to pause, if it is."""
 
     config: dict[str, Any]
     folder: str | None = None
+    rung: int | None = None
 
 
 class Mailbox:
@@ -137,14 +141,26 @@ class JobFailed(Exception):
 class Lane:
     """Holds a worker group of `shape`, to train one job at a time with `train` (None: training.loop.train).
 
-    `storage` is a folder for Train's own files, nothing of value. A lane that breaks stays broken: make another.
+    `storage` is a folder for Train's own files, nothing of value. A lane that breaks stays broken: make another. A job
+    that says nothing for `patience` seconds hangs, and breaks its lane.
     """
 
-    def __init__(self, shape: LaneShape, storage: str, train: Callable[..., Report] | None = None) -> None:
+    def __init__(
+        self,
+        shape: LaneShape,
+        storage: str,
+        train: Callable[..., Report] | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         self._mailbox = RemoteMailbox(shape.workers) if shape.workers > 1 else Mailbox()
         self._trainer = TorchTrainer(
             _serve,
-            train_loop_config={"mailbox": self._mailbox, "train": train, "threads": shape.cpus},
+            train_loop_config={
+                "mailbox": self._mailbox,
+                "train": train,
+                "threads": shape.cpus,
+                "patience": patience,
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=shape.workers if shape.workers > 1 else 0,
                 use_gpu=shape.gpus > 0,
@@ -208,13 +224,15 @@ def _serve(settings: dict[str, Any]) -> None:
     is_alone = ray.train.get_context().get_world_size() == 1
     torch.set_num_threads(settings["threads"])
     floor = _TorchState.read()
+    watch = _Watch(settings["patience"], mailbox)
     gc.freeze()  # what is here stays, so collecting after each job need not look at it
     number = 0
     while number >= 0:
         number, job = mailbox.next_job(number, _POLL_SECONDS)
         if job is None:
             continue
-        outcome = _run(job, number, train, mailbox)
+        with watch.over(number):
+            outcome = _run(job, number, train, mailbox, watch, is_alone=is_alone)
         floor.restore()
         if outcome is not None:
             if not is_alone or outcome.pop("is_poisoned"):
@@ -222,22 +240,77 @@ def _serve(settings: dict[str, Any]) -> None:
             mailbox.report(number, {"event": "end", "time": time.time(), **outcome})
 
 
-def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox) -> Report | None:
+def _run(
+    job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "_Watch", *, is_alone: bool
+) -> Report | None:
     """Train one job. Returns what went wrong, in plain values: the exception would keep the job's tensors alive."""
     stop = False
 
     def on_report(report: Report) -> bool:
         nonlocal stop
+        watch.note()
         if report["event"] == "step" and "memory_peak_gb" not in report:
             report = report | _resident_memory()
+        if report["event"] == "start" and not is_alone:
+            group = ray.util.get_current_placement_group()
+            report = report | {"placement_group": group.id.hex() if group else None}
         stop = mailbox.report(number, {**report, "time": time.time()}) or stop
+        return stop or (report["event"] == "rung" and report["rung"] == job.rung)
+
+    def interrupted() -> bool:
+        watch.note()
         return stop
 
     try:
-        train(configs.from_dict(job.config), on_report, job.folder, lambda: stop)
+        train(configs.from_dict(job.config), on_report, job.folder, interrupted)
     except Exception as error:
         return describe(error)
     return None
+
+
+class _Watch:
+    """Ends this process if its job hangs: a collective or a CUDA call that never returns cannot be interrupted."""
+
+    def __init__(self, patience: float, mailbox: Mailbox) -> None:
+        self._patience, self._mailbox = patience, mailbox
+        self._changed = threading.Condition()
+        self._number: int | None = None
+        self._last = 0.0
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def note(self) -> None:
+        """The job lives."""
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def over(self, number: int) -> Iterator[None]:
+        """Watch over job `number`."""
+        self.note()
+        self._set(number)
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def _set(self, number: int | None) -> None:
+        with self._changed:
+            self._number = number
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._number is not None)
+                left = self._last + self._patience - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+        reason = f"the lane hung: rank said nothing for {self._patience:g} s"
+        end = {"event": "end", "status": "lost", "reason": reason, "time": time.time()}
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._mailbox.report(self._number or 0, end)
+        time.sleep(_LAST_WORDS_SECONDS)
+        os._exit(1)
 
 
 def _resident_memory() -> Report:

@@ -1,76 +1,144 @@
-"""What a study leaves behind: its folder, written in the driver, and MLflow, fed from that folder."""
+"""What a study leaves behind: its folder, written in the driver, and MLflow, fed from that folder.
 
+    study.json        the plan
+    events.jsonl      what happened to each trial, in order; `scheduler.Schedule` is what they make
+    trials/<id>/      config.json, log.jsonl (every report), and once it has ended result.json
+    holder.json       while a driver runs
+
+In the driver: the folder may be on the driver's own disk while trials train on other machines. A driver may die between
+any two writes; `Record` makes good what that leaves.
+"""
+
+import contextlib
 import logging
-import pickle
+import math
+import os
 import shlex
+import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import rich.console
-from ray import tune
 
 from raytrain import architecture as architectures
 from raytrain.engine.lane import Report, one_line
+from raytrain.engine.scheduler import Schedule, Segment
 from raytrain.engine.timing import Timing
-from raytrain.files import write_json
-from raytrain.tracking.log import JsonLog
+from raytrain.errors import UserError
+from raytrain.files import read_json, write_json
+from raytrain.tracking.log import JsonLog, read_log
+from raytrain.training.storage import open_storage
 
-LOST_RETRIES = 2  # times that a trial whose lane died is started again, from its newest checkpoint if it has one
 _SYNC_SECONDS = 5.0
 _LAST_SYNC_SECONDS = 60.0  # what MLflow may take at the end before it is left behind
 
 
-class Recorder(tune.Callback):
-    """Writes what the trials report to the study's folder.
+class Record:
+    """The study in `folder`, with its `trials` as study.json has them; takes it up where an earlier driver left it."""
 
-    In the driver: the folder may be on the driver's own disk while trials train on other machines.
-    """
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trials: list[dict[str, Any]], scheduler: dict[str, Any] | None = None) -> None:
         self._folder = folder / "trials"
-        self._logs: dict[str, JsonLog] = {}
-        self.timings: dict[str, Timing] = {}
+        self.trials = {trial["id"]: trial for trial in trials}
+        self.schedule = Schedule(trials, scheduler)
+        self.timings: dict[tuple[str, int | None], Timing] = {}
+        self._rung: dict[str, int | None] = {}  # that each trial on a lane trains for
+        self._micro_batch: dict[str, int] = {}  # that each trial on a lane trains with
+        self._logs: dict[str, JsonLog] = {}  # of the trials on lanes
+        path = folder / "events.jsonl"
+        self._events = JsonLog(path)
+        for event in read_log(path):
+            self.schedule.apply(event)
+        for trial in self.schedule.running:
+            self._make_good(trial)
+        self._apply(event="driver", host=socket.gethostname(), pid=os.getpid())
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        # Taken out of the result, since Tune keeps the last one of every trial.
-        for report in result.pop("reports"):
-            if report["event"] == "end" and report["status"] != "lost":
-                trial.max_failures = 0  # it has an outcome: the lane that it broke is not to train it again
-            self._write(trial, report, result["lane"])
+    def _make_good(self, trial: str) -> None:
+        """What the log or the result of a trial says and the events do not: its driver died between the two."""
+        if (self._folder / trial / "result.json").exists():
+            self._apply(event="end", trial=trial, status=read_json(self._folder / trial / "result.json")["status"])
+            return
+        segment = self.schedule.target(trial)
+        for report in read_log(self._folder / trial / "log.jsonl"):
+            if report["event"] == "pause" and report["rung"] == segment.rung:
+                self._apply(event="rung", trial=trial, rung=report["rung"], score=report["val_loss"])
+                return
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A lane that breaks ends its trial before this. Without an end, the lane's own process died."""
-        if not (self._folder / trial.config["trial"]["id"] / "result.json").exists():
-            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            end = {"event": "end", "status": "lost", "reason": f"the lane died: {_cause(error)}", "time": time.time()}
-            self._write(trial, end, trial.last_result.get("lane", ""))
+    def begin(self, segment: Segment, **facts: Any) -> None:
+        """A lane is to have this segment of a trial."""
+        self._rung[segment.trial] = segment.rung
+        folder = self._folder / segment.trial
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", self.trials[segment.trial]["config"])
+        self._logs[segment.trial] = JsonLog(folder / "log.jsonl")
+        self._apply(event="begin", trial=segment.trial, rung=segment.rung, **facts)
 
-    def _write(self, trial: Any, report: Report, lane: str) -> None:
-        planned = trial.config["trial"]
-        folder, report = self._folder / planned["id"], dict(report)
-        if planned["id"] not in self.timings:
-            self.timings[planned["id"]] = Timing(lane)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", planned["config"])
-            self._logs[planned["id"]] = JsonLog(folder / "log.jsonl")
-        self.timings[planned["id"]].note(report, lane)
+    def take(self, trial: str, report: Report, lane: str) -> None:
+        """Write down what a trial reported. Its "end" may turn out to be a pause, or to be tried again."""
+        report = dict(report)
+        self.timings.setdefault((trial, self._rung[trial]), Timing(lane)).note(report, lane)
+        self._micro_batch[trial] = report.get("micro_batch", self._micro_batch.get(trial, 0))
         trace = report.pop("traceback", None)
         if trace is not None:
-            (folder / "traceback.txt").write_text(trace)
-        if report["event"] == "end" and report["status"] == "lost" and trial.num_failures < trial.max_failures:
-            report["event"] = "lost"  # not the end: Tune starts it again
-        is_end = report["event"] == "end"
-        if is_end:  # a trial that failed does not say itself which it was
-            architecture = architectures.from_dict(planned["config"]["architecture"])
-            report = {"name": architecture.name, "hash": planned["hash"], "seed": planned["seed"]} | report
-        self._logs[planned["id"]].write(report)
-        if is_end:
-            del self._logs[planned["id"]]
-            write_json(folder / "result.json", {k: v for k, v in report.items() if k not in ("event", "time")})
+            (self._folder / trial / "traceback.txt").write_text(trace)
+        if report["event"] != "end":
+            self._log(trial, report)
+            return
+        status, schedule = report["status"], self.schedule
+        if status == "paused":
+            rung = self._rung[trial]
+            score = report.get("val_loss")
+            self._log(trial, report | {"event": "pause", "rung": rung})
+            self._apply(event="rung", trial=trial, rung=rung, score=_finite(score))
+        elif status == "lost" and schedule.retries_after_loss(trial):
+            self._log(trial, report | {"event": "lost"})
+            self._apply(event="lost", trial=trial, reason=report.get("reason"))
+        elif status == "oom" and schedule.retries_after_oom(trial) and self._micro_batch[trial] > 1:
+            smaller = self._micro_batch[trial] // 2
+            self._log(trial, report | {"event": "oom", "next_micro_batch": smaller})
+            self._apply(event="oom", trial=trial, micro_batch=smaller)
+        else:
+            self._end(trial, report)
+
+    def lane_died(self, trial: str, status: str, reason: str) -> None:
+        """The process of the trial's lane is gone, without a word."""
+        self.take(trial, {"event": "end", "status": status, "reason": reason, "time": time.time()}, "")
+
+    def fail(self, trial: str, reason: str) -> None:
+        """The trial cannot be run at all."""
+        self._end(trial, {"event": "end", "status": "failed", "reason": reason, "time": time.time()})
+
+    def _end(self, trial: str, report: Report) -> None:
+        planned = self.trials[trial]
+        architecture = architectures.from_dict(planned["config"]["architecture"])
+        # A trial that failed does not say itself which it was.
+        report = {"name": architecture.name, "hash": planned["hash"], "seed": planned["seed"]} | report
+        self._log(trial, report)
+        write_json(
+            self._folder / trial / "result.json", {k: v for k, v in report.items() if k not in ("event", "time")}
+        )
+        self._apply(event="end", trial=trial, status=report["status"])
+        # What was kept for a pause or a retry alone.
+        if "folder" in planned and planned["config"]["checkpoint_interval"] is None:
+            with contextlib.suppress(OSError, UserError):
+                storage = open_storage(planned["folder"])
+                for name in storage.names():
+                    storage.delete(name)
+
+    def _log(self, trial: str, report: Report) -> None:
+        if trial not in self._logs:
+            self._logs[trial] = JsonLog(self._folder / trial / "log.jsonl")
+        self._logs[trial].write(report)
+
+    def _apply(self, **event: Any) -> None:
+        """Write an event down, then act on it."""
+        self._events.write(event)
+        if event["event"] != "begin":
+            self._logs.pop(event.get("trial", ""), None)
+        for trial in self.schedule.apply(event):
+            pauses = [r for r in read_log(self._folder / trial / "log.jsonl") if r["event"] == "pause"]
+            self._end(trial, pauses[-1] | {"event": "end", "status": "stopped"})
 
 
 class Sync:
@@ -94,11 +162,10 @@ class Sync:
         if self._thread.is_alive():
             self._error = f"it has not answered for {_LAST_SYNC_SECONDS:g} s"
         if self._error is not None:
-            again = (
-                f"from raytrain.tracking.uploader import Uploader; Uploader({str(self._folder)!r}, {self.uri!r}).sync()"
-            )
+            again = ["python", "-m", "raytrain.track", "sync", self._folder.name, "--runs", str(self._folder.parent)]
+            again += ["--tracking_uri", self._tracking_uri] if self._tracking_uri else []
             self._console.print(f"MLflow does not have it all: {self._error}", markup=False)
-            self._console.print(f"send the rest later with: python -c {shlex.quote(again)}", markup=False)
+            self._console.print(f"send the rest later with: {shlex.join(again)}", markup=False)
 
     def _run(self) -> None:
         try:
@@ -121,6 +188,5 @@ class Sync:
                 self._error = one_line(error)
 
 
-def _cause(error: Exception) -> str:
-    """Why a lane's process died: of one that could not start, its own last words."""
-    return str(error).strip().splitlines()[-1] if "creation task" in str(error) else one_line(error)
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

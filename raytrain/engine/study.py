@@ -5,9 +5,10 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import logging
 import os
 import platform
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -15,37 +16,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import ray
 import rich.console
 from ray import tune
 
 import raytrain
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
-from raytrain.engine.lane import LaneShape, Report
-from raytrain.engine.record import LOST_RETRIES, Recorder, Sync
-from raytrain.engine.show import Progress, ranking_table, short_name
+from raytrain.engine.cluster import Lanes, Wish, is_job, plan_lanes, ray_started
+from raytrain.engine.handover import Desk, Suggestions
+from raytrain.engine.holder import holding
+from raytrain.engine.lane import Report
+from raytrain.engine.record import Record, Sync
+from raytrain.engine.show import Progress, ranking_table
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
 from raytrain.files import check_name, read_json, write_json
-from raytrain.plan import Plan
+from raytrain.plan import Plan, duration
 
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
-_OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
-# Settings that Ray reads from the driver's environment (Tune hands those of Train on to the lanes), unless the user has
-# set them.
-_RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning on every machine without a GPU
-    "RAY_AIR_NEW_OUTPUT": "0",  # the other output engine takes no columns
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # nodes of a cluster that grows take minutes
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's folder has it all
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own snapshots, which nothing reads
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-}
 
 
 def run_study(
@@ -56,6 +46,7 @@ def run_study(
     tracking_uri: str | None = None,
     gpus_per_trial: int | None = None,
     workers_per_trial: int | None = None,
+    trials_per_gpu: int | None = None,
     concurrent: int | None = None,
     storage: str | None = None,
     command: str = "",
@@ -66,27 +57,28 @@ def run_study(
 
     `storage` (a path or a URI) is where checkpoints go, if not into the study's folder.
 
-    0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the sweep was interrupted. `train`
+    0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the study was interrupted. `train`
     takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON object, and stderr the rest.
 
     Raises UserError if the name is taken, or the trials can never fit on the cluster.
     """
     started = time.time()
-    stream = sys.stderr if as_json else sys.stdout
-    width = None if stream.isatty() else _FILE_WIDTH
-    console = rich.console.Console(file=stream, width=width, highlight=False, soft_wrap=True)
-    if _JOB in os.environ:  # Ray deletes a job's working directory
-        runs = Path.home() / runs
-    folder = _free_folder(runs, name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    trials = [trial.to_dict() for trial in plan.trials]
+    console = _console(as_json=as_json)
+    folder = _free_folder(_home(runs), name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
-    with _ray_started() as is_local:
-        shape, lanes = _lanes(plan, gpus_per_trial, workers_per_trial, concurrent, is_local=is_local)
-        if not shape.gpus:  # else a rank without a GPU of its own would take the node's first
-            trials = [trial | {"config": trial["config"] | {"device": "cpu"}} for trial in trials]
+    wish = Wish(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent)
+    trials = [trial.to_dict() for trial in plan.trials]
+    with ray_started() as is_local:
+        lanes = plan_lanes(trials, wish, is_local=is_local)
+        described = plan.to_dict()
+        for trial in trials:
+            if trial["id"] in lanes.shapes and not lanes.shapes[trial["id"]].gpus:
+                # Else a rank without a GPU of its own would take the node's first.
+                trial["config"] = trial["config"] | {"device": "cpu"}
+            if trial["config"]["checkpoint_interval"] is not None or trial["config"].get("rungs"):
+                trial["folder"] = f"{storage or folder / 'trials'}/{trial['id']}"
         folder.mkdir(parents=True)
-        console.print(f"lanes       {lanes}, each of {shape}\nfolder      {folder}", markup=False)
-        about = {
+        study = {
             "name": folder.name,
             "space": plan.space,
             "base": plan.base,
@@ -97,23 +89,76 @@ def run_study(
             "budget_flops": plan.budget_flops,
             "counts": plan.counts,
             "versions": _versions(),
+            "scheduler": plan.scheduler,
+            "axes": described.get("axes"),
+            "baseline": described.get("baseline"),
+            "plan": described,
+            "lanes": dataclasses.asdict(wish),
+            "trials": trials,
         }
-        write_json(folder / "study.json", about | {"trials": trials})
-        for trial in trials:
-            if trial["config"]["checkpoint_interval"] is not None:  # on a cluster, in a place that all nodes reach
-                trial["folder"] = f"{storage or folder / 'trials'}/{trial['id']}"
-        recorder = Recorder(folder)
+        write_json(folder / "study.json", study)
+        return _drive(folder, study, lanes, tracking_uri, started, train, as_json=as_json)
+
+
+def resume_study(
+    name: str,
+    *,
+    runs: Path,
+    tracking_uri: str | None = None,
+    concurrent: int | None = None,
+    as_json: bool = False,
+    train: Callable[..., Report] | None = None,
+) -> int:
+    """Go on with the study `name` in `runs`, whatever ended it; otherwise as `run_study`.
+
+    Trials that have ended are not run again, but those that were lost are. Raises UserError if there is no such study,
+    or another process holds it.
+    """
+    started = time.time()
+    folder = (_home(runs) / check_name(name)).absolute()
+    if not (folder / "study.json").exists():
+        raise UserError(f"resume ({name}): no study of this name in {runs}")
+    study = read_json(folder / "study.json")
+    wish = Wish(**study["lanes"])
+    if concurrent is not None:
+        wish = dataclasses.replace(wish, concurrent=concurrent)
+    with ray_started() as is_local:
+        lanes = plan_lanes(study["trials"], wish, is_local=is_local)
+        return _drive(folder, study, lanes, tracking_uri, started, train, as_json=as_json)
+
+
+def _drive(
+    folder: Path,
+    study: dict[str, Any],
+    lanes: Lanes,
+    tracking_uri: str | None,
+    started: float,
+    train: Callable[..., Report] | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Run what is left of the study in `folder`."""
+    console = _console(as_json=as_json)
+    with holding(folder):
+        if study.pop("interrupted", False):
+            write_json(folder / "study.json", study)
+        console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
+        record = Record(folder, study["trials"], study["scheduler"])
+        for trial, reason in lanes.misfits.items():
+            if not record.schedule.has_ended(trial):
+                record.fail(trial, reason)
         with Sync(folder, tracking_uri, console) as sync:
-            _tune(folder, trials, shape, lanes, recorder, train, to_stderr=as_json)
+            if not record.schedule.is_over:
+                _tune(folder, record, lanes, train, to_stderr=as_json)
             table = rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
             if unfinished:  # MLflow is to know, at the last sync, that nobody works on them any more
-                write_json(folder / "study.json", read_json(folder / "study.json") | {"interrupted": True})
+                write_json(folder / "study.json", study | {"interrupted": True})
 
-    spent = overhead(recorder.timings.values(), started, lanes)
-    if unfinished < len(trials):
+    spent = overhead(record.timings.values(), started, sum(lanes.counts.values()))
+    if unfinished < len(table):
         console.print(ranking_table(table))
-    for line in (spent, sync.ui and f"compare     {sync.ui}"):
+    for line in (spent, _against_estimate(study, table, lanes), sync.ui and f"compare     {sync.ui}"):
         if line:
             console.print(str(line), markup=False)
     if as_json:
@@ -122,109 +167,77 @@ def run_study(
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(result | {"trials": rows}))
     if unfinished:
-        console.print(f"interrupted: {unfinished} of {len(trials)} trials have not ended; what there is is in {folder}")
+        again = ["python", "-m", "raytrain.tune", "--resume", folder.name, "--runs", str(folder.parent)]
+        console.print(f"interrupted: {unfinished} of {len(table)} trials have not ended", markup=False)
+        console.print(f"go on with: {shlex.join(again)}", markup=False)
         return 130
     return 0 if table["rank"].notna().any() else 1
 
 
-def _tune(
-    folder: Path,
-    trials: list[dict[str, Any]],
-    shape: LaneShape,
-    lanes: int,
-    recorder: Recorder,
-    train: Callable[..., Report] | None,
-    *,
-    to_stderr: bool,
-) -> None:
-    """Have Tune run every trial once. A Ctrl-C makes it stop and return."""
+def _tune(folder: Path, record: Record, lanes: Lanes, train: Callable[..., Report] | None, *, to_stderr: bool) -> None:
+    """Have Tune run segments until the schedule is over. A Ctrl-C, or a SIGTERM, makes it stop and return."""
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(lanes.counts.values()))  # else lanes start one after another
     tuner = tune.Tuner(
-        trainable(shape, train),
-        param_space={"trial": tune.grid_search(trials)},
+        trainable(train),
         tune_config=tune.TuneConfig(
+            num_samples=-1,  # until Suggestions says that it is over
+            search_alg=Suggestions(record, lanes.shapes, lanes.counts),
+            scheduler=Desk(record),
             reuse_actors=True,
-            max_concurrent_trials=lanes,
-            trial_name_creator=lambda trial: short_name(trial.config["trial"]),
-            trial_dirname_creator=lambda trial: str(trial.config["trial"]["id"]),
+            trial_name_creator=lambda trial: trial.config["trial"]["name"],
+            trial_dirname_creator=lambda trial: f"{trial.config['trial']['id']}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(folder),
-            callbacks=[recorder],
             progress_reporter=Progress(to_stderr=to_stderr),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
-            # To Tune a trial has failed only if its lane broke; Recorder forbids a retry where it would fail again.
-            failure_config=tune.FailureConfig(max_failures=LOST_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # what is to be tried again, the schedule says
             verbose=1,
         ),
     )
-    tuner.fit()
+    with _sigterm_as_ctrl_c():
+        tuner.fit()
 
 
 @contextlib.contextmanager
-def _ray_started() -> Iterator[bool]:
-    """Join the cluster that RAY_ADDRESS or a job names, else start Ray here; yields whether it is here alone.
-
-    A Ray that this process has started already is used, and left running.
-    """
-    for variable, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it says of failed trials is in the table
-    if ray.is_initialized():
-        yield "RAY_ADDRESS" not in os.environ
-        return
-    is_local = "RAY_ADDRESS" not in os.environ
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if is_local:
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-    else:
-        try:
-            # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
-            code = {} if _JOB in os.environ else {"py_modules": [str(Path(raytrain.__file__).parent)]}
-            ray.init(runtime_env=code, **quiet)
-        except ConnectionError:
-            address = os.environ["RAY_ADDRESS"]
-            raise UserError(
-                f"RAY_ADDRESS ({address}): no cluster answers. If it wants a token, export RAY_AUTH_MODE=token here too"
-            ) from None
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """`ray job stop` and batch systems end a driver by SIGTERM; Tune ends in good order on SIGINT alone."""
     try:
-        yield is_local
+        before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    except ValueError:  # not in the main thread: signals go to others
+        yield
+        return
+    try:
+        yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
-def _lanes(
-    plan: Plan, gpus_per_trial: int | None, workers_per_trial: int | None, concurrent: int | None, *, is_local: bool
-) -> tuple[LaneShape, int]:
-    """What a lane takes, and how many fit on the cluster."""
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    device = plan.trials[0].config.device
-    if gpus_per_trial is None:
-        gpus_per_trial = 1 if device == "cuda" or (gpus and device == "auto") else 0
-    most = concurrent or len(plan.trials)
-    if gpus_per_trial == 0:
-        workers = workers_per_trial or 1
-        if workers > cpus and is_local:
-            raise UserError(f"workers_per_trial ({workers}) must be at most the {cpus} CPUs that Ray finds")
-        lanes = max(1, min(most, cpus // workers, len(plan.trials)))
-        largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        return LaneShape(workers=workers, cpus=max(1, min(cpus // (lanes * workers), largest))), lanes
-    if workers_per_trial not in (None, gpus_per_trial):
-        raise UserError(
-            f"workers_per_trial ({workers_per_trial}) must be gpus_per_trial ({gpus_per_trial}): one GPU each"
-        )
-    fit = gpus // gpus_per_trial
-    if fit == 0 and (is_local or concurrent is None):
-        hint = "" if is_local else "; for a cluster that grows when it is asked to, give --concurrent too"
-        raise UserError(f"gpus_per_trial ({gpus_per_trial}) must be at most the {gpus} GPUs that Ray finds{hint}")
-    return LaneShape(workers=gpus_per_trial, gpus=1), min(most, fit or most, len(plan.trials))
+def _against_estimate(study: dict[str, Any], table: pd.DataFrame, lanes: Lanes) -> str | None:
+    """What the plan said of the time on all devices, beside what it took."""
+    estimate = study["plan"].get("estimate")
+    if estimate is None or "train_seconds" not in table:
+        return None
+    took = float(table["train_seconds"].sum()) / sum(lanes.counts.values())
+    return f"planned     about {duration(estimate['seconds'])} of training; it took {duration(took)}"
+
+
+def _console(*, as_json: bool) -> rich.console.Console:
+    stream = sys.stderr if as_json else sys.stdout
+    width = None if stream.isatty() else _FILE_WIDTH
+    return rich.console.Console(file=stream, width=width, highlight=False, soft_wrap=True)
+
+
+def _home(runs: Path) -> Path:
+    """Where studies are: Ray deletes a job's working directory, so a job's are below the home folder."""
+    return Path.home() / runs if is_job() else runs
 
 
 def _free_folder(runs: Path, name: str) -> Path:
     """Where the study goes. Raises UserError if the name is taken or unfit, or the place cannot be written."""
     if (runs / check_name(name)).exists():
-        raise UserError(f"name ({name}) is taken in {runs}; choose another")
+        raise UserError(f"name ({name}) is taken in {runs}; choose another, or go on with it by --resume {name}")
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,5 +1,6 @@
-"""A trial, as Tune sees it: a class Trainable that owns a warm lane and has it train one trial after another."""
+"""A trial, as Tune sees it: a class Trainable that owns a warm lane and has it train one segment after another."""
 
+import json
 import os
 import socket
 import time
@@ -8,9 +9,10 @@ from typing import Any
 
 from ray import tune
 
-from raytrain.engine.lane import OWNER_CPUS, Job, Lane, LaneShape, Report
+from raytrain.engine.lane import OWNER_CPUS, PATIENCE_SECONDS, Job, Lane, LaneShape, Report
 
 _RESULT_SECONDS = 3.0  # a result at least this often, so that Tune can stop the trial and its table moves
+_IDLE_SECONDS = 0.1  # how soon a lane without work sees that there is some
 
 # What Tune gets of a trial under which name, from the newest report that has it.
 _METRICS = {
@@ -29,19 +31,20 @@ _METRICS = {
 
 
 class Trial(tune.Trainable):
-    """Trains the trials that Tune gives it, one after another, on one lane. Made by `trainable`.
+    """Trains the segments that Tune gives it, one after another, on one lane. Made by `trainable`.
 
-    A result for Tune has the newest metrics and `reports`: all that the trial reported since the last result. A trial
-    that failed has ended as any other; only when its lane broke does the step after its last result raise, so that
-    Tune starts the next trial in a new process.
+    A result for Tune has the newest metrics and `reports`: all that the trial reported since the last result.
+    `is_over` says that the segment has ended, however it did: the lane then idles, warm, until Tune stops the trial,
+    and takes its next one. If the lane broke, the step after raises, so that Tune makes another.
     """
 
-    shape: LaneShape
     train_job: Callable[..., Report] | None = None
+    patience: float = PATIENCE_SECONDS
 
     def setup(self, config: dict[str, Any]) -> None:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._lane = Lane(self.shape, self.logdir, type(self).train_job)
+        shape = LaneShape(**json.loads(config["trial"]["shape"]))
+        self._lane = Lane(shape, self.logdir, type(self).train_job, self.patience)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,32 +54,43 @@ class Trial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._metrics: dict[str, Any] = {}
         self._end: Report | None = None
-        self._lane.submit(Job(config["trial"]["config"], config["trial"].get("folder")))
+        self._lane.submit(Job(**json.loads(config["job"])))
 
     def step(self) -> dict[str, Any]:
-        if self._end is not None:
-            raise RuntimeError(self._end["reason"])
         reports: list[Report] = []
+        if self._end is not None:
+            if self._end["status"] == "lost" or self._lane.is_broken:
+                raise RuntimeError(self._end["reason"])
+            time.sleep(_IDLE_SECONDS)
         deadline = time.monotonic() + _RESULT_SECONDS
-        while (left := deadline - time.monotonic()) > 0 and not any(r["event"] in ("eval", "end") for r in reports):
+        while self._end is None and (left := deadline - time.monotonic()) > 0:
             reports += self._lane.take(left)
+            if any(report["event"] in ("eval", "rung", "end") for report in reports):
+                break
         for report in reports:
             self._metrics |= {_METRICS[name]: value for name, value in report.items() if name in _METRICS}
             if report["event"] == "end":
                 self._end = report
-        is_over = self._end is not None and not self._lane.is_broken
-        return {**self._metrics, "lane": self._name, "reports": reports, "done": is_over}
+        is_over = self._end is not None
+        is_lost = is_over and (self._end["status"] == "lost" or self._lane.is_broken)
+        return {**self._metrics, "lane": self._name, "reports": reports, "is_over": is_over, "is_lost": is_lost}
 
     def cleanup(self) -> None:
         self._lane.close()
 
 
-def trainable(shape: LaneShape, train: Callable[..., Report] | None = None) -> Any:
-    """The Trial class for lanes of `shape`, with the resources that Tune must find for each.
+def trainable(train: Callable[..., Report] | None = None, patience: float = PATIENCE_SECONDS) -> Any:
+    """The Trial class, with the resources that Tune must find for each.
 
     A lane of one rank trains in the Trial's own process, which holds its resources; workers hold theirs themselves, and
-    a Trial that held a CPU beside them could keep the last one from its own workers for ever.
+    a Trial that held a CPU beside them could keep the last one from its own workers for ever. As Tune gives a trial
+    the lane of another that asked for the same, lanes of different sizes must not ask for the same.
     """
-    attributes = {"shape": shape, "train_job": staticmethod(train) if train else None}
-    bundle = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)} if shape.workers == 1 else {"CPU": OWNER_CPUS}
-    return tune.with_resources(type("Trial", (Trial,), attributes), tune.PlacementGroupFactory([bundle]))
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        shape = LaneShape(**json.loads(config["trial"]["shape"]))
+        alone = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)}
+        return tune.PlacementGroupFactory([alone if shape.workers == 1 else {"CPU": OWNER_CPUS * shape.workers}])
+
+    attributes = {"train_job": staticmethod(train) if train else None, "patience": patience}
+    return tune.with_resources(type("Trial", (Trial,), attributes), resources)

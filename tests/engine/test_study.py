@@ -12,8 +12,10 @@ from mlflow import MlflowClient
 import raytrain.tracking.uploader
 from raytrain import tune
 from raytrain.engine import study
+from raytrain.engine.cluster import Lanes
 from raytrain.engine.lane import LaneShape
 from raytrain.engine.record import Sync
+from raytrain.engine.scheduler import LOST_RETRIES
 from raytrain.errors import UserError
 from raytrain.plan import Plan, make_plan
 from raytrain.space import Space, expand
@@ -49,12 +51,21 @@ def fake_train(raises: int, dies: int) -> Callable[..., Any]:
     return train
 
 
+def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one lane the order of trials is that of the plan."""
+
+    def plan_lanes(trials: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Lanes:
+        return Lanes({trial["id"]: LaneShape() for trial in trials}, {LaneShape(): 1}, {})
+
+    monkeypatch.setattr(study, "plan_lanes", plan_lanes)
+
+
 def test_sweep_with_failures(
     ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a process a trial, a failed or killed trial that ends the sweep or is recorded as another, metrics
     that Tune's table does not show, and trials that MLflow does not get."""
-    monkeypatch.setattr(study, "_lanes", lambda *args, **kwargs: (LaneShape(), 1))
+    one_lane(monkeypatch)
     monkeypatch.setattr("raytrain.engine.show._TABLE_SECONDS", 0.0)
     plan = make(seeds=6)
     first, raises, third, dies, *_ = order = [trial.config.seed for trial in plan.trials]
@@ -77,6 +88,8 @@ def test_sweep_with_failures(
     assert results[raises]["hash"] == plan.trials[0].config.architecture.hash
     assert pids[first] == pids[raises] == pids[third] != os.getpid()
     assert len({pids[seed] for seed in order[4:]} - {pids[first]}) == 1
+    events = read_log(tmp_path / "s" / "events.jsonl")
+    assert sum(event["event"] == "lost" for event in events) == LOST_RETRIES
     for column in ("outcome", "train_loss", "val_loss", "train_flops", "mfu", "tokens/s", "GB"):
         assert f" {column} " in out
     assert "bad luck" in out
@@ -124,7 +137,7 @@ def test_mlflow_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "does not take the results" in said
-    assert "send the rest later with: python -c" in said
+    assert f"send the rest later with: python -m raytrain.track sync s --runs {tmp_path}" in said
 
 
 def dies_once(marker: Path) -> Callable[..., Any]:

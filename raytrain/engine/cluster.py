@@ -1,0 +1,141 @@
+"""Where a study runs: the Ray it joins or starts, and the lanes that fit there."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import raytrain
+from raytrain.engine.lane import LaneShape
+from raytrain.errors import UserError
+
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
+_OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
+# Settings that Ray reads from the driver's environment (Tune hands those of Train on to the lanes), unless the user has
+# set them.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning on every machine without a GPU
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other output engine takes no columns
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # nodes of a cluster that grows take minutes
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study's folder has it all
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own snapshots, which nothing reads
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What the user said of lanes; None leaves it to `plan_lanes`."""
+
+    gpus_per_trial: int | None = None
+    workers_per_trial: int | None = None
+    trials_per_gpu: int | None = None
+    concurrent: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """The shape of lane that each trial takes, how many there are of each, and why some trials fit in none."""
+
+    shapes: dict[str, LaneShape]
+    counts: dict[LaneShape, int]
+    misfits: dict[str, str]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{count}, each of {shape}" for shape, count in self.counts.items())
+
+
+def is_job() -> bool:
+    """Whether `ray job submit` runs this process."""
+    return _JOB in os.environ
+
+
+@contextlib.contextmanager
+def ray_started() -> Iterator[bool]:
+    """Join the cluster that RAY_ADDRESS or a job names, else start Ray here; yields whether it is here alone.
+
+    A Ray that this process has started already is used, and left running.
+    """
+    for variable, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it says of failed trials is in the table
+    if ray.is_initialized():
+        yield "RAY_ADDRESS" not in os.environ
+        return
+    is_local = "RAY_ADDRESS" not in os.environ
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if is_local:
+        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+    else:
+        try:
+            # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
+            code = {} if is_job() else {"py_modules": [str(Path(raytrain.__file__).parent)]}
+            ray.init(runtime_env=code, **quiet)
+        except ConnectionError:
+            address = os.environ["RAY_ADDRESS"]
+            raise UserError(
+                f"RAY_ADDRESS ({address}): no cluster answers. If it wants a token, export RAY_AUTH_MODE=token here too"
+            ) from None
+    try:
+        yield is_local
+    finally:
+        ray.shutdown()
+
+
+def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: bool) -> Lanes:
+    """The lanes for `trials` (as study.json has them), on the Ray that this process has joined.
+
+    Raises UserError if no trial fits.
+    """
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    device = trials[0]["config"]["device"]
+    on_gpus = wish.gpus_per_trial != 0 and (
+        bool(wish.gpus_per_trial or wish.trials_per_gpu) or device == "cuda" or (gpus > 0 and device == "auto")
+    )
+    if on_gpus and wish.workers_per_trial not in (None, wish.gpus_per_trial or 1):
+        raise UserError(
+            f"workers_per_trial ({wish.workers_per_trial}) must be gpus_per_trial ({wish.gpus_per_trial or 1}): "
+            "one GPU each"
+        )
+    usual = (wish.gpus_per_trial or 1) if on_gpus else (wish.workers_per_trial or 1)
+    workers = {trial["id"]: int(trial.get("workers") or usual) for trial in trials}
+    have = gpus if on_gpus else cpus
+    # A cluster that grows has what is asked for only once it is asked; --concurrent says that it does.
+    grows = not is_local and wish.concurrent is not None
+    unit = "GPU" if on_gpus else "CPU"
+    misfits = {
+        name: f"it needs {ranks} ranks with a {unit} each, and Ray finds {have} {unit}s"
+        for name, ranks in workers.items()
+        if ranks > have and not grows
+    }
+    if len(misfits) == len(trials):
+        hint = "" if is_local else "; for a cluster that grows when it is asked to, give --concurrent too"
+        field = "gpus_per_trial" if on_gpus else "workers_per_trial"
+        raise UserError(f"{field} ({min(workers.values())}) must be at most the {have} {unit}s that Ray finds{hint}")
+    shapes, counts = {}, {}
+    for ranks in sorted(set(workers.values())):
+        names = [name for name, wanted in workers.items() if wanted == ranks and name not in misfits]
+        if not names:
+            continue
+        most = min(len(names), wish.concurrent or len(names))
+        if on_gpus:
+            share = wish.trials_per_gpu or 1 if ranks == 1 else 1
+            count = min(most, gpus * share // ranks or most)
+            shape = LaneShape(workers=ranks, gpus=1 / share)
+        else:
+            count = max(1, min(most, cpus // ranks))
+            largest = max(int(node.get("CPU", 0)) for node in nodes)
+            shape = LaneShape(workers=ranks, cpus=max(1, min(cpus // (count * ranks), largest)))
+        shapes |= dict.fromkeys(names, shape)
+        counts[shape] = count
+    return Lanes(shapes, counts, misfits)
