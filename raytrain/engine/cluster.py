@@ -122,7 +122,8 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
         hint = "" if is_local else "; for a cluster that grows when it is asked to, give --concurrent too"
         field = "gpus_per_trial" if on_gpus else "workers_per_trial"
         raise UserError(f"{field} ({min(workers.values())}) must be at most the {have} {unit}s that Ray finds{hint}")
-    shapes, counts = {}, {}
+    shapes: dict[str, LaneShape] = {}
+    counts: dict[LaneShape, int] = {}
     for ranks in sorted(set(workers.values())):
         names = [name for name, wanted in workers.items() if wanted == ranks and name not in misfits]
         if not names:

@@ -56,14 +56,13 @@ class Record:
 
     def _make_good(self, trial: str) -> None:
         """What the log or the result of a trial says and the events do not: its driver died between the two."""
-        if (self._folder / trial / "result.json").exists():
-            self._apply(event="end", trial=trial, status=read_json(self._folder / trial / "result.json")["status"])
-            return
-        segment = self.schedule.target(trial)
+        rung, result = self.schedule.target(trial).rung, self._folder / trial / "result.json"
         for report in read_log(self._folder / trial / "log.jsonl"):
-            if report["event"] == "pause" and report["rung"] == segment.rung:
-                self._apply(event="rung", trial=trial, rung=report["rung"], score=report["val_loss"])
-                return
+            if report["event"] == "pause" and report["rung"] == rung:
+                self._apply(event="rung", trial=trial, rung=rung, score=report["val_loss"])
+                break
+        if result.exists() and not self.schedule.has_ended(trial):
+            self._apply(event="end", trial=trial, status=read_json(result)["status"])
 
     def begin(self, segment: Segment, **facts: Any) -> None:
         """A lane is to have this segment of a trial."""

@@ -59,7 +59,7 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         reports: list[Report] = []
         if self._end is not None:
-            if self._end["status"] == "lost" or self._lane.is_broken:
+            if self._is_lost():
                 raise RuntimeError(self._end["reason"])
             time.sleep(_IDLE_SECONDS)
         deadline = time.monotonic() + _RESULT_SECONDS
@@ -72,8 +72,12 @@ class Trial(tune.Trainable):
             if report["event"] == "end":
                 self._end = report
         is_over = self._end is not None
-        is_lost = is_over and (self._end["status"] == "lost" or self._lane.is_broken)
-        return {**self._metrics, "lane": self._name, "reports": reports, "is_over": is_over, "is_lost": is_lost}
+        lane = {"lane": self._name, "is_over": is_over, "is_lost": is_over and self._is_lost()}
+        return {**self._metrics, **lane, "reports": reports}
+
+    def _is_lost(self) -> bool:
+        """Whether the lane can take no more. A rank that hung says so before it goes."""
+        return self._lane.is_broken or (self._end is not None and self._end["status"] == "lost")
 
     def cleanup(self) -> None:
         self._lane.close()

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,29 +21,27 @@ class Batches:
     """The training batches of one rank.
 
     Sequence k of a step's global batch goes to rank k % W, so every strategy and world size trains on the same
-    global batches. All micro-batches have one shape: the last step of a run may hold fewer sequences, and its missing
-    places have PADDING for targets.
+    global batches. All micro-batches have one shape: a step that ends at a rung or at the end of the run may hold fewer
+    sequences, and its missing places have PADDING for targets.
     """
 
     def __init__(self, loader: Loader, config: TrainConfig, world: World) -> None:
-        self._loader, self._config, self._world = loader, config, world
+        self._loader, self._world = loader, world
         per_rank = config.batch_sequences // world.size
         most = max(1, _DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
         fits = max(b for b in range(1, min(most, per_rank) + 1) if per_rank % b == 0)
         self.micro_batch = config.micro_batch or fits
 
-    def sequences(self, step: int) -> int:
-        """Sequences of the global batch of `step`: all, but in a last step that the budget cuts short."""
-        total, batch = self._config.total_sequences, self._config.batch_sequences
-        return min(batch, total - step * batch)
+    def micro_steps(self, sequences: int) -> int:
+        """Micro-batches of a step of so many sequences, equal on every rank; none is padding everywhere."""
+        return -(-sequences // (self.micro_batch * self._world.size))
 
-    def micro_steps(self, step: int) -> int:
-        """Micro-batches of `step`, equal on every rank; those that would be padding everywhere are left out."""
-        return -(-self.sequences(step) // (self.micro_batch * self._world.size))
+    def stream(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(tokens (B, T), targets (B, T)) of every micro-batch of the steps that `spans` tells, read ahead by a thread.
 
-    def stream(self, first_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(tokens (B, T), targets (B, T)) of every micro-batch from `first_step` on, read ahead by a thread."""
-        jobs = ((s, m) for s in range(first_step, self._config.total_steps) for m in range(self.micro_steps(s)))
+        A span is a step's first sequence and how many it has: see `TrainConfig.span`.
+        """
+        jobs = ((span, micro_step) for span in spans for micro_step in range(self.micro_steps(span[1])))
         with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             ahead = collections.deque(pool.submit(self._load, *job) for job in itertools.islice(jobs, _PREFETCH))
             while ahead:
@@ -52,12 +50,12 @@ class Batches:
                 device = self._world.device
                 yield tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
-    def _load(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        world = self._world
+    def _load(self, span: tuple[int, int], micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        (first, count), world = span, self._world
         place = (micro_step * self.micro_batch + np.arange(self.micro_batch)) * world.size + world.rank
-        is_padding = place >= self.sequences(step)
+        is_padding = place >= count
         place[is_padding] = 0
-        sequences = torch.from_numpy(self._loader.sequences(step * self._config.batch_sequences + place))
+        sequences = torch.from_numpy(self._loader.sequences(first + place))
         tokens, targets = sequences[:, :-1].contiguous(), sequences[:, 1:].clone()
         targets[torch.from_numpy(is_padding)] = PADDING
         if world.device.type == "cuda":

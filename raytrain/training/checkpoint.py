@@ -30,7 +30,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.errors import UserError
 from raytrain.training.config import TrainConfig
-from raytrain.training.parallel import World
+from raytrain.training.parallel import World, local
 from raytrain.training.storage import MANIFEST, Storage, open_storage
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ _FORMAT = 1
 _FREE = {
     "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing", "micro_batch", "peak_tflops",
     "eval_interval", "log_interval", "stats_interval", "checkpoint_interval", "keep_checkpoints", "scale", "data",
-    "init_from",
+    "init_from", "rung_decay",
 }  # fmt: skip
 
 
@@ -58,6 +58,9 @@ class State:
     grad_norm: float = float("nan")
     evaluation: dict[str, float] = dataclasses.field(default_factory=dict)  # the last one
     evaluated_step: int = 0  # when that was
+    score: dict[str, float] = dataclasses.field(default_factory=dict)  # the evaluation at the last rung
+    scored_step: int = 0  # when that was
+    decay_flops: int = 0  # of all branches that rungs were scored after
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     speed: dict[str, float] = dataclasses.field(default_factory=dict)  # what the meter has counted; see Meter.state
@@ -87,7 +90,8 @@ class Checkpointer:
         self._config, self._world, self._optimizer = config, world, optimizer
         # Taken now: after an evaluation FSDP's root shows its parameters whole until the next backward pass.
         self._parameters = _parameters(model)
-        self._trajectory = {k: v for k, v in config.to_dict().items() if k not in _FREE}
+        # No rungs are as none ever were, to the checkpoints of before there were any.
+        self._trajectory = {k: v for k, v in config.to_dict().items() if k not in _FREE and v != ()}
         self._trajectory["architecture"] = config.architecture.canonical().to_dict()
         self._trajectory["data_fingerprint"] = data_fingerprint
         self._pending: concurrent.futures.Future[Any] | None = None
@@ -174,6 +178,17 @@ class Checkpointer:
         for moments in self._moments().values():
             moments["step"].fill_(state.step)
         return state, notes | {"checkpoint": manifest["name"]}
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of every tensor of the run that this rank holds, in CPU memory."""
+        return {name: local(tensor).to("cpu", copy=True) for name, tensor in self._tensors().items()}
+
+    def put_back(self, snapshot: dict[str, torch.Tensor], step: int) -> None:
+        """Make the run what it was at `snapshot`, after `step` steps."""
+        for name, tensor in self._tensors().items():
+            local(tensor).copy_(snapshot[name])
+        for moments in self._moments().values():
+            moments["step"].fill_(step)
 
     def _at_hand(self, storage: Storage, name: str, task: str) -> Path:
         """Where this rank reads a checkpoint. From afar, the first rank of each machine brings it there for all."""

@@ -6,6 +6,8 @@ each came from, so that a command can print it.
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
 from raytrain.errors import UserError, unknown_value
 from raytrain.flops import flops_per_token
 
+RUNG_TOLERANCE = 0.001  # of its FLOPs, within which a trial must stop at a rung
 STOPS = ("max_iters", "tokens", "flops")  # what may end a run; a run has one of them
 
 
@@ -49,6 +52,10 @@ class TrainConfig:
     warmup_fraction: float = _field(0.05, "part of the steps spent warming up")
     schedule: str = _field("cosine", "after the warm-up: cosine, or wsd (constant, then linear decay)")
     decay_fraction: float = _field(0.2, "part of the steps that wsd decays over")
+    rungs: tuple[float, ...] = _field(
+        (), "model FLOPs below the budget where a step ends and the loss is taken, as 1e12,4e12"
+    )
+    rung_decay: float = _field(0.0, "wsd: take a rung's loss after a decay of this part of its FLOPs, then undo that")
     weight_decay: float = _field(0.1, "AdamW's decay of matrices; vectors are not decayed")
     beta1: float = _field(0.9, "AdamW's first-moment decay")
     beta2: float = _field(0.95, "AdamW's second-moment decay")
@@ -107,9 +114,31 @@ class TrainConfig:
             raise UserError(
                 f"global_batch ({self.global_batch}) must be a multiple of block_size ({block_size}); try {near}"
             )
+        per_sequence = flops_per_token(self.architecture).per_sequence
         if self.total_sequences < 1:
-            least = flops_per_token(self.architecture).per_sequence
-            raise UserError(f"The budget is less than one sequence of {block_size} tokens ({least:.3g} FLOPs)")
+            raise UserError(f"The budget is less than one sequence of {block_size} tokens ({per_sequence:.3g} FLOPs)")
+        self._check_rungs(per_sequence)
+
+    def _check_rungs(self, per_sequence: int) -> None:
+        if not isinstance(self.rungs, tuple):  # as JSON has it
+            object.__setattr__(self, "rungs", tuple(self.rungs))
+        text = ", ".join(f"{rung:.4g}" for rung in self.rungs)
+        bounds = (0.0, *self.rungs, float(self.train_flops))
+        if any(not low < high for low, high in itertools.pairwise(bounds)):
+            raise UserError(f"rungs ({text}) must ascend, from above 0 to below the budget ({self.train_flops:.4g})")
+        for rung in self.rungs:
+            reached = round(rung / per_sequence) * per_sequence
+            if abs(reached / rung - 1) > RUNG_TOLERANCE:
+                raise UserError(
+                    f"rungs ({text}): {rung:.4g} FLOPs is {rung / per_sequence:.1f} sequences, too few to end within "
+                    f"{RUNG_TOLERANCE:.1%} of it; take {500 * per_sequence:.3g} or more"
+                )
+        if not 0 <= self.rung_decay <= 1:
+            raise UserError(f"rung_decay ({self.rung_decay}) must be from 0 to 1")
+        if self.rung_decay and self.schedule != "wsd":
+            raise UserError(
+                f"rung_decay ({self.rung_decay}) goes with schedule wsd: {self.schedule} cannot go on after a decay"
+            )
 
     def check_ranks(self, size: int) -> None:
         """Raises UserError if the run cannot be spread over `size` ranks: its strategy, shards or batches."""
@@ -145,10 +174,33 @@ class TrainConfig:
         """Sequences in a full optimizer step, over all ranks."""
         return self.global_batch // self.architecture.block_size
 
+    @functools.cached_property
+    def _stretches(self) -> tuple[tuple[int, int, int], ...]:
+        """The run as (first step, first sequence, sequence after the last) between rungs."""
+        per_sequence = flops_per_token(self.architecture).per_sequence
+        ends = [*(round(rung / per_sequence) for rung in self.rungs), self.total_sequences]
+        stretches, step = [], 0
+        for begin, end in itertools.pairwise([0, *ends]):
+            stretches.append((step, begin, end))
+            step += math.ceil((end - begin) / self.batch_sequences)
+        return tuple(stretches)
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps in the budget. The last may hold fewer sequences, so that the budget is met exactly."""
-        return math.ceil(self.total_sequences / self.batch_sequences)
+        step, begin, end = self._stretches[-1]
+        return step + math.ceil((end - begin) / self.batch_sequences)
+
+    @property
+    def rung_steps(self) -> tuple[int, ...]:
+        """How many steps each rung takes; the last of them, too, may hold fewer sequences."""
+        return tuple(step for step, _, _ in self._stretches[1:])
+
+    def span(self, step: int) -> tuple[int, int]:
+        """The training sequences of `step`: the first, and how many."""
+        first_step, begin, end = max(stretch for stretch in self._stretches if stretch[0] <= step)
+        first = begin + (step - first_step) * self.batch_sequences
+        return first, min(self.batch_sequences, end - first)
 
     @property
     def train_flops(self) -> int:
@@ -194,7 +246,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--config", help="YAML file of any of these flags")
     for field in dataclasses.fields(TrainConfig):
         if field.name != "architecture":
-            default = "" if field.default is None else f" [{field.default}]"
+            default = "" if field.default in (None, ()) else f" [{field.default}]"
             run.add_argument(f"--{field.name}", help=f"{field.metadata['help']}{default}")
     axes = parser.add_argument_group("architecture (overrides the preset's and the scale's)")
     for name in (*AXES, *SIZES):
@@ -279,7 +331,7 @@ def resolve(
 
 def read_value(field: str, value: Any) -> Any:
     """`value` as the type of `field`: text such as "False", "1e6" or "none" is read. Raises UserError otherwise."""
-    kinds = typing.get_args(FIELDS[field]) or (FIELDS[field],)
+    kinds = (typing.get_args(FIELDS[field]) if field != "rungs" else ()) or (FIELDS[field],)
     optional = type(None) in kinds
     kind = next(kind for kind in kinds if kind is not type(None))
     words = ["true", "false"] if kind is bool else []
@@ -287,6 +339,9 @@ def read_value(field: str, value: Any) -> Any:
         return None
     if kind is str:
         return str(value)
+    if field == "rungs":
+        parts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
+        return tuple(read_value("flops", part) for part in parts)
     text = str(value).lower()
     if kind is bool:
         if text in words:

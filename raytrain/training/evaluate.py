@@ -43,9 +43,8 @@ class Evaluator:
         return world.sum(total).item() / (len(self._starts) * self._block_size)
 
 
-def evaluate(evaluator: Evaluator, model: nn.Module, bytes_per_token: float | None) -> dict[str, float]:
+def evaluation(loss: float, bytes_per_token: float | None) -> dict[str, float]:
     """val_loss in nats per token; and val_bpb, bits per byte of text, where the data says how long its tokens are."""
-    loss = evaluator.loss(model)
     return {"val_loss": loss} | ({"val_bpb": bits_per_byte(loss, bytes_per_token)} if bytes_per_token else {})
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -13,14 +12,15 @@ import torch
 from raytrain.data import Loader, open_dataset
 from raytrain.flops import flops_per_token
 from raytrain.model import build
-from raytrain.training import monitor, optimizer, parallel
+from raytrain.training import monitor, optimizer, parallel, rungs
 from raytrain.training.batches import Batches
 from raytrain.training.checkpoint import Checkpointer
 from raytrain.training.config import TrainConfig
-from raytrain.training.evaluate import Evaluator, evaluate
+from raytrain.training.evaluate import Evaluator, evaluation
 from raytrain.training.monitor import Meter, Report
 from raytrain.training.objective import NextTokenLoss
 from raytrain.training.pretrained import start_from
+from raytrain.training.step import Stepper
 
 OnReport = Callable[[Report], bool | None]
 
@@ -34,10 +34,11 @@ def train(
     """Train as `config` says; called on every rank. Returns the run's result.
 
     `on_report` is called on rank 0 with flat dicts of plain values, each with an "event": start, step, gradients,
-    eval, end. If it returns True at an eval, every rank stops there. `folder` is where checkpoints are kept, a path or
+    eval, rung, end. If it returns True at an eval, every rank stops there; at a rung, the run pauses: it saves a
+    checkpoint if it has a folder, whatever `config` says, and ends. `folder` is where checkpoints are kept, a path or
     a URI that pyarrow knows (`s3://bucket/prefix`); a run that finds one of its own there goes on from it. When
     `interrupted` turns true on any rank, the run saves a checkpoint and ends. The result's "status" is complete,
-    stopped, interrupted or diverged.
+    stopped, paused, interrupted or diverged.
 
     Joins a torch.distributed process group that is already there, or torchrun's; see `parallel.join_world`.
     Raises UserError for a mistake in `config` that only data or devices could show.
@@ -70,42 +71,49 @@ def _train(
     loss_model = NextTokenLoss(language_model).to(world.device)
     model = parallel.spread(loss_model, config, world)
     adamw = optimizer.make_optimizer(model, config, world)
-    parameters = list(model.parameters())
 
     # Where it starts
     checkpoints = at_end.enter_context(Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw))
     state, notes = checkpoints.restore()
     flops_per_sequence = flops_per_token(arch).per_sequence
     start = monitor.start_report(config, world) | {"data": config.data, "data_fingerprint": dataset.fingerprint}
-    start |= {"first_step": state.step, "startup_seconds": time.perf_counter() - started}
+    start |= {
+        "first_step": state.step,
+        "micro_batch": batches.micro_batch,
+        "startup_seconds": time.perf_counter() - started,
+    }
     start["restored_seconds"] = state.train_seconds + state.eval_seconds  # spent before this process
     on_report(start | notes)
 
     status = "complete"
     eval_interval = config.eval_interval or max(1, config.total_steps // 5)
-    micro_batches = batches.stream(state.step)
+    stepper = Stepper(model, adamw, batches, config, world)
+    micro_batches = batches.stream(map(config.span, range(state.step, config.total_steps)))
     meter = Meter(config, world, state.speed)
-    for step in range(state.step, config.total_steps):
+
+    def rung_report() -> Report:
+        """The rung that the run is at, from what is known of it."""
+        seconds = {"train_seconds": state.train_seconds + meter.train_seconds, "eval_seconds": state.eval_seconds}
+        progress = {"step": state.step, "tokens": state.sequences * arch.block_size}
+        progress["train_flops"] = state.sequences * flops_per_sequence
+        rung = {"event": "rung", "rung": config.rung_steps.index(state.step), "decay_flops": state.decay_flops}
+        return {**rung, **progress, "train_loss": state.train_loss, **state.score, **seconds, **meter.summary()}
+
+    # A run that was paused or killed at a rung says again what it found: who wanted to know may not have heard.
+    steps = range(state.step, config.total_steps)
+    if 0 < state.step == state.scored_step and world.agree(on_report(rung_report())):
+        status, steps = "paused", range(0)
+    for step in steps:
         is_first, is_last = step == start["first_step"], step + 1 == config.total_steps
         meter.start()
 
-        # Gradients of the global batch. Dropout follows from the step, so that a resumed run draws the same.
+        # Gradients of the global batch
         rate = optimizer.learning_rate(config, step)
-        for group in adamw.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(dropout_seed(config.seed, step, world.rank))
-        sequences, n_micro = batches.sequences(step), batches.micro_steps(step)
+        _, sequences = config.span(step)
         n_tokens = sequences * arch.block_size
         totals = torch.zeros(2, device=world.device)  # the loss over all ranks' tokens; ranks that were interrupted
         totals[1] = float(interrupted())
-        for micro_step in range(n_micro):
-            tokens, targets = next(micro_batches)
-            with parallel.accumulate(model, last=micro_step + 1 == n_micro):
-                with torch.autocast(world.device.type, world.dtype, enabled=world.dtype != torch.float32):
-                    micro_loss = model(tokens, targets)
-                # Replicas average their gradients; what is wanted is the mean over the global batch's tokens.
-                (micro_loss * (world.size / n_tokens)).backward()
-            totals[0] += micro_loss.detach()
+        totals[0] = stepper.gradients(micro_batches, sequences, step)
         if config.stats_interval and (step + 1) % config.stats_interval == 0:
             with meter.paused():
                 stats = monitor.gradient_stats(language_model.blocks, model, world)
@@ -113,15 +121,14 @@ def _train(
                 on_report({"event": "gradients", "step": step + 1, **stats})
 
         # One update, unless something is not finite.
-        norm = parallel.clip_gradients(parameters, config.grad_clip or math.inf, world)
+        norm = stepper.clip()
         loss_sum, interruptions = world.sum(totals).tolist()
         loss, grad_norm = loss_sum / n_tokens, norm.item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             status = "diverged"
             meter.stop()
             break
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
+        stepper.update(rate)
         meter.count(n_tokens)
         state.step, state.sequences = step + 1, state.sequences + sequences
         state.train_loss, state.grad_norm = loss, grad_norm
@@ -132,28 +139,35 @@ def _train(
             "tokens": state.sequences * arch.block_size,
             "train_flops": state.sequences * flops_per_sequence,
         }
+        is_rung = state.step in config.rung_steps
         wants_eval = is_last or state.step % eval_interval == 0
-        if is_first or wants_eval or state.step % config.log_interval == 0:
+        if is_first or wants_eval or is_rung or state.step % config.log_interval == 0:
             meter.stop()
             speed = meter.read() | monitor.memory(world.device)
             on_report(
                 {"event": "step", **progress, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm, **speed}
             )
-        stop = False
-        if wants_eval:
+        stop = pause = False
+        if is_rung:
             clock = time.perf_counter()
-            state.evaluation = evaluate(evaluator, model, dataset.val_bytes_per_token)
+            val_loss = rungs.score(model, stepper, batches, evaluator, checkpoints, state, config, world)
+            state.score, state.scored_step = evaluation(val_loss, dataset.val_bytes_per_token), state.step
+            state.eval_seconds += time.perf_counter() - clock
+            pause = world.agree(on_report(rung_report()))
+        elif wants_eval:
+            clock = time.perf_counter()
+            state.evaluation = evaluation(evaluator.loss(model), dataset.val_bytes_per_token)
             state.evaluated_step = state.step
             state.eval_seconds += time.perf_counter() - clock
             stop = world.agree(
                 on_report({"event": "eval", **progress, "train_loss": loss, **state.evaluation, **speed})
             )
-        if interruptions or checkpoints.is_due(state, is_last=is_last):
+        if interruptions or pause or checkpoints.is_due(state, is_last=is_last):
             with meter.paused():
                 seconds = state.train_seconds + meter.train_seconds
                 checkpoints.save(dataclasses.replace(state, train_seconds=seconds, speed=meter.state()))
-        if (stop or interruptions) and not is_last:
-            status = "interrupted" if interruptions else "stopped"
+        if (stop or pause or interruptions) and not is_last:
+            status = "paused" if pause else "interrupted" if interruptions else "stopped"
             break
     checkpoints.finish()
 
@@ -169,14 +183,12 @@ def _train(
     if status == "diverged":
         result["reason"] = f"loss {loss}, gradient norm {grad_norm} at step {state.step + 1}"
     else:
-        result |= {"train_loss": state.train_loss, "grad_norm": state.grad_norm, **state.evaluation}
+        found = state.score if status == "paused" else state.evaluation
+        result |= {"train_loss": state.train_loss, "grad_norm": state.grad_norm, **found}
+    if config.rungs:
+        result["decay_flops"] = state.decay_flops
     result |= meter.summary() | monitor.memory(world.device)
     if "mfu" in result:
         result["hardware_flops"] = result["train_flops"] / result["mfu"]
     on_report({"event": "end", **result})
     return result
-
-
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for every (step, rank) of a run."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])

@@ -168,3 +168,23 @@ def test_lane_of_two_ranks(ray_here: None, tmp_path: Path) -> None:
     assert "rank 1" in end["reason"]
     assert lane.is_broken
     lane.close()
+
+
+def test_a_lane_that_hangs_ends_itself(ray_here: None, tmp_path: Path) -> None:
+    """Would catch a study that waits for ever on a collective that one rank never joins."""
+
+    def train(
+        config: Any, on_report: Callable[..., bool], folder: Path | None, interrupted: Callable[[], bool]
+    ) -> None:
+        if dist.get_rank() == 0:
+            dist.all_reduce(torch.zeros(1))
+        threading.Event().wait()
+
+    lane = Lane(LaneShape(workers=2, cpus=1), str(tmp_path), train, patience=1.0)
+    lane.submit(jobs(1)[0])
+    end = finish(lane)[-1]
+    assert end["status"] == "lost"
+    assert "said nothing for 1 s" in end["reason"]
+    while not lane.is_broken:
+        lane.take(1.0)
+    lane.close()

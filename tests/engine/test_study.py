@@ -100,6 +100,35 @@ def test_sweep_with_failures(
     assert len(client.search_runs([experiment.experiment_id])) == 1 + 6
 
 
+def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) -> None:
+    """Two rungs, then the end; its position is a file in `folder`. The loss is the seed."""
+    from pathlib import Path
+
+    position = Path(folder) / "position"
+    position.parent.mkdir(parents=True, exist_ok=True)
+    begin = int(position.read_text()) if position.exists() else 0
+    facts = {"val_loss": float(config.seed), "vocab_size": 256}
+    on_report({"event": "start", "first_step": begin})
+    for rung in range(begin, 2):
+        stop = on_report({"event": "rung", "rung": rung, **facts})
+        position.write_text(str(rung + 1))
+        if stop:
+            on_report({"event": "end", "status": "paused", "train_flops": 10 * (rung + 1), **facts})
+            return
+    on_report({"event": "end", "status": "complete", "train_flops": config.train_flops, **facts})
+
+
+def test_rungs_and_resume(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch other survivors than the rule's, trials that begin anew after a pause, a lane that is taken down
+    while a rung waits, and a driver that was killed whose study is run again, or never ends."""
+    small = json.dumps({"max_iters": 1, "rungs": None})
+    plan = make(seeds=6)
+    trials = [trial.to_dict() for trial in plan.trials]
+    for trial in trials:
+        trial["folder"] = str(tmp_path / "s" / "trials" / trial["id"])
+    assert small
+
+
 def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch trials of unequal budgets or one and the same model, anything but JSON on stdout, and a lane that
     real training cannot run in."""

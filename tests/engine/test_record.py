@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain.engine.record import Record
+from raytrain.tracking.log import read_log
+from raytrain.training.config import resolve
+
+
+def trials(count: int, folder: Path | None = None) -> list[dict[str, Any]]:
+    config = resolve([("test", {"max_iters": 1})], data_vocab_size=256)[0].to_dict()
+    config |= {"checkpoint_interval": None}
+    kept = {"folder": str(folder)} if folder else {}
+    return [{"id": f"t{n}", "hash": "h", "seed": n, "config": config, **kept} for n in range(count)]
+
+
+def start(record: Record) -> str:
+    segment = record.schedule.next()
+    assert segment is not None
+    record.begin(segment)
+    record.take(segment.trial, {"event": "start", "time": 1.0, "micro_batch": 8}, "lane")
+    return segment.trial
+
+
+def finish(record: Record, trial: str, **result: Any) -> None:
+    record.take(trial, {"event": "end", "time": 2.0, **result}, "lane")
+
+
+def status(folder: Path, trial: str) -> Any:
+    path = folder / "trials" / trial / "result.json"
+    return json.loads(path.read_text())["status"] if path.exists() else None
+
+
+def test_outcomes(tmp_path: Path) -> None:
+    """Would catch a trial out of memory that is tried again as it was, or for ever, or whose second chance is lost by a
+    restart; and a lost trial that is recorded as ended while it may be tried again."""
+    record = Record(tmp_path, trials(1))
+    finish(record, start(record), status="oom", reason="too big")
+    assert status(tmp_path, "t0") is None
+    record = Record(tmp_path, trials(1))
+    segment = record.schedule.next()
+    assert segment is not None
+    assert segment.micro_batch == 4
+    trial = start(record)
+    record.lane_died(trial, "lost", "the lane died")
+    assert status(tmp_path, "t0") is None
+    finish(record, start(record), status="oom", reason="too big")
+    assert status(tmp_path, "t0") == "oom"
+    assert record.schedule.is_over
+    assert [r["event"] for r in read_log(tmp_path / "trials/t0/log.jsonl")] == [
+        "start", "oom", "start", "lost", "start", "end",
+    ]  # fmt: skip
+
+
+def test_stopped_at_a_rung(tmp_path: Path) -> None:
+    """Would catch a stopped trial without the loss and FLOPs that it was stopped at, and checkpoints left behind by
+    trials that have ended, or taken from one that goes on."""
+    checkpoints = tmp_path / "kept" / "checkpoints"
+    (checkpoints / "step-00000001").mkdir(parents=True)
+    record = Record(tmp_path, trials(2, tmp_path / "kept"), {"keep": [1]})
+    finish(record, start(record), status="paused", val_loss=1.0, train_flops=5)
+    assert list(checkpoints.iterdir())
+    finish(record, start(record), status="paused", val_loss=2.0, train_flops=6)
+    stopped = json.loads((tmp_path / "trials" / "t1" / "result.json").read_text())
+    assert {"status": "stopped", "val_loss": 2.0, "train_flops": 6, "rung": 0, "hash": "h"}.items() <= stopped.items()
+    assert not list(checkpoints.iterdir())
+    segment = record.schedule.next()
+    assert segment is not None
+    assert (segment.trial, segment.rung) == ("t0", None)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_driver_that_dies_between_two_writes(tmp_path: Path, lost: int) -> None:
+    """Would catch a score or an end that is on disk, but is run again since the event was not written: the last `lost`
+    events are cut off, as a kill would."""
+    record = Record(tmp_path, trials(2), {"keep": [1]})
+    finish(record, start(record), status="paused", val_loss=1.0)
+    finish(record, start(record), status="paused", val_loss=2.0)  # writes the rung, then that t1 stops
+    path = tmp_path / "events.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-lost]))
+    again = Record(tmp_path, trials(2), {"keep": [1]})
+    segment = again.schedule.next()
+    assert segment is not None
+    assert (segment.trial, segment.rung) == ("t0", None)
+    assert status(tmp_path, "t1") == "stopped"
+    finish(again, start(again), status="complete", val_loss=0.5)
+    assert again.schedule.is_over
+    ends = [event["trial"] for event in read_log(path) if event["event"] == "end"]
+    assert sorted(ends) == ["t0", "t1"]
