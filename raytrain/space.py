@@ -1,11 +1,16 @@
 """Search spaces: YAML files of axes and levels, and the distinct functions that they spell. Pure: no torch.
 
 A file has `axes` (any field of a run -> its levels), or `presets`, or both; `base`, the preset that the points start
-from; and `vary`: `all` combinations, or `one_at_a_time` around the base.
+from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may have
+
+    when        for an axis the levels of others that it counts with; elsewhere it is dead, and the base's value stands
+    placement   for trials of some levels the ranks that each takes
 """
 
 import dataclasses
+import graphlib
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from raytrain.architecture import AXES, PRESETS
 from raytrain.errors import UserError, unknown_value
 from raytrain.training.config import FIELDS, TrainConfig, read_value, read_yaml
 
-_KEYS = ("base", "presets", "axes", "vary")
+_KEYS = ("base", "presets", "axes", "vary", "when", "placement")
 _VARY = ("all", "one_at_a_time")
 # What a trial may differ in and still be ranked with the others. Not the data or the vocabulary, which move the zero
 # of the loss; nor what is watched, or where and how fast a trial runs.
@@ -36,14 +41,35 @@ class Point:
     values: Mapping[str, Any]
 
 
+Condition = Mapping[str, tuple[Any, ...]]  # axis -> levels of it; it holds where all those axes have one of theirs
+
+
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """Axes and their levels around a base. `preset` may be an axis; the base's own level comes first in its axis."""
+    """Axes and their levels around a base. `preset` may be an axis; the base's own level comes first in its axis.
+
+    `when` holds the conditions of conditional axes, each after those that its own condition names. `placement` are
+    conditions, and the ranks of a trial that meets one; the first that holds counts.
+    """
 
     name: str
     base: str
     levels: Mapping[str, tuple[Any, ...]]
     vary: str = "all"
+    when: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
+    placement: tuple[tuple[Condition, int], ...] = ()
+
+    def dead(self, values: Mapping[str, Any]) -> set[str]:
+        """The axes that do not count in a run of `values`. A condition on a dead axis does not hold."""
+        found: set[str] = set()
+        for axis, condition in self.when.items():
+            if found & condition.keys() or not _holds(condition, values):
+                found.add(axis)
+        return found
+
+    def workers(self, values: Mapping[str, Any]) -> int | None:
+        """The ranks of a trial of `values`; None where the space does not say."""
+        return next((ranks for condition, ranks in self.placement if _holds(condition, values)), None)
 
     def points(self) -> list[Point]:
         """Every spelling. The base comes first if it is one of them."""
@@ -55,8 +81,10 @@ class Space:
         return [self._point({})] + [self._point(change) for change in changes if not change.items() <= base.items()]
 
     def _point(self, change: dict[str, Any]) -> Point:
+        start = PRESETS[change.get("preset", self.base)]
+        dead_axes = self.dead(start | change)
+        change = {axis: level for axis, level in change.items() if axis not in dead_axes}
         values = {"preset": self.base} | change
-        start = PRESETS[values["preset"]]
         dead = "activation" if values.get("ffn_type", start.get("ffn_type")) == "swiglu" else None
         differences = [
             f"{axis}={level}"
@@ -66,6 +94,10 @@ class Space:
         if not differences or "preset" in self.levels:
             differences.insert(0, values["preset"])
         return Point(" ".join(differences), values)
+
+
+def _holds(condition: Condition, values: Mapping[str, Any]) -> bool:
+    return all(values.get(axis) in levels for axis, levels in condition.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +186,56 @@ def load_space(spec: str, base: str | None = None) -> Space:
         base=base,
         levels={axis: tuple(sorted(levels[axis], key=lambda level: level != start.get(axis))) for axis in levels},
         vary=vary,
+        when=_when(spec, content.get("when") or {}, levels),
+        placement=_placement(spec, content.get("placement") or [], levels),
     )
+
+
+def _when(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> dict[str, Condition]:
+    """The conditions of axes, in an order in which each comes after those that it depends on."""
+    if not isinstance(given, dict):
+        raise UserError(f"when in space {spec} must be a mapping of axis to condition, not {given!r}")
+    for axis in given:
+        if axis not in levels:
+            raise unknown_value(f"axis in when of space {spec}", axis, levels)
+    conditions = {axis: _condition(spec, f"when of {axis}", condition, levels) for axis, condition in given.items()}
+    try:
+        order = graphlib.TopologicalSorter({axis: condition.keys() for axis, condition in conditions.items()})
+        return {axis: conditions[axis] for axis in order.static_order() if axis in conditions}
+    except graphlib.CycleError as error:
+        raise UserError(f"when in space {spec} goes in a circle: {' -> '.join(error.args[1])}") from None
+
+
+def _placement(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> tuple[tuple[Condition, int], ...]:
+    if not isinstance(given, list):
+        raise UserError(f"placement in space {spec} must be a list of when and workers, not {given!r}")
+    found = []
+    for entry in given:
+        if not isinstance(entry, dict) or entry.keys() != {"when", "workers"}:
+            raise UserError(f"placement in space {spec}: {entry!r} must have when and workers")
+        workers = entry["workers"]
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise UserError(f"placement in space {spec}: workers ({workers!r}) must be a whole number, 1 or more")
+        found.append((_condition(spec, "placement", entry["when"], levels), workers))
+    return tuple(found)
+
+
+def _condition(spec: str, place: str, given: Any, levels: Mapping[str, list[Any]]) -> Condition:
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{place} in space {spec} must be a mapping of axis to levels, not {given!r}")
+    condition = {}
+    for axis, wanted in given.items():
+        if axis not in levels:
+            raise unknown_value(f"axis in {place} of space {spec}", axis, levels)
+        try:
+            read = [_level(axis, level) for level in (wanted if isinstance(wanted, list) else [wanted])]
+        except UserError as error:
+            raise UserError(f"{place} in space {spec}: {error}") from None
+        for level in read:
+            if level not in levels[axis]:
+                raise unknown_value(f"level of {axis} in {place} of space {spec}", level, map(str, levels[axis]))
+        condition[axis] = tuple(read)
+    return condition
 
 
 def _find(spec: str) -> Path:
@@ -172,8 +253,10 @@ def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
         raise unknown_value(f"axis in space {spec}", axis, AXIS_FIELDS)
     if axis not in AXIS_FIELDS:
         raise UserError(f"{axis} cannot be an axis of space {spec}: trials that differ in it are not to be ranked")
+    if isinstance(given, dict):
+        given = _range(spec, axis, given)
     if not isinstance(given, list):
-        raise UserError(f"axis {axis} in space {spec} must be a list of levels, not {given!r}")
+        raise UserError(f"axis {axis} in space {spec} must be a list of levels or a range, not {given!r}")
     if not given:
         raise UserError(f"Space {spec} is empty: axis {axis} has no levels")
     try:
@@ -184,6 +267,24 @@ def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
         if level in levels[:index]:
             raise UserError(f"Axis {axis} in space {spec} has the level {level} twice")
     return levels
+
+
+def _range(spec: str, axis: str, given: dict[Any, Any]) -> list[float]:
+    """`count` levels from `low` to `high`, each the same factor above the one before, to six digits."""
+    allowed = ("low", "high", "count")
+    for key in given:
+        if key not in allowed:
+            raise unknown_value(f"key of axis {axis} in space {spec}", key, allowed)
+    try:
+        low, high, count = float(given["low"]), float(given["high"]), int(given["count"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"axis {axis} in space {spec}: a range has the numbers low, high and count") from None
+    if FIELDS.get(axis) is not float or not 0 < low < high < math.inf or count < 2:
+        raise UserError(
+            f"axis {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 or "
+            f"more, not {given}"
+        )
+    return [float(f"{low * (high / low) ** (place / (count - 1)):.6g}") for place in range(count)]
 
 
 def _level(axis: str, given: Any) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,36 +15,45 @@ from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.design import DESIGNS
 from raytrain.errors import Parser, UserError, command, unknown_value
-from raytrain.plan import Plan, make_plan
+from raytrain.measure import measured_rate
+from raytrain.plan import Halving, Plan, Wish, make_plan
 from raytrain.space import expand, load_space
 from raytrain.training import config as configs
 from raytrain.training.config import TrainConfig
+
+SCHEDULERS = ("none", "halving")
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
     flags = _parser().parse_args(argv)
+    if flags.resume is not None:
+        _check_resume(flags)
+        from raytrain.engine.study import resume_study  # Ray takes seconds to import
+
+        return resume_study(
+            flags.resume,
+            runs=Path(flags.runs),
+            tracking_uri=flags.tracking_uri,
+            concurrent=flags.concurrent,
+            as_json=flags.json,
+        )
     plan = _plan(flags)
     if flags.plan:
         print(json.dumps(plan.to_dict()) if flags.json else plan)
         return 0
-    from raytrain.engine.study import run_study  # Ray takes seconds to import, and a plan must not wait for them
+    from raytrain.engine.study import run_study  # a plan must not wait for it
 
-    try:
-        return run_study(
-            plan,
-            runs=Path(flags.runs),
-            name=flags.name,
-            tracking_uri=flags.tracking_uri,
-            gpus_per_trial=flags.gpus_per_trial,
-            workers_per_trial=flags.workers_per_trial,
-            concurrent=flags.concurrent,
-            storage=flags.storage,
-            command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
-            as_json=flags.json,
-        )
-    except KeyboardInterrupt:
-        return 130
+    return run_study(
+        plan,
+        runs=Path(flags.runs),
+        name=flags.name,
+        tracking_uri=flags.tracking_uri,
+        wish=_wish(flags),
+        storage=flags.storage,
+        command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
+        as_json=flags.json,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="whether d_optimal estimates pairwise interactions too [yes]",
     )
+    sweep.add_argument(
+        "--scheduler", default="none", help=f"{', '.join(SCHEDULERS)}: whether trials stop at rungs [none]"
+    )
+    sweep.add_argument("--factor", type=int, default=4, help="halving: one trial of so many goes on after a rung [4]")
+    sweep.add_argument(
+        "--frontier_budgets",
+        type=_numbers,
+        default=(),
+        metavar="M,M",
+        help="run the base at these multiples of the budget too, for compute gains [none]",
+    )
+    sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
+    sweep.add_argument("--resume", metavar="NAME", help="go on with this study, whatever ended it")
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")
@@ -78,20 +101,43 @@ def _parser() -> argparse.ArgumentParser:
         "--gpus_per_trial", type=int, help="GPUs of each trial; 0 trains on CPUs [1 where there are GPUs]"
     )
     sweep.add_argument("--workers_per_trial", type=int, help="ranks of each trial on CPUs [1; on GPUs, one a GPU]")
+    sweep.add_argument("--trials_per_gpu", type=int, help="small trials that share a GPU [1]")
     sweep.add_argument("--concurrent", type=int, help="most trials at a time [as many as fit]")
     configs.add_flags(parser)
     return parser
 
 
-def _plan(flags: argparse.Namespace) -> Plan:
-    """Raises UserError for any mistake in the command line, the space and the data."""
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _check_resume(flags: argparse.Namespace) -> None:
+    """A study goes on as it was planned, so flags that plan one have no meaning. Raises UserError for those."""
+    usual = vars(_parser().parse_args([]))
+    allowed = ("resume", "runs", "tracking_uri", "concurrent", "json")
+    for name, value in vars(flags).items():
+        if name not in allowed and value != usual[name]:
+            raise UserError(
+                f"{name} ({value}) does not go with --resume, which goes on as planned; these do: "
+                f"{', '.join(allowed[1:])}"
+            )
+
+
+def _wish(flags: argparse.Namespace) -> Wish:
+    return Wish(flags.gpus_per_trial, flags.workers_per_trial, flags.trials_per_gpu, flags.concurrent)
+
+
+def _check(flags: argparse.Namespace) -> None:
+    """Raises UserError for values of the sweep's own flags that cannot be."""
     for name, least in (
         ("max_trials", 1),
         ("trials", 1),
         ("seeds", 1),
         ("gpus_per_trial", 0),
         ("workers_per_trial", 1),
+        ("trials_per_gpu", 1),
         ("concurrent", 1),
+        ("factor", 2),
     ):
         value = getattr(flags, name)
         if value is not None and value < least:
@@ -104,8 +150,18 @@ def _plan(flags: argparse.Namespace) -> Plan:
         raise UserError(
             f"max_trials ({flags.max_trials}) would spoil design {flags.design}; say how many with --trials"
         )
-    if flags.reference not in PRESETS:
-        raise unknown_value("reference", flags.reference, PRESETS)
+    if (flags.trials_per_gpu or 1) > 1 and flags.gpus_per_trial not in (None, 1):
+        raise UserError(f"trials_per_gpu ({flags.trials_per_gpu}) shares one GPU; gpus_per_trial must be 1 then")
+    if any(not 0 < multiple < math.inf for multiple in flags.frontier_budgets):
+        raise UserError(f"frontier_budgets ({flags.frontier_budgets}) must be above 0 and finite, as multiples")
+    for name, allowed in (("reference", PRESETS), ("scheduler", SCHEDULERS)):
+        if getattr(flags, name) not in allowed:
+            raise unknown_value(name, getattr(flags, name), allowed)
+
+
+def _plan(flags: argparse.Namespace) -> Plan:
+    """Raises UserError for any mistake in the command line, the space and the data."""
+    _check(flags)
     space = load_space(flags.space, flags.base)
     layers = [("flag", configs.read_flags(flags))]
     if flags.config:
@@ -120,10 +176,16 @@ def _plan(flags: argparse.Namespace) -> Plan:
                 )
     given = {name: value for _, values in layers for name, value in values.items()}
 
-    def resolve(values: Mapping[str, Any]) -> TrainConfig:
+    def resolve(values: Mapping[str, Any], *without: str) -> TrainConfig:
         data = str(values.get("data", given.get("data", STDLIB)))
-        config, _ = configs.resolve([*layers, ("space", values)], data_vocab_size=_vocab_size(data))
-        config.check_ranks(flags.gpus_per_trial or flags.workers_per_trial or 1)
+        kept = [(layer, {name: v for name, v in said.items() if name not in without}) for layer, said in layers]
+        config, _ = configs.resolve([*kept, ("space", values)], data_vocab_size=_vocab_size(data))
+        config.check_ranks(
+            space.workers(config.to_dict() | config.architecture.to_dict())
+            or flags.gpus_per_trial
+            or flags.workers_per_trial
+            or 1
+        )
         if "checkpoint_interval" not in given:  # a sweep keeps no checkpoints unless it is told to
             config = config.replace(checkpoint_interval=None)
         if config.init_from is not None and not Path(config.init_from).is_dir():
@@ -132,12 +194,17 @@ def _plan(flags: argparse.Namespace) -> Plan:
         paths = {name: getattr(config, name) for name in ("data", "init_from")}
         return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
 
-    base = resolve({"preset": space.base} if PRESETS[space.base] else space.points()[0].values)
+    first = {"preset": space.base} if PRESETS[space.base] else space.points()[0].values
+    base = resolve(first, "rungs")  # which are checked against the budget that it gives
     budget = base.train_flops if any(given.get(name) is not None for name in ("max_iters", "tokens")) else base.flops
     assert budget is not None
+    rungs = configs.read_value("rungs", given.get("rungs", ()))
+    if flags.scheduler == "halving" and not rungs:
+        rungs = tuple(budget / flags.factor**k for k in (2, 1))
 
     def resolve_trial(values: Mapping[str, Any]) -> TrainConfig:
-        return resolve(values).replace(max_iters=None, tokens=None, flops=float(budget))
+        config = resolve(values, "rungs")
+        return config.replace(max_iters=None, tokens=None, flops=float(budget), rungs=rungs)
 
     return make_plan(
         space,
@@ -146,13 +213,15 @@ def _plan(flags: argparse.Namespace) -> Plan:
         scale=base.scale,
         seeds=flags.seeds,
         max_trials=flags.max_trials,
-        base=resolve_trial({"preset": space.base} if PRESETS[space.base] else space.points()[0].values),
-        gpus_per_trial=flags.gpus_per_trial,
-        concurrent=flags.concurrent,
+        base=resolve_trial(first),
+        wish=_wish(flags),
         design=flags.design,
         trials=flags.trials,
         interactions=flags.interactions,
         reference=flags.reference,
+        halving=Halving(flags.factor, rungs, base.rung_decay) if flags.scheduler == "halving" else None,
+        frontier=flags.frontier_budgets,
+        measured=functools.partial(measured_rate, now=flags.measure),
     )
 
 

@@ -2,13 +2,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raytrain import plan as plans
 from raytrain import tune
+from raytrain.errors import UserError
 from raytrain.flops import flops_per_token
+from raytrain.memory import peak_memory
 from raytrain.plan import Plan, duration
+from raytrain.training.config import resolve
 
 
 def make(arguments: str) -> Plan:
@@ -77,6 +81,12 @@ def test_ids_of_runs_that_differ_beside_the_architecture(tmp_path: Path) -> None
     assert all("learning_rate=" in trial.id and "/" not in trial.id for trial in plan.trials)
 
 
+def on(monkeypatch: pytest.MonkeyPatch, gpus: list[str]) -> None:
+    """Plan for a machine of 4 cores and 16 GB, and `gpus` of 80 GB."""
+    machine = plans.Machine(tuple(gpus), 80e9 if gpus else 0.0, 4, 16e9)
+    monkeypatch.setattr(plans.Machine, "here", classmethod(lambda cls: machine))
+
+
 @pytest.mark.parametrize(
     ("gpus", "flags", "rate", "words"),
     [
@@ -90,8 +100,7 @@ def test_ids_of_runs_that_differ_beside_the_architecture(tmp_path: Path) -> None
 )
 def test_estimate(gpus: list[str], flags: str, rate: float, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch an estimate by another device's or dtype's peak, and one that does not say what it rests on."""
-    monkeypatch.setattr(plans, "_gpus", lambda: gpus)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    on(monkeypatch, gpus)
     plan = make(f"--space presets {flags}")
     assert plan.estimate.seconds == pytest.approx(plan.total_flops / rate)
     assert words in plan.estimate.basis
@@ -143,3 +152,86 @@ def test_flags_that_a_design_does_not_take(flags: str, said: str, capsys: pytest
     """Would catch a flag that is silently ignored."""
     assert tune.main(["--space", "full", "--plan", *flags.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_rungs_and_what_halving_spends() -> None:
+    """Would catch rungs of unequal FLOPs, a cost that forgets the trials that stop, or the branches, and trials of the
+    frontier that are halved."""
+    flags = "--space presets --seeds 4 --scheduler halving --schedule wsd --rung_decay 0.1 --frontier_budgets 0.5,2"
+    plan = make(flags)
+    budget = float(plan.budget_flops)
+    assert plan.scheduler == {
+        "name": "halving", "factor": 4, "rungs": [budget / 16, budget / 4], "keep": [4, 1], "rung_decay": 0.1,
+    }  # fmt: skip
+    own = [trial.config for trial in plan.trials if not trial.role]
+    frontier = [trial.config for trial in plan.trials if trial.role == "frontier"]
+    assert {config.rungs for config in own} == {(budget / 16, budget / 4)}
+    assert {config.rungs for config in frontier} == {()}
+    assert [config.flops for config in frontier] == [budget * 0.5] * 4 + [budget * 2] * 4
+    branches = 0.1 * (16 / 16 + 4 / 4)
+    trunk = 16 / 16 + 4 * (1 / 4 - 1 / 16) + 1 * (1 - 1 / 4)
+    assert plan.total_flops == pytest.approx(budget * (trunk + branches + 4 * 0.5 + 4 * 2), rel=1e-3)
+    assert "16 -> 4 -> 1 trials; each scored after a decay of 10% of its FLOPs" in str(plan)
+    assert "in mid-schedule" in str(make("--space presets --scheduler halving"))
+
+
+def test_a_frontier_has_three_budgets_and_noise() -> None:
+    """Would catch a frontier that cannot be fitted, found out only after the study."""
+    plan = make("--space presets --base llama --frontier_budgets 0.25,0.5")
+    assert [(t.config.flops, t.config.seed) for t in plan.trials if t.role] == [
+        (plan.budget_flops * m, seed) for m in (0.25, 0.5) for seed in (1337, 1338)
+    ]
+    with pytest.raises(UserError, match=r"frontier_budgets \(2\): a frontier needs three budgets in all"):
+        make("--space presets --frontier_budgets 2")
+
+
+def test_what_replicates_resolve() -> None:
+    """Would catch a plan that promises differences without replicates: t(0.975, 4) sqrt(2 / 2) for 4 x 2 runs."""
+    assert make("--space presets").resolution is None
+    assert make("--space presets --seeds 2").resolution == pytest.approx(2.7764, abs=1e-4)
+
+
+def test_levels_and_placement_of_trials(tmp_path: Path) -> None:
+    """Would catch dead axes that a design or an analysis takes for levels, and large trials without their ranks."""
+    space = tmp_path / "s.yaml"
+    space.write_text(
+        "base: llama\nwhen: {d_ff: {ffn_type: standard}}\naxes: {ffn_type: [swiglu, standard], d_ff: [384, 256]}\n"
+        "placement: [{when: {d_ff: 256, ffn_type: standard}, workers: 2}]"
+    )
+    trials = [trial.to_dict() for trial in make(f"--space {space}").trials]
+    assert sorted((t["levels"].get("d_ff", 0), t["levels"]["ffn_type"], t.get("workers")) for t in trials) == [
+        (0, "swiglu", None), (256, "standard", 2), (384, "standard", None),
+    ]  # fmt: skip
+
+
+def test_memory_and_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a trial that cannot fit, found out by its out-of-memory error, and GPUs that are counted twice."""
+    on(monkeypatch, ["NVIDIA H200"] * 4)
+    large = make("--space presets --scale 1.3b --vocab_size 32000 --micro_batch 8")
+    assert large.estimate.memory > 40e9
+    assert large.estimate.lanes == 4
+    assert "that fits in the 80 GB" in str(large)
+    assert "does NOT fit" in str(make("--space presets --scale 1.3b --vocab_size 32000 --micro_batch 32"))
+    packed = make("--space presets --seeds 4 --trials_per_gpu 3")
+    assert (packed.estimate.lanes, packed.estimate.memory_limit) == (12, 80e9 / 3)
+    assert make("--space presets --gpus_per_trial 4 --scale small").estimate.lanes == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "measured"),
+    [
+        (("gpt2", "124m", 64, "single", 1, False), 32.2),
+        (("llama", "124m", 32, "single", 1, False), 18.0),
+        (("llama", "124m", 32, "fsdp", 2, False), 15.9),
+        (("llama", "1.3b", 8, "single", 1, False), 50.5),
+        (("llama", "1.3b", 8, "zero1", 2, False), 56.8),
+        (("llama", "1.3b", 8, "fsdp", 2, False), 36.7),
+        (("llama", "1.3b", 8, "fsdp", 2, True), 14.6),
+    ],
+)
+def test_memory_is_near_what_was_measured(arguments: tuple[Any, ...], measured: float) -> None:
+    """Would catch a term that is forgotten or counted twice: figures of docs/benchmarks.md, in GB."""
+    preset, scale, micro_batch, parallel, size, recompute = arguments
+    arch = resolve([("test", {"preset": preset, "scale": scale})])[0].architecture
+    bytes_ = peak_memory(arch, micro_batch, parallel=parallel, world_size=size, recompute=recompute)
+    assert bytes_ / 1e9 == pytest.approx(measured, rel=0.1)

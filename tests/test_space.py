@@ -120,7 +120,7 @@ def test_a_spelt_out_default_is_no_new_point(space_file):
         ("axes: {n_layer: [two]}", r"Axis n_layer .*: n_layer \('two'\) must be a whole number"),
         ("axes: {bias: [true, True]}", "Axis bias in space .* has the level True twice"),
         ("axes: {dropout: [0, 0.0]}", "Axis dropout in space .* has the level 0.0 twice"),
-        ("axes: {bias: true}", "axis bias in space .* must be a list of levels, not True"),
+        ("axes: {bias: true}", "axis bias in space .* must be a list of levels or a range, not True"),
         ("axes: {bias: []}", "Space .* is empty: axis bias has no levels"),
         ("presets: []", "Space .* is empty: axis preset has no levels"),
         ("presets: [gpt]", "Axis preset .*: Unknown preset: 'gpt'.* Did you mean gpt2?"),
@@ -164,3 +164,77 @@ def test_no_such_space(tmp_path):
         load_space("ful")
     with pytest.raises(UserError, match="cannot be read: No such file"):
         load_space(str(tmp_path / "none.yaml"))
+
+
+def test_a_conditional_axis_collapses_where_it_is_dead(space_file):
+    """Would catch: one function trained again for each level of an axis that does not count, a chain of conditions that
+    is judged by a dead axis, and a label that names one."""
+    text = """
+    base: llama
+    when:
+      n_kv_head: {d_ff: 128}          # itself conditional
+      d_ff: {ffn_type: standard}
+    axes: {ffn_type: [standard, swiglu], d_ff: [128, 256], n_kv_head: [1, 3], n_head: [3]}
+    """
+    space = load_space(space_file(text))
+    found = expand(space, resolve)
+    assert (found.points, len(found.candidates)) == (8, 1 + 1 + 2)
+    assert {candidate.labels[0].removesuffix(" n_head=3") for candidate in found.candidates} == {
+        "n_head=3",
+        "ffn_type=standard d_ff=256",
+        "ffn_type=standard d_ff=128 n_kv_head=1",
+        "ffn_type=standard d_ff=128 n_kv_head=3",
+    }
+    assert space.dead({"ffn_type": "swiglu", "d_ff": 128}) == {"d_ff", "n_kv_head"}
+
+
+def test_a_range_of_levels(space_file):
+    """Would catch: levels that are evenly spaced where learning rates want equal factors, or that differ in their last
+    digits between machines."""
+    space = load_space(space_file("axes: {learning_rate: {low: 1e-4, high: 1e-2, count: 5}}"))
+    assert space.levels["learning_rate"] == (0.0001, 0.000316228, 0.001, 0.00316228, 0.01)
+
+
+def test_placement(space_file):
+    """Would catch: a large trial on the ranks of a small one, and a later rule that beats an earlier one."""
+    text = """
+    axes: {n_layer: [2, 24, 48], bias: [true, false]}
+    placement:
+      - {when: {n_layer: 48, bias: true}, workers: 8}
+      - {when: {n_layer: [24, 48]}, workers: 2}
+    """
+    space = load_space(space_file(text))
+    cases = [({"n_layer": 48, "bias": True}, 8), ({"n_layer": 48, "bias": False}, 2), ({"n_layer": 2}, None)]
+    assert [space.workers(values) for values, _ in cases] == [ranks for _, ranks in cases]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("when: {bias: {biass: true}}", "Unknown axis in when of bias .*: 'biass'. Available: bias, n_layer"),
+        ("when: {d_ff: {bias: true}}", "Unknown axis in when of space .*: 'd_ff'"),
+        ("when: {bias: {n_layer: 3}}", "Unknown level of n_layer in when of bias .*: 3. Available: 2, 4"),
+        ("when: {bias: {n_layer: 2}, n_layer: {bias: true}}", "when in space .* goes in a circle: "),
+        ("when: [bias]", "must be a mapping of axis to condition"),
+        ("placement: [{when: {bias: true}, workers: 0}]", r"workers \(0\) must be a whole number, 1 or more"),
+        ("placement: [{workers: 2}]", "must have when and workers"),
+    ],
+)
+def test_conditions_that_cannot_be(space_file, text, message):
+    """Would catch: a misspelt condition that silently holds nowhere."""
+    with pytest.raises(UserError, match=message):
+        load_space(space_file(f"axes: {{bias: [true, false], n_layer: [2, 4]}}\n{text}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{low: 1e-4, high: 1e-2}", "a range has the numbers low, high and count"),
+        ("{low: 1e-2, high: 1e-4, count: 3}", "with 0 < low < high"),
+        ("{low: 1e-4, hihg: 1e-2, count: 3}", "Unknown key of axis learning_rate .* Did you mean high?"),
+    ],
+)
+def test_ranges_that_cannot_be(space_file, text, message):
+    """Would catch: a range that is empty, or has one level."""
+    with pytest.raises(UserError, match=message):
+        load_space(space_file(f"axes: {{learning_rate: {text}}}"))

@@ -55,3 +55,29 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
     plan = tune._plan(tune._parser().parse_args(["--config", "run.yaml", "--learning_rate", "0.25"]))
     config = plan.trials[0].config
     assert (config.data, config.learning_rate) == (str(tmp_path / "tokens"), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--resume s --seeds 3", "seeds (3) does not go with --resume"),
+        ("--resume s --learning_rate 1", "learning_rate (1) does not go with --resume"),
+        ("--resume s", "resume (s): no study of this name"),
+        ("--resume ../s", "may have letters"),
+        ("--scheduler asha", "Unknown scheduler: 'asha'. Available: none, halving"),
+        ("--factor 1", "factor (1) must be 2 or more"),
+        ("--frontier_budgets -1", "must be above 0 and finite"),
+        ("--frontier_budgets x", "frontier_budgets"),
+        ("--scheduler halving --max_iters 5", "too few to end within 0.1%"),
+        ("--scheduler halving --rung_decay 0.1", "goes with schedule wsd"),
+        ("--trials_per_gpu 2 --gpus_per_trial 2", "trials_per_gpu (2) shares one GPU"),
+    ],
+)
+def test_mistakes_about_schedulers_and_resuming(
+    flags: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Would catch a study that goes on as another than it was planned, and rungs found out to be impossible later."""
+    assert tune.main([*flags.split(), "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1

@@ -13,6 +13,7 @@ import ray
 import raytrain
 from raytrain.engine.lane import LaneShape
 from raytrain.errors import UserError
+from raytrain.plan import Wish
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
@@ -29,16 +30,6 @@ _RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # Tune's own snapshots, which nothing reads
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Wish:
-    """What the user said of lanes; None leaves it to `plan_lanes`."""
-
-    gpus_per_trial: int | None = None
-    workers_per_trial: int | None = None
-    trials_per_gpu: int | None = None
-    concurrent: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ray import tune
 
 import raytrain
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
-from raytrain.engine.cluster import Lanes, Wish, is_job, plan_lanes, ray_started
+from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started
 from raytrain.engine.handover import Desk, Suggestions
 from raytrain.engine.holder import holding
 from raytrain.engine.lane import Report
@@ -33,8 +33,9 @@ from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
 from raytrain.files import check_name, read_json, write_json
-from raytrain.plan import Plan, duration
+from raytrain.plan import Plan, Wish, duration
 
+NO_WISH = Wish()
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
 
@@ -44,10 +45,7 @@ def run_study(
     runs: Path,
     name: str | None = None,
     tracking_uri: str | None = None,
-    gpus_per_trial: int | None = None,
-    workers_per_trial: int | None = None,
-    trials_per_gpu: int | None = None,
-    concurrent: int | None = None,
+    wish: Wish = NO_WISH,
     storage: str | None = None,
     command: str = "",
     as_json: bool = False,
@@ -66,7 +64,6 @@ def run_study(
     console = _console(as_json=as_json)
     folder = _free_folder(_home(runs), name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
-    wish = Wish(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent)
     trials = [trial.to_dict() for trial in plan.trials]
     with ray_started() as is_local:
         lanes = plan_lanes(trials, wish, is_local=is_local)
@@ -90,8 +87,8 @@ def run_study(
             "counts": plan.counts,
             "versions": _versions(),
             "scheduler": plan.scheduler,
-            "axes": described.get("axes"),
-            "baseline": described.get("baseline"),
+            "axes": described["axes"],
+            "baseline": described["baseline"],
             "plan": described,
             "lanes": dataclasses.asdict(wish),
             "trials": trials,

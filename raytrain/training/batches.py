@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from raytrain.data import Loader
-from raytrain.training.config import TrainConfig
+from raytrain.training.config import DEFAULT_TOKENS, TrainConfig
 from raytrain.training.objective import PADDING
 from raytrain.training.parallel import World
 
 _PREFETCH = 2  # micro-batches read ahead
-_DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch where nobody says
 
 
 class Batches:
@@ -28,7 +27,7 @@ class Batches:
     def __init__(self, loader: Loader, config: TrainConfig, world: World) -> None:
         self._loader, self._world = loader, world
         per_rank = config.batch_sequences // world.size
-        most = max(1, _DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
+        most = max(1, DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
         fits = max(b for b in range(1, min(most, per_rank) + 1) if per_rank % b == 0)
         self.micro_batch = config.micro_batch or fits
 

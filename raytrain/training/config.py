@@ -21,6 +21,7 @@ from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
 from raytrain.errors import UserError, unknown_value
 from raytrain.flops import flops_per_token
 
+DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, where nobody says
 RUNG_TOLERANCE = 0.001  # of its FLOPs, within which a trial must stop at a rung
 STOPS = ("max_iters", "tokens", "flops")  # what may end a run; a run has one of them
 
@@ -211,7 +212,8 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain values, as JSON has them."""
+        return dataclasses.asdict(self) | {"rungs": list(self.rungs)}
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:

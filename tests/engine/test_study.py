@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from raytrain.engine.lane import LaneShape
 from raytrain.engine.record import Sync
 from raytrain.engine.scheduler import LOST_RETRIES
 from raytrain.errors import UserError
-from raytrain.plan import Plan, make_plan
+from raytrain.plan import Halving, Plan, Wish, make_plan
 from raytrain.space import Space, expand
 from raytrain.tracking.log import read_log
 from raytrain.training.config import resolve
@@ -118,15 +119,26 @@ def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) ->
     on_report({"event": "end", "status": "complete", "train_flops": config.train_flops, **facts})
 
 
-def test_rungs_and_resume(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch other survivors than the rule's, trials that begin anew after a pause, a lane that is taken down
-    while a rung waits, and a driver that was killed whose study is run again, or never ends."""
-    small = json.dumps({"max_iters": 1, "rungs": None})
+def test_rungs(ray_here: None, tmp_path: Path) -> None:
+    """Would catch other survivors than the rule's, trials that begin anew after a pause, a lane that is taken down or
+    hangs while a rung waits for the other, and a stopped trial without a rank or its place in MLflow."""
     plan = make(seeds=6)
-    trials = [trial.to_dict() for trial in plan.trials]
-    for trial in trials:
-        trial["folder"] = str(tmp_path / "s" / "trials" / trial["id"])
-    assert small
+    budget = float(plan.budget_flops)
+    rungs = (budget / 4, budget / 2)
+    trials = tuple(dataclasses.replace(t, config=t.config.replace(rungs=rungs)) for t in plan.trials)
+    plan = dataclasses.replace(plan, trials=trials, halving=Halving(2, rungs, 0.0))
+    assert study.run_study(plan, runs=tmp_path, name="h", train=pausing_train) == 0
+    statuses, starts = {}, {}
+    for trial in plan.trials:
+        folder = tmp_path / "h" / "trials" / trial.id
+        statuses[trial.config.seed] = json.loads((folder / "result.json").read_text())["status"]
+        reports = read_log(folder / "log.jsonl")
+        starts[trial.config.seed] = [report["first_step"] for report in reports if report["event"] == "start"]
+    # 6 -> 3 -> 2, the lowest seeds.
+    assert statuses == {**dict.fromkeys((1, 2), "complete"), **dict.fromkeys((3, 4, 5, 6), "stopped")}
+    assert starts == {1: [0, 1, 2], 2: [0, 1, 2], 3: [0, 1], 4: [0], 5: [0], 6: [0]}
+    lanes = {event["trial"] for event in read_log(tmp_path / "h" / "events.jsonl") if event["event"] == "lost"}
+    assert lanes == set()
 
 
 def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +217,10 @@ def test_killed_worker_changes_nothing(ray_here: None, tmp_path: Path) -> None:
     plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=1)
     losses = {}
     for name, marker in (("whole", tmp_path), ("killed", tmp_path / "marker")):  # a marker that exists: nobody dies
-        assert study.run_study(plan, runs=tmp_path, name=name, workers_per_trial=2, train=dies_once(marker)) == 0
+        assert (
+            study.run_study(plan, runs=tmp_path, name=name, wish=Wish(workers_per_trial=2), train=dies_once(marker))
+            == 0
+        )
         reports = read_log(tmp_path / name / "trials" / plan.trials[0].id / "log.jsonl")
         losses[name] = {r["step"]: r["loss"] for r in reports if r["event"] == "step"}
         assert reports[-1]["status"] == "complete"

@@ -9,6 +9,7 @@ import pytest
 
 from raytrain.errors import UserError
 from raytrain.training.checkpoint import newest
+from raytrain.training.evaluate import Evaluator
 from raytrain.training.loop import train
 from raytrain.training.storage import open_storage
 from tests.ranks import Ranks, read_losses, write_losses
@@ -141,10 +142,8 @@ def test_a_flipped_bit_is_detected(config, finished, tmp_path):
 
 def test_the_best_checkpoint_outlives_newer_ones(tiny_run, tmp_path, monkeypatch):
     """Catches a best checkpoint that rotation deletes, and checkpoints that pile up."""
-    from raytrain.training import loop
-
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7, 2.8, 2.9])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"val_loss": next(losses)})
+    monkeypatch.setattr(Evaluator, "loss", lambda *_: next(losses))
     train(tiny_run(max_iters=8, eval_interval=1, checkpoint_interval=1, keep_checkpoints=2), folder=tmp_path)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000007", "step-00000008"]
