@@ -39,7 +39,7 @@ SMALL = (
 )
 TARGETS = ("driver", "lane", "rank", "raylet")
 # What Ray calls the processes: the beginning of their command lines.
-COMMANDS = {"lane": "ray::Trial", "rank": "ray::RayTrainWorker", "raylet": "raylet"}
+COMMANDS = {"lane": "ray::ResourceTrainable", "rank": "ray::RayTrainWorker", "raylet": "raylet"}
 
 
 def descendants(root: int) -> dict[int, str]:

@@ -52,7 +52,7 @@ def test_commands(monkeypatch, page, command):
         load_space(flags.space, flags.base)
 
 
-@pytest.mark.parametrize(("page", "example"), found(r"(?s)```yaml\n(.*?)```"))
+@pytest.mark.parametrize(("page", "example"), found(r"(?s)```yaml\n(?!apiVersion)(.*?)```"))
 def test_yaml(tmp_path, page, example):
     """Would catch: an example of a space or of a run's configuration that the code does not take."""
     file = tmp_path / "example.yaml"

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from raytrain.errors import UserError
 from raytrain.plan import Wish
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
+_WATCH_SECONDS = 2.0
 _OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
 # Settings that Ray reads from the driver's environment (Tune hands those of Train on to the lanes), unless the user has
 # set them.
@@ -39,6 +41,11 @@ class Lanes:
     shapes: dict[str, LaneShape]
     counts: dict[LaneShape, int]
     misfits: dict[str, str]
+
+    @property
+    def most(self) -> int:
+        """Lanes at a time; those of different shapes take turns."""
+        return max(self.counts.values())
 
     def __str__(self) -> str:
         return "; ".join(f"{count}, each of {shape}" for shape, count in self.counts.items())
@@ -79,6 +86,27 @@ def ray_started() -> Iterator[bool]:
         yield is_local
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def watching_ray(on_death: Callable[[], None]) -> Iterator[None]:
+    """Call `on_death`, from a thread, if this machine's part of Ray dies: nothing would run, or say so, any more."""
+    is_over = threading.Event()
+    here = ray.get_runtime_context().get_node_id()
+
+    def watch() -> None:
+        while not is_over.wait(_WATCH_SECONDS):
+            if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
+                on_death()
+                return
+
+    thread = threading.Thread(target=watch, name="watch ray", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: bool) -> Lanes:

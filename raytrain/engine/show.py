@@ -12,7 +12,7 @@ import rich.markup
 import rich.table
 from ray import tune
 
-from raytrain import architecture as architectures
+from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
 
 # Between two progress tables: at least this, and this part of the time so far, so a long sweep does not fill its log.
 _TABLE_SECONDS, _TABLE_PART = 15.0, 0.05
@@ -23,19 +23,19 @@ _SHORT = {"tokens_per_second": "tokens/s", "memory_gb": "GB"}
 # Columns of the ranking, those that any trial has: metric, heading, form.
 _RANKING = (
     ("rank", "rank", "{}"),
-    ("label", "trial", "{}"),
+    ("hardware_rank", "by hw", "{}"),
+    ("short_name", "trial", "{}"),
     ("seed", "seed", "{}"),
     ("val_loss", "val_loss", "{:.4f}"),
-    ("val_bpb", "val_bpb", "{:.4f}"),
-    ("train_flops", "FLOPs", "{:.4g}"),
+    ("train_flops", "FLOPs", "{:.3g}"),
     ("loss_per_flop", "nats/EFLOP", "{:.4g}"),
-    ("loss_per_hardware_flop", "nats/hardware EFLOP", "{:.4g}"),
+    ("loss_per_hardware_flop", "hw EFLOP", "{:.4g}"),
+    ("compute_gain", "gain (95%)", "{}"),
     ("mfu", "MFU", "{:.1%}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
-    ("memory_peak_gb", "peak GB", "{:.2f}"),
-    ("train_seconds", "seconds", "{:.1f}"),
+    ("memory_peak_gb", "GB", "{:.1f}"),
+    ("train_seconds", "s", "{:.1f}"),
     ("status", "status", "{}"),
-    ("reason", "reason", "{}"),
 )
 
 
@@ -71,21 +71,39 @@ class Progress(tune.CLIReporter):
 
 
 def ranking_table(table: pd.DataFrame) -> rich.table.Table:
-    """The trials of a study, as `analysis.ranking.rank` orders them."""
+    """The trials of a study, as `analysis.ranking.rank` orders them, with the gains of `analysis.answer` if it has any.
+
+    Trials that share a rank cannot be told apart. Where the order by hardware FLOPs is another, the row is bold and has
+    a star. Below are the reasons of trials that failed.
+    """
+    moved = table.get("rank_note", pd.Series("", index=table.index)) != ""
+    below = ["* by hardware FLOPs, where MFU counts, the order is another"] if moved.any() else []
+    failed = table[table["reason"].notna()] if "reason" in table else table[:0]
+    below += [f"{row['short_name']} {row['status']}: {row['reason']}" for row in failed.to_dict("records")]
     shown = rich.table.Table(
-        title="Loss bought per model FLOP, best first", title_justify="left", box=rich.box.SIMPLE_HEAD
+        title="Loss bought per model FLOP, best first (a shared rank: no difference beyond the noise)",
+        caption=rich.markup.escape("\n".join(below)) or None,
+        title_justify="left",
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     columns = [column for column in _RANKING if column[0] in table and table[column[0]].notna().any()]
     for metric, heading, _ in columns:
-        is_text = metric in ("label", "status", "reason")
-        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
-    for row in table.to_dict("records"):
-        texts = ("" if pd.isna(row[metric]) else form.format(row[metric]) for metric, _, form in columns)
-        shown.add_row(*map(rich.markup.escape, texts))
+        shown.add_column(heading, justify="left" if metric in ("short_name", "status") else "right", no_wrap=True)
+    for row, is_moved in zip(table.to_dict("records"), moved, strict=True):
+        texts = [_text(row, metric, form) for metric, _, form in columns]
+        if is_moved:
+            place = [metric for metric, _, _ in columns].index("hardware_rank")
+            texts[place] = "*" + texts[place]
+        shown.add_row(*map(rich.markup.escape, texts), style="bold yellow" if is_moved else None)
     return shown
 
 
-def short_name(planned: dict[str, Any]) -> str:
-    """What a trial is called in a table: its label, or its architecture without the size if that is too long."""
-    label, architecture = str(planned["label"]), architectures.from_dict(planned["config"]["architecture"])
-    return label if len(label) <= 28 else f"{architecture.name.split('-', 3)[3]}-{planned['hash'][:6]}"
+def _text(row: dict[Any, Any], metric: str, form: str) -> str:
+    if pd.isna(row[metric]):
+        return ""
+    if metric == "compute_gain":
+        low, high = (row[f"compute_gain_{end}"] for end in ("low", "high"))
+        return f"{row[metric]:.3f} ({low:.3f}-{'' if pd.isna(high) else f'{high:.3f}'})"
+    return form.format(row[metric])

@@ -23,7 +23,7 @@ from ray import tune
 
 import raytrain
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
-from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started
+from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
 from raytrain.engine.handover import Desk, Suggestions
 from raytrain.engine.holder import holding
 from raytrain.engine.lane import Report
@@ -36,6 +36,7 @@ from raytrain.files import check_name, read_json, write_json
 from raytrain.plan import Plan, Wish, duration
 
 NO_WISH = Wish()
+_INTERRUPTED = 130  # the exit code
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
 
@@ -146,13 +147,13 @@ def _drive(
                 record.fail(trial, reason)
         with Sync(folder, tracking_uri, console) as sync:
             if not record.schedule.is_over:
-                _tune(folder, record, lanes, train, to_stderr=as_json)
+                _tune(folder, record, lanes, train, console, to_stderr=as_json)
             table = rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
             if unfinished:  # MLflow is to know, at the last sync, that nobody works on them any more
                 write_json(folder / "study.json", study | {"interrupted": True})
 
-    spent = overhead(record.timings.values(), started, sum(lanes.counts.values()))
+    spent = overhead(record.timings.values(), started, lanes.most)
     if unfinished < len(table):
         console.print(ranking_table(table))
     for line in (spent, _against_estimate(study, table, lanes), sync.ui and f"compare     {sync.ui}"):
@@ -164,16 +165,23 @@ def _drive(
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(result | {"trials": rows}))
     if unfinished:
-        again = ["python", "-m", "raytrain.tune", "--resume", folder.name, "--runs", str(folder.parent)]
         console.print(f"interrupted: {unfinished} of {len(table)} trials have not ended", markup=False)
-        console.print(f"go on with: {shlex.join(again)}", markup=False)
-        return 130
+        console.print(_how_to_resume(folder), markup=False)
+        return _INTERRUPTED
     return 0 if table["rank"].notna().any() else 1
 
 
-def _tune(folder: Path, record: Record, lanes: Lanes, train: Callable[..., Report] | None, *, to_stderr: bool) -> None:
+def _tune(
+    folder: Path,
+    record: Record,
+    lanes: Lanes,
+    train: Callable[..., Report] | None,
+    console: rich.console.Console,
+    *,
+    to_stderr: bool,
+) -> None:
     """Have Tune run segments until the schedule is over. A Ctrl-C, or a SIGTERM, makes it stop and return."""
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(sum(lanes.counts.values()))  # else lanes start one after another
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(lanes.most)  # else lanes start one after another
     tuner = tune.Tuner(
         trainable(train),
         tune_config=tune.TuneConfig(
@@ -193,8 +201,20 @@ def _tune(folder: Path, record: Record, lanes: Lanes, train: Callable[..., Repor
             verbose=1,
         ),
     )
-    with _sigterm_as_ctrl_c():
+    with _sigterm_as_ctrl_c(), watching_ray(lambda: _give_up(folder, console)):
         tuner.fit()
+
+
+def _give_up(folder: Path, console: rich.console.Console) -> None:
+    """End this process, whose main thread may wait for Ray for ever. The record is whole at any moment."""
+    console.print(f"interrupted: Ray died on this machine\n{_how_to_resume(folder)}", markup=False)
+    console.file.flush()
+    os._exit(_INTERRUPTED)
+
+
+def _how_to_resume(folder: Path) -> str:
+    again = ["python", "-m", "raytrain.tune", "--resume", folder.name, "--runs", str(folder.parent)]
+    return f"go on with: {shlex.join(again)}"
 
 
 @contextlib.contextmanager
@@ -216,7 +236,7 @@ def _against_estimate(study: dict[str, Any], table: pd.DataFrame, lanes: Lanes) 
     estimate = study["plan"].get("estimate")
     if estimate is None or "train_seconds" not in table:
         return None
-    took = float(table["train_seconds"].sum()) / sum(lanes.counts.values())
+    took = float(table["train_seconds"].sum()) / lanes.most
     return f"planned     about {duration(estimate['seconds'])} of training; it took {duration(took)}"
 
 
