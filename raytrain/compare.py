@@ -1,4 +1,7 @@
-"""`python -m raytrain.compare`: runs ranked by validation loss, and what each axis value seems to bring."""
+"""`python -m raytrain.compare`: runs ranked by validation loss, and what each axis value seems to bring.
+
+The trials of one study come in its ranking's order, with the ranks that its report gives.
+"""
 
 import dataclasses
 import itertools
@@ -9,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from raytrain import architecture
-from raytrain.analysis.ranking import BUDGET_TOLERANCE
+from raytrain.analysis.trials import BUDGET_TOLERANCE
 from raytrain.architecture import AXES
 from raytrain.errors import Parser, UserError, command
 from raytrain.files import read_json
@@ -31,13 +35,21 @@ _MEANS |= {"peak_tflops", "eval_interval", "log_interval", "stats_interval", "ch
 class Run:
     """A run's folder and facts. `axes` has no dead axis; `setting` is all else that the run's loss depends on.
 
-    Both are empty for a folder without a config.json.
+    Both are empty for a folder without a config.json. `ranking` is what `analysis.ranking.rank` says of a study's
+    trial: its `rank`, `hardware_rank`, `rank_note` and `place` in the order; empty for other runs.
     """
 
     folder: Path
     facts: dict[str, Any]
     axes: dict[str, Any]
     setting: dict[str, Any]
+    ranking: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def study(self) -> Path | None:
+        """The folder of the study that the run is a trial of."""
+        folder = self.folder.absolute().parent
+        return folder.parent if folder.name == "trials" and (folder.parent / "study.json").exists() else None
 
     @property
     def loss(self) -> float | None:
@@ -90,6 +102,23 @@ def read_run(folder: Path) -> Run:
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
     return Run(folder, facts, axes, setting)
+
+
+def with_rankings(runs: Iterable[Run]) -> list[Run]:
+    """`runs`, best first, those of studies with their ranking. All of one study: in its order; else by loss."""
+    from raytrain.analysis.ranking import rank, read_study  # here: SciPy, which takes a while to import
+
+    runs = list(runs)
+    studies = {run.study for run in runs}
+    found: dict[Path, dict[str, Any]] = {}
+    for study in filter(None, studies):
+        rows = rank(read_study(study)).to_dict("records")
+        for place, row in enumerate(rows):
+            ranks = {name: None if pd.isna(row[name]) else int(row[name]) for name in ("rank", "hardware_rank")}
+            found[study / "trials" / row["trial"]] = ranks | {"rank_note": row["rank_note"], "place": place}
+    runs = [dataclasses.replace(run, ranking=found.get(run.folder.absolute(), {})) for run in runs]
+    one_study = len(studies) == 1 and all(run.ranking for run in runs)
+    return sorted(runs, key=lambda run: (run.ranking["place"] if one_study else 0, run.loss is None, run.loss or 0))
 
 
 def effects(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -161,12 +190,12 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(argv)
 
-    runs = [read_run(folder) for folder in find_runs(flags.paths, flags.runs, flags.latest)]
-    runs.sort(key=lambda run: (run.loss is None, run.loss))
+    runs = with_rankings(read_run(folder) for folder in find_runs(flags.paths, flags.runs, flags.latest))
     found = effects(run for run in runs if run.facts["status"] in ("complete", "stopped"))
     cautions = warnings(runs)
     if flags.json:
-        rows = [{"folder": str(run.folder), **run.facts, "axes": run.axes} for run in runs]
+        empty = dict.fromkeys(("rank", "hardware_rank", "rank_note"))
+        rows = [{"folder": str(run.folder), **run.facts, **empty, **run.ranking, "axes": run.axes} for run in runs]
         print(json.dumps({"runs": rows, "effects": found, "warnings": cautions}, indent=1))
         return 0
     console = Console(highlight=False)
@@ -187,7 +216,15 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _run_table(runs: list[Run]) -> Table:
-    table = Table(box=box.SIMPLE, padding=0)
+    is_ranked = any(run.ranking for run in runs)
+    moved = any(run.ranking.get("rank_note") for run in runs)
+    caption = "rank: place in its study, shared within the noise; by hw: the same by hardware FLOPs"
+    caption += ", * where that order is another" if moved else ""
+    table = Table(
+        box=box.SIMPLE, padding=0, caption=caption if is_ranked else None, caption_justify="left", caption_style="none"
+    )
+    for heading in ("rank", "by hw") if is_ranked else ():
+        table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("name", "run"):
         table.add_column(heading, overflow="fold")
     for heading in ("val_loss", "val_bpb", "MFU", "FLOPs", "tokens/s", "time"):
@@ -196,7 +233,10 @@ def _run_table(runs: list[Run]) -> Table:
     for run in runs:
         facts, name = run.facts, run.facts["name"] or "?"
         study = run.folder.parent.parent.name if run.folder.parent.name == "trials" else ""
+        ranks = [_text("{}", run.ranking.get("rank")), _text("{}", run.ranking.get("hardware_rank"))]
+        ranks[1] = "*" * bool(run.ranking.get("rank_note")) + ranks[1]
         table.add_row(
+            *(ranks if is_ranked else ()),
             name,
             f"{study} {run.folder.absolute().name.removeprefix(name + '-')}".strip(),
             _text("{:.4f}", facts["val_loss"]),

@@ -1,10 +1,14 @@
-"""`python -m raytrain.replay TABLE --design ... --scheduler ...`: what another design would have found, and cost."""
+"""`python -m raytrain.replay TABLE --design ... --scheduler ...`: what another design would have found, and cost.
+
+TABLE is a Parquet file, or a study's folder; `--export STUDY TABLE` writes the file.
+"""
 
 import argparse
 import dataclasses
 import json
 
 from raytrain.analysis.replay import SCHEDULERS, read_record, replay
+from raytrain.analysis.trials import export
 from raytrain.design import DESIGNS
 from raytrain.errors import Parser, command, unknown_value
 
@@ -12,7 +16,8 @@ from raytrain.errors import Parser, command, unknown_value
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("python -m raytrain.replay", __doc__)
-    parser.add_argument("table", help="Parquet table of a finished study: a row for each point, seed and rung")
+    parser.add_argument("table", help="Parquet table of a finished study, a row for each trial and rung; or its folder")
+    parser.add_argument("--export", metavar="STUDY", help="write TABLE from the study in this folder, and no more")
     parser.add_argument("--design", default="full", help=f"{', '.join(DESIGNS)} [full]")
     parser.add_argument("--trials", type=int, help="runs in all, for random and d_optimal")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point [1]")
@@ -30,7 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seeds the designs and the draws [0]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = vars(parser.parse_args(argv))
-    table, as_json = flags.pop("table"), flags.pop("json")
+    table, as_json, study = (flags.pop(name) for name in ("table", "json", "export"))
+    if study is not None:
+        export(study, table)
+        print(table)
+        return
     if flags["scheduler"] not in SCHEDULERS:
         raise unknown_value("scheduler", flags["scheduler"], SCHEDULERS)
     found = dataclasses.asdict(replay(read_record(table), **flags))

@@ -4,10 +4,12 @@ import os
 import pytest
 
 from raytrain import architecture
+from raytrain.analysis.ranking import rank, read_study
 from raytrain.compare import effects, find_runs, main, read_run, warnings
 from raytrain.errors import UserError
 from raytrain.tracking.log import JsonLog
 from raytrain.training.config import TrainConfig
+from tests.studies import write_study
 
 
 @pytest.fixture
@@ -42,6 +44,31 @@ def compare(tmp_path, capsys):
         return json.loads(capsys.readouterr().out)
 
     return run
+
+
+def test_a_study_has_its_own_ranking(make_run, compare, tmp_path, capsys):
+    """Would catch: ranks that are not the report's, single seeds in place of means, or a lone run ranked with a study.
+
+    Of the first function the seeds are 2.9 and 3.1, of the second 2.98 twice: the best run is not of the best function.
+    """
+    losses = [2.9, 3.1, 2.98, 2.98]
+    folder = write_study(
+        tmp_path / "runs" / "study",
+        axes={"bias": (False, True)},
+        results=lambda index: {"val_loss": losses[index], "mfu": 0.5 if index < 2 else 0.3},
+    )
+    ranked = rank(read_study(folder))
+    found = compare()["runs"]
+    assert [os.path.basename(run["folder"]) for run in found] == ["t2", "t3", "t0", "t1"] == list(ranked["trial"])
+    for name in ("rank", "hardware_rank", "rank_note"):
+        assert [run[name] for run in found] == ranked[name].tolist()
+    assert main([str(folder)]) == 0
+    assert "shared within the noise" in capsys.readouterr().out
+
+    make_run("alone", 2.95)
+    mixed = compare()["runs"]
+    assert [os.path.basename(run["folder"]) for run in mixed] == ["t0", "alone", "t2", "t3", "t1"]
+    assert [run["rank"] for run in mixed] == [1, None, 1, 1, 1]
 
 
 def effect(rows, axis, value):

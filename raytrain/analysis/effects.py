@@ -12,7 +12,7 @@ import scipy.stats
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, seed_noise
 from raytrain.analysis.trials import budgets, points
 from raytrain.errors import UserError
-from raytrain.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, population
+from raytrain.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
 
 WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed")
 _INTERACTIONS_TOLD = 3
@@ -34,6 +34,7 @@ class Effects:
     lack_of_fit: float | None  # p-value of the residuals being no more than the spread over seeds
     statuses: dict[str, int]
     rates: pd.DataFrame
+    best: tuple[Point, float, float, float] | None  # by the model: a point, its difference from the baseline, low, high
     sentences: list[str]
 
 
@@ -80,9 +81,10 @@ def effects(
         lack_of_fit=_lack_of_fit(residuals, seeds) if (used["status"] == "complete").all() else None,
         statuses={str(status): int(count) for status, count in table["status"].value_counts().items()},
         rates=failure_rates(table, axes),
+        best=_best(model, estimates, baseline),
         sentences=[],
     )
-    return dataclasses.replace(out, sentences=_sentences(out, estimates, full))
+    return dataclasses.replace(out, sentences=_sentences(out, estimates, full, baseline))
 
 
 class _Estimates:
@@ -91,6 +93,9 @@ class _Estimates:
     def __init__(self, model: Model, fit: LeastSquares, losses: Array, noise: Noise | None) -> None:
         self.model, self.fit, self.noise = model, fit, noise
         self._losses = losses - losses.mean()  # a contrast has no mean in it; centred, it loses no digits
+
+    def expected(self, contrasts: Array) -> Array:
+        return self.fit.weights(contrasts) @ self._losses
 
     def __call__(self, contrast: Array) -> tuple[float, float, float, float]:
         weights = self.fit.weights(contrast)
@@ -145,6 +150,19 @@ def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
     return float(scipy.stats.f.sf(extra / seeds.sd**2, df, seeds.df))
 
 
+def _best(model: Model, estimates: _Estimates, baseline: Point) -> tuple[Point, float, float, float] | None:
+    """The point of least expected loss; None where the runs do not say what to expect of all points."""
+    seen = {item for point in model.points for item in point.items()}
+    if not seen >= live(baseline).items():
+        return None
+    contrasts = model.matrix(model.points) - model.matrix([baseline])
+    if estimates.fit.unseen(contrasts).any():
+        return None
+    place = int(np.argmin(estimates.expected(contrasts)))
+    difference, _, low, high = estimates(contrasts[place])
+    return model.points[place], difference, low, high
+
+
 def holm(p: Array) -> Array:
     """Holm's adjustment: the i-th smallest of m p-values times m - i + 1, made monotone, at most 1. NaN stays NaN."""
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
@@ -172,7 +190,7 @@ def failure_rates(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     return out.assign(rate=k / n, low=np.where(k == 0, 0, low), high=np.where(k == n, 1, high))
 
 
-def _sentences(effects: Effects, estimates: _Estimates, full: Model) -> list[str]:
+def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: Point) -> list[str]:
     out = []
     known = effects.table[effects.table["estimate"].notna()]
     replicated = effects.seed_noise or (effects.noise and effects.noise.source == "seeds")
@@ -202,6 +220,13 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model) -> list[str
             out.append(f"{row['effect']} {verdict} against {row['reference']}{scope}.")
         by_name = {effect.name: effect for effect in estimates.model.effects}
         out += [_told(by_name[name], estimates) for name in claims.loc[~main, "effect"][:_INTERACTIONS_TOLD]]
+        if effects.best and effects.best[2] < effects.best[3] < 0 and not claims.empty:
+            point, difference, low, high = effects.best
+            told = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)
+            out.append(
+                f"The fitted model expects most of {told}: {difference:+.4f} nats against the baseline (95% {low:+.4f} "
+                f"to {high:+.4f}, which flatters the first of {len(full.points)} points)."
+            )
         if claims.empty:
             finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
             out.append(f"No difference stands out; effects are known to +-{finest:.4f} to {coarsest:.4f} nats.")

@@ -26,8 +26,8 @@ _DRAWS = 1000
 class Frontier:
     """loss(F) = floor + scale (F / unit)^-alpha, fitted for `low` <= F <= `high` FLOPs.
 
-    `unit` is the geometric mean of the fitted FLOPs, which keeps `scale` in nats. `draws` (4 x draws) holds floor,
-    scale and alpha of refits to bootstrapped runs, and the noise sd behind each.
+    `unit` is the geometric mean of the fitted FLOPs, which keeps `scale` in nats. `draws` (5 x draws) holds floor,
+    scale and alpha of refits to bootstrapped runs, the noise sd behind each, and the sd of ln FLOPs (0 if exact).
     """
 
     floor: float
@@ -44,7 +44,7 @@ class Frontier:
 
     def interval(self) -> dict[str, tuple[float, float]]:
         """95% intervals of E (floor), A (in nats FLOPs^alpha) and alpha."""
-        floor, scale, alpha, _ = self.draws
+        floor, scale, alpha, *_ = self.draws
         ends = np.quantile([floor, scale * self.unit**alpha, alpha], [SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2], axis=1)
         return {name: (float(low), float(high)) for name, low, high in zip(("E", "A", "alpha"), *ends, strict=True)}
 
@@ -59,11 +59,14 @@ class Estimate:
     reason: str = ""
 
 
-def fit_frontier(flops: Array, losses: Array, noise: Noise | None = None, seed: int = 0) -> Frontier:
+def fit_frontier(
+    flops: Array, losses: Array, noise: Noise | None = None, seed: int = 0, *, clock: Noise | None = None
+) -> Frontier:
     """Fit the frontier to the baseline's runs, one entry each.
 
     `noise` is by default their spread about the mean of their budget; give it for hardware FLOPs, which no two runs
-    share. Raises UserError for fewer than three budgets, or no noise to be had.
+    share, and `clock`, the noise of their logarithm, which is then a part of every interval. Raises UserError for fewer
+    than three budgets, or no noise to be had.
 
     Variable projection (Golub and Pereyra, SIAM Journal on Numerical Analysis 10, 1973): for a fixed alpha the best E
     and A are linear least squares in closed form, here with E, A >= 0, so only alpha is searched, on a grid that is
@@ -89,13 +92,23 @@ def fit_frontier(flops: Array, losses: Array, noise: Noise | None = None, seed: 
     floor, scale, alpha = (float(value) for value in _fit(flops / unit, losses[:, None])[:, 0])
     fitted = floor + scale * (flops / unit) ** -alpha
     draws = np.random.default_rng(seed)
-    sds = noise.sd * np.sqrt(noise.df / draws.chisquare(noise.df, _DRAWS))
-    refits = _fit(flops / unit, fitted[:, None] + sds * draws.standard_normal((len(flops), _DRAWS)))
-    return Frontier(floor, scale, alpha, unit, float(flops.min()), float(flops.max()), noise, np.vstack([refits, sds]))
+    shape = (len(flops), _DRAWS)
+    sds, clocks = (
+        source.sd * np.sqrt(source.df / draws.chisquare(source.df, _DRAWS)) if source else np.zeros(_DRAWS)
+        for source in (noise, clock)
+    )
+    refits = _fit(
+        flops[:, None] / unit * np.exp(clocks * draws.standard_normal(shape)) if clock else flops / unit,
+        fitted[:, None] + sds * draws.standard_normal(shape),
+    )
+    ends = float(flops.min()), float(flops.max())
+    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]))
 
 
 def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
     """The gain of a trial of mean `loss` over `runs` runs of `flops` FLOPs each, its interval with both sides' noise.
+
+    Of hardware FLOPs, `flops` is the runs' geometric mean.
 
     Nothing is extrapolated: a loss that lies, beyond the noise, outside what the frontier's budgets reach has no gain.
     An end of the interval may.
@@ -106,18 +119,19 @@ def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, s
     return _estimate(gains)
 
 
-def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
-    """The slope of ln gain against ln FLOPs, from one architecture's mean losses at two budgets or more.
+def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int | Array = 1, seed: int = 1) -> Estimate:
+    """The slope of ln gain against ln FLOPs, from one architecture's mean losses at two budgets or more, over `runs`.
 
     Below zero the gain vanishes as runs grow; -0.1, say, takes a tenth of it for each factor e. The budgets share the
     frontier's errors, so the slope is taken within each bootstrap draw.
     """
     losses, flops = np.asarray(losses, float), np.asarray(flops, float)
-    used = [not _out_of_range(loss, frontier, runs) for loss in losses]
+    runs = np.broadcast_to(runs, len(losses))
+    used = [not _out_of_range(loss, frontier, n) for loss, n in zip(losses, runs, strict=True)]
     if len(np.unique(flops[used])) < 2:
         return Estimate(None, reason="the trend needs gains at two budgets or more")
     x = np.log(flops[used]) - np.log(flops[used]).mean()
-    return _estimate(_log_gains(losses[used], flops[used], frontier, runs, seed) @ x / (x @ x))
+    return _estimate(_log_gains(losses[used], flops[used], frontier, runs[used], seed) @ x / (x @ x))
 
 
 def _out_of_range(loss: float, frontier: Frontier, runs: int) -> str:
@@ -135,16 +149,16 @@ def _out_of_range(loss: float, frontier: Frontier, runs: int) -> str:
     return f"val_loss {loss:.4f} is {which} the baseline's {reached:.4f} at {budget:.3g} FLOPs, where its frontier ends"
 
 
-def _log_gains(losses: Array, flops: Array, frontier: Frontier, runs: int, seed: int) -> Array:
-    """1 + draws x trials: ln gain by the fit, then by each bootstrap draw with the losses drawn anew."""
-    floor, scale, alpha, sds = np.hstack(
-        [[[frontier.floor], [frontier.scale], [frontier.alpha], [0.0]], frontier.draws]
-    )
-    normal = np.random.default_rng(seed).standard_normal((len(sds), len(losses)))
-    drawn = losses + normal * sds[:, None] / math.sqrt(runs)
-    left = drawn - floor[:, None]
+def _log_gains(losses: Array, flops: Array, frontier: Frontier, runs: int | Array, seed: int) -> Array:
+    """1 + draws x trials: ln gain by the fit, then by each bootstrap draw with losses and FLOPs drawn anew."""
+    fit = np.array([frontier.floor, frontier.scale, frontier.alpha, 0.0, 0.0])
+    floor, scale, alpha, sds, clocks = np.hstack([fit[:, None], frontier.draws])
+    draws = np.random.default_rng(seed)
+    errors, clock_errors = (draws.standard_normal((len(sds), len(losses))) / np.sqrt(runs) for _ in range(2))
+    left = losses + errors * sds[:, None] - floor[:, None]
+    spent = np.log(flops) + clock_errors * clocks[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        gains = np.log(scale[:, None] / left) / alpha[:, None] + math.log(frontier.unit) - np.log(flops)
+        gains = np.log(scale[:, None] / left) / alpha[:, None] + math.log(frontier.unit) - spent
     return np.where(left > 0, gains, np.inf)  # no compute reaches below the floor
 
 
@@ -156,11 +170,12 @@ def _estimate(values: Array) -> Estimate:
 
 
 def _fit(flops: Array, losses: Array) -> Array:
-    """(E, A, alpha) x studies, of `losses` (runs x studies)."""
+    """(E, A, alpha) x studies, of `losses` (runs x studies) at `flops` (runs, or runs x studies)."""
+    flops = flops if flops.ndim == 2 else flops[:, None]
 
     def project(alpha: Array) -> tuple[Array, Array, Array]:
         """E, A and the sum of squares at `alpha` (1 or studies)."""
-        x = flops[:, None] ** -alpha
+        x = flops**-alpha
         x_mean, y_mean = x.mean(axis=0), losses.mean(axis=0)
         scale = np.sum((x - x_mean) * (losses - y_mean), axis=0) / np.sum((x - x_mean) ** 2, axis=0)
         scale = np.maximum(scale, 0)

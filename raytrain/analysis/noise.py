@@ -52,9 +52,14 @@ def seed_noise(table: pd.DataFrame, axes: list[str]) -> Noise | None:
         return None
     keys = [frozenset(point.items()) for point in points(done, axes)]
     group = pd.Series(list(zip(keys, budgets(done["train_flops"].to_numpy(float)), strict=True)), index=done.index)
-    deviations = done["val_loss"] - done["val_loss"].groupby(group).transform("mean")
-    df = len(done) - group.nunique()
-    return Noise(float(np.sqrt(np.sum(deviations**2) / df)), df, "seeds") if df else None
+    return pooled(done["val_loss"], group)
+
+
+def pooled(values: pd.Series, group: pd.Series) -> Noise | None:
+    """The spread of `values` about the mean of their `group`, pooled over groups; None if no group has two."""
+    deviations = values - values.groupby(group).transform("mean")
+    df = len(values) - group.nunique()
+    return Noise(float(np.sqrt(np.sum(deviations**2) / df)), df, "seeds") if df > 0 else None
 
 
 def declare_winner(losses: Array, runs: Array, noise: Noise | None) -> int | None:

@@ -1,30 +1,39 @@
 """A study as a table, and its ranking by loss per FLOP.
 
-A table has a row a trial: trial (id), label, name, hash, seed; status (waiting, running, interrupted, complete,
-stopped, diverged, failed, oom, lost), reason; the nine axes, the sizes and the recipe by their names in TrainConfig;
-budget_flops, the study's; and what the trial's result.json holds, such as val_loss (nats per token), train_flops and
-hardware_flops.
+A table has a row a trial: trial (id), label, short_name, name, hash, seed; role ("frontier" for the baseline's runs at
+other budgets); status (waiting, running, interrupted, complete, stopped, diverged, failed, oom, lost), reason; the nine
+axes, the sizes and the recipe by their names in TrainConfig; budget_flops, the study's; and what the trial's
+result.json holds, such as val_loss (nats per token), train_flops and hardware_flops.
 
 `rank` adds:
 
     loss_per_flop            nats per EFLOP (1e18 model FLOPs): (ln vocab_size - val_loss) / train_flops
     loss_per_hardware_flop   the same over hardware_flops, where those are known
     budget_ok                1 if train_flops is within 0.5% of budget_flops, else 0
-    rank                     1 is the best loss_per_flop among trials whose budget is ok; equal ones share a rank
+    rank                     place by loss_per_flop among trials whose budget is ok, shared within the noise: see `rank`
+    hardware_rank            the same by loss_per_hardware_flop
+    rank_note                where the two orders differ: both ranks, and the MFU that makes the difference
 """
 
+import functools
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import scipy.stats
 
+from raytrain import architecture
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner, pooled
+from raytrain.analysis.trials import BUDGET_TOLERANCE, RECIPE
+from raytrain.factorial import Array
 from raytrain.files import read_json
 from raytrain.training.config import STOPS
 
-BUDGET_TOLERANCE = 0.005
 UNFINISHED = ("waiting", "running", "interrupted")
 _EFLOP = 1e18
+_LABEL_LENGTH = 28
 
 Numbers = TypeVar("Numbers", float, pd.Series)
 
@@ -32,6 +41,18 @@ Numbers = TypeVar("Numbers", float, pd.Series)
 def loss_per_flop(loss: Numbers, vocab_size: Numbers, flops: Numbers) -> Numbers:
     """Loss bought per FLOP, from the loss of a uniform guess, ln `vocab_size`: nats per EFLOP."""
     return (np.log(vocab_size) - loss) / (flops / _EFLOP)
+
+
+def short_name(trial: dict[str, Any]) -> str:
+    """What a planned trial is called in a table: its label, or its architecture without the size if that is too long.
+
+    The architecture comes with the start of its hash, since its name does not say all of it.
+    """
+    label = str(trial.get("label", trial["labels"][0]))
+    if len(label) <= _LABEL_LENGTH:
+        return label
+    name = architecture.from_dict(trial["config"]["architecture"]).name
+    return f"{name.split('-', 3)[3]}-{trial['hash'][:6]}"
 
 
 def read_study(study_dir: str | Path) -> pd.DataFrame:
@@ -44,7 +65,8 @@ def read_study(study_dir: str | Path) -> pd.DataFrame:
 def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str, Any]:
     config = {field: value for field, value in trial["config"].items() if field not in STOPS}
     axes = config.pop("architecture")
-    row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "hash": trial["hash"]}
+    row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "short_name": short_name(trial)}
+    row |= {"hash": trial["hash"], "seed": trial["seed"], "role": trial.get("role", "")}
     row |= {"budget_flops": study["budget_flops"]}
     started = "interrupted" if study.get("interrupted") else "running"
     row |= {"status": started if (folder / "log.jsonl").exists() else "waiting"} | axes | config
@@ -53,27 +75,141 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
     return row
 
 
+def programs(table: pd.DataFrame) -> pd.Series:
+    """A number for each row's program: trials of one differ in their seed, and the noise, alone.
+
+    A function (its hash) and recipe; and the attention backend, as two backends with one seed are no two draws of the
+    noise. In a table without hashes every row is a program of its own.
+    """
+    if "hash" not in table:
+        return pd.Series(range(len(table)), index=table.index)
+    parts = [name for name in ("hash", "attention_backend", *RECIPE) if name in table]
+    return table[parts].astype(str).groupby(parts, sort=False, dropna=False).ngroup()
+
+
+def at_budget(table: pd.DataFrame) -> pd.Series:
+    """Whether each row is a trial with a loss at the study's budget: these alone are ranked."""
+    flops, loss = numbers(table, "train_flops"), numbers(table, "val_loss")
+    budget_ok = (flops / numbers(table, "budget_flops") - 1).abs() <= BUDGET_TOLERANCE
+    ended = table["status"].isin(("complete", "stopped"))
+    is_own = table.get("role", pd.Series("", index=table.index)) != "frontier"
+    return budget_ok & ended & is_own & loss.notna()
+
+
+def budget_noise(table: pd.DataFrame) -> Noise | None:
+    """The spread of val_loss over the seeds of one program, at the study's budget; None without replicates."""
+    done = table[at_budget(table) & (table["status"] == "complete")]
+    return pooled(numbers(done, "val_loss"), programs(done))
+
+
 def rank(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with the four columns above, best first; trials without a rank follow, those without a loss come last.
+    """`table` with the columns above, best first; trials without a rank follow, those without a loss come last.
 
     A bare ratio of loss to FLOPs over runs of different budgets ranks them by budget: the loss falls ever more slowly,
-    so the run that stopped first wins. So a trial whose budget is not ok has no rank.
+    so the run that stopped first wins. So a trial whose budget is not ok has no rank, nor has a run for the frontier.
+
+    The seeds of one program are one entry, with their mean, and share a rank. A rank r says that r - 1 programs or more
+    are better than it beyond the noise (`places`); nothing is said of the order of two that share one. The noise is
+    that over seeds; without replicates none is known, and ranks are the order of the figures, which chance may have
+    made. By hardware FLOPs the noise is the spread over seeds of the logarithm of loss_per_hardware_flop, which has the
+    noise of the clock in it too.
     """
+    ranked = at_budget(table)
     ended = table["status"].isin(("complete", "stopped"))
-    loss, flops = _numbers(table, "val_loss").where(ended), _numbers(table, "train_flops")
-    vocab_size, hardware = _numbers(table, "vocab_size"), _numbers(table, "hardware_flops")
-    budget_ok = (flops / _numbers(table, "budget_flops") - 1).abs() <= BUDGET_TOLERANCE
+    loss, flops = numbers(table, "val_loss").where(ended), numbers(table, "train_flops")
+    vocab_size, hardware = numbers(table, "vocab_size"), numbers(table, "hardware_flops")
+    budget = numbers(table, "budget_flops")
     merit = loss_per_flop(loss, vocab_size, flops)
-    ranked = table.assign(
+    hardware_merit = loss_per_flop(loss, vocab_size, hardware)
+    with np.errstate(divide="ignore"):  # a loss no better than the guess has bought nothing: the last place
+        logs = np.log(hardware_merit.clip(lower=0))
+    program = programs(table)
+    bought = (merit * budget / _EFLOP).where(ranked)  # nats, if the trial's FLOPs were the budget's to the last
+    out = table.assign(
         loss_per_flop=merit,
-        loss_per_hardware_flop=loss_per_flop(loss, vocab_size, hardware),
-        budget_ok=budget_ok.astype(int),
-        rank=merit.where(budget_ok).rank(method="min", ascending=False).astype("Int64"),
+        loss_per_hardware_flop=hardware_merit,
+        budget_ok=((flops / budget - 1).abs() <= BUDGET_TOLERANCE).astype(int),
+        rank=_ranks(bought, program, budget_noise(table)),
+        hardware_rank=_ranks(
+            logs.where(ranked), program, pooled(logs[ranked & np.isfinite(logs)], program[ranked & np.isfinite(logs)])
+        ),
     )
-    order = pd.DataFrame({"rank": ranked["rank"], "loss": loss}).sort_values(["rank", "loss"], kind="stable").index
-    return ranked.loc[order].reset_index(drop=True)
+    out["rank_note"] = _notes(out)
+    order = pd.DataFrame(
+        {"rank": out["rank"], "mean": -bought.groupby(program).transform("mean"), "program": program, "loss": loss}
+    )
+    order.loc[~ranked, "program"] = 0
+    order = order.sort_values(["rank", "mean", "program", "loss"], kind="stable")
+    return out.loc[order.index].reset_index(drop=True)
 
 
-def _numbers(table: pd.DataFrame, column: str) -> pd.Series:
+def places(values: Array, runs: Array, noise: Noise | None) -> npt.NDArray[np.intp]:
+    """The rank of each entry by `values`, means over `runs` runs each, of which more is better.
+
+    One is better than another beyond the noise if their means differ by more than q s sqrt((1/n_i + 1/n_j) / 2), where
+    q is the 95% quantile of the studentized range: of any number of equal entries, two differ so much in at most 5% of
+    studies (Tukey's test, for unequal n as Kramer has it: Biometrics 12, 1956). "Better beyond the noise" is then a
+    partial order: with the margin k sqrt(a_i^2 + a_j^2), a over b and b over c make a over c.
+
+    An entry's rank is 1 + the number of entries better than it beyond the noise; and no more than that of any entry
+    with a lower mean, which fewer runs may have left in doubt. So of two ranks the lower has the higher mean, and an
+    entry is alone at rank 1 if it is the winner by `declare_winner`, whose test asks less as it has one question.
+    Without noise the order is strict, and equal values share a rank.
+    """
+    better: Array = np.asarray(values, float)[:, None]  # better[i, j]: how much i is above j
+    with np.errstate(invalid="ignore"):  # of two that bought nothing neither is better
+        better = better - better.T
+    margin: Array | float = 0.0
+    if noise is not None and len(values) > 1:
+        n = np.asarray(runs, float)
+        margin = studentized_range(len(values), noise.df) * noise.sd * np.sqrt((1 / n[:, None] + 1 / n) / 2)
+    counts = np.sum(better > margin, axis=0)
+    winner = declare_winner(-values, runs, noise)
+    if winner is not None:
+        counts[np.arange(len(values)) != winner] = np.maximum(1, np.delete(counts, winner))
+    order = np.lexsort((-counts, -values))
+    out = np.empty(len(values), dtype=np.intp)
+    out[order] = 1 + np.minimum.accumulate(counts[order][::-1])[::-1]
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def studentized_range(entries: int, df: int) -> float:
+    """The 95% quantile of the range of so many means over their standard error, known to `df` degrees of freedom."""
+    return float(scipy.stats.studentized_range.ppf(1 - SIGNIFICANCE, entries, df))
+
+
+def _ranks(values: pd.Series, program: pd.Series, noise: Noise | None) -> pd.Series:
+    """The rank of each row's program by the mean of its `values`; none where no row of it has one."""
+    means = values.dropna().groupby(program).agg(["mean", "size"])
+    found = places(means["mean"].to_numpy(float), means["size"].to_numpy(float), noise)
+    ranks = program.map(pd.Series(found, index=means.index, dtype="Int64")).astype("Int64")
+    return ranks.where(values.notna())
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    """For each row that passes others, or is passed, from one order to the other: both ranks, and whose MFU it is.
+
+    As hardware FLOPs are model FLOPs over the MFU, of two that change places the MFU of one is so much higher. A place
+    that is shared in one order alone is no change of order.
+    """
+    own, other = (table[name].astype(float).to_numpy() for name in ("rank", "hardware_rank"))
+    mfu = numbers(table, "mfu").to_numpy()
+    passed = (own[:, None] < own) & (other[:, None] > other)  # [i, j]: i is before j, but by hardware FLOPs behind it
+    out = []
+    for row, (those, passes) in enumerate(zip(passed, passed.T, strict=True)):
+        if not (those | passes).any():
+            out.append("")
+            continue
+        whose, word = (those, "pass it") if those.sum() >= passes.sum() else (passes, "it passes")
+        note = f"rank {own[row]:.0f}, by hardware FLOPs {other[row]:.0f}"
+        known = np.isfinite(mfu[row]) and np.isfinite(mfu[whose]).any()
+        if known:
+            note += f": MFU {mfu[row]:.1%}, {np.nanmedian(mfu[whose]):.1%} of those that {word}"
+        out.append(note)
+    return out
+
+
+def numbers(table: pd.DataFrame, column: str) -> pd.Series:
     """A column as floats, NaN where it has no value. FLOPs may be integers beyond 64 bits."""
     return table.get(column, pd.Series(np.nan, index=table.index)).astype(float)

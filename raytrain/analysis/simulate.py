@@ -10,6 +10,7 @@ import scipy.stats
 from raytrain.analysis.effects import effects, holm
 from raytrain.analysis.gain import compute_gain, fit_frontier
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner
+from raytrain.analysis.ranking import places
 from raytrain.analysis.replay import judge
 from raytrain.design import choose
 from raytrain.factorial import Array, LeastSquares, Model, Point, live
@@ -111,6 +112,20 @@ def winners_declared(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int 
     return sum(winner is not None for winner in winners) / replays
 
 
+def ranks_told_apart(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0) -> float:
+    """The part of A/A studies in which any of the identical configurations, number i with `runs[i]` seeds, is ranked
+    behind another."""
+    member = np.repeat(np.eye(len(runs)), runs, axis=0)
+    losses = np.random.default_rng(seed).normal(MEAN_LOSS, NOISE_SD, (len(member), replays))
+    fit = LeastSquares(member)
+    means, sds = member.T @ losses / runs[:, None], fit.residual_sd(losses)
+    ranks = [
+        places(-mean, runs.astype(float), Noise(float(sd), fit.df, "seeds"))
+        for mean, sd in zip(means.T, sds, strict=True)
+    ]
+    return float(np.mean(np.max(ranks, axis=1) > 1))
+
+
 def claims_made(replays: int = 1000, trials: int = 128, seed: int = 0) -> float:
     """The part of A/A studies with any significant effect: a d_optimal design over functions that are all the same."""
     points, draws = functions(), np.random.default_rng(seed)
@@ -188,10 +203,13 @@ def rung_survival(when: str, replays: int = 1000, trials: int = 64, spread: floa
     return found / (best * replays)
 
 
-def frontier_coverage(budgets: Array, replays: int = 300, seeds: int = 3, seed: int = 0) -> dict[str, float]:
+def frontier_coverage(
+    budgets: Array, replays: int = 300, seeds: int = 3, seed: int = 0, clock_sd: float = 0.0
+) -> dict[str, float]:
     """The part of 95% intervals that hold the truth: of a frontier's E, A and alpha, and of two gains.
 
     One is a gain of 1.15 at the second budget, the other the baseline's own, 1.0, at each budget (where it has one).
+    With `clock_sd`, the sd of the logarithm of a run's FLOPs about what they are said to be, as of hardware FLOPs.
     """
     draws = np.random.default_rng(seed)
     truth = {"E": 2.0, "A": 30.0, "alpha": 0.09}
@@ -201,12 +219,25 @@ def frontier_coverage(budgets: Array, replays: int = 300, seeds: int = 3, seed: 
     def loss(at: Array) -> Array:
         return truth["E"] + truth["A"] * at ** -truth["alpha"] + draws.normal(0, NOISE_SD, np.shape(at))
 
+    def told(at: Array) -> Array:
+        return at * np.exp(draws.normal(0, clock_sd, np.shape(at)))
+
     for _ in range(replays):
-        frontier = fit_frontier(flops, loss(flops))
+        losses = loss(flops)
+        if clock_sd:
+            seen, kinds = told(flops), len(flops) - len(budgets)
+            means = np.repeat(np.log(seen).reshape(-1, seeds).mean(axis=1), seeds)
+            clock = Noise(float(np.sqrt(np.sum((np.log(seen) - means) ** 2) / kinds)), kinds, "seeds")
+            means = np.repeat(losses.reshape(-1, seeds).mean(axis=1), seeds)
+            noise = Noise(float(np.sqrt(np.sum((losses - means) ** 2) / kinds)), kinds, "seeds")
+            frontier = fit_frontier(seen, losses, noise, clock=clock)
+        else:
+            frontier = fit_frontier(flops, losses)
         for name, (low, high) in frontier.interval().items():
             held[name].append(low <= truth[name] <= high)
         for name, gain, spent in [("gain", 1.15, budgets[1]), *(("baseline", 1.0, budget) for budget in budgets)]:
-            found = compute_gain(float(loss(np.array(gain * spent))), spent, frontier)
+            reached = float(loss(np.array(gain * spent)))
+            found = compute_gain(reached, float(told(np.array(spent))) if clock_sd else spent, frontier)
             if found.value is not None:
                 held[name].append((found.low or 0) <= gain <= (found.high or np.inf))
     return {name: float(np.mean(values)) for name, values in held.items()}

@@ -1,20 +1,33 @@
-"""The table that every analysis reads: one row a trial, with a column for each axis and
+"""The tables that every analysis reads. One has a row a trial, with a column for each axis and
 
 - `seed`
 - `status`: complete, stopped (at a rung), diverged, oom, failed, or another without a loss
 - `val_loss`: nats per token at the end of the trial; NaN where there is none
 - `train_flops`: model FLOPs spent until then
 
-A table by rung has a row for each rung that a trial reached, with `rung` (0 for the first) and `seconds` (spent until
-then) besides. Its val_loss is that at the rung (NaN at the one a trial diverged in), its status that of the trial.
+A table by rung has a row for each rung that a trial reached, with `rung` (0 for the first; the end of a run counts as
+one more), `seconds` (of training and evaluation until then) and `decay_flops` (of the branches that rungs were scored
+after) besides. Its val_loss is that at the rung (NaN at the one a trial diverged in), its status that of the trial.
 """
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raytrain.analysis.ranking import BUDGET_TOLERANCE
+from raytrain.architecture import AXES, PRESETS
 from raytrain.factorial import Array, live
+from raytrain.files import read_json
+from raytrain.space import AXIS_FIELDS
+
+BUDGET_TOLERANCE = 0.005
+_SIZES = ("n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff")
+_DERIVED = ("n_kv_head", "d_ff")  # a planned trial has both filled in, and they follow other axes
+RECIPE = tuple(field for field in AXIS_FIELDS if field not in ("preset", *AXES, *_SIZES))
 
 
 def points(table: pd.DataFrame, axes: list[str]) -> list[dict[str, object]]:
@@ -37,9 +50,94 @@ def common_rung(table: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     Effects from it are those at that budget, free of the bias that stopping the worse trials brings to later rungs. A
     trial that reached the rung is complete in it; one that had diverged or failed by then stays what it was.
     """
-    trial = [*axes, "seed"]
+    trial = ["trial"] if "trial" in table else [*axes, "seed"]
     last = table[table["status"] == "stopped"].groupby(trial, dropna=False)["rung"].max()
     common = last.min() if len(last) else table["rung"].max()
     out = table[table["rung"] <= common].sort_values("rung", kind="stable").groupby(trial, dropna=False).tail(1)
     reached = (out["rung"] == common) & out["val_loss"].notna()
     return out.assign(status=out["status"].where(~reached, "complete"))
+
+
+def axes_of(study: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The axes that the trials of `study` (study.json) differ in, and the baseline's level of each.
+
+    Presets are no axis here, but the axes that they differ in; an older study that does not name its axes has all that
+    vary. The runs for the frontier do not count.
+    """
+    rows = [_fields(trial) for trial in study["trials"] if trial.get("role") != "frontier"]
+    varied = [axis for axis in AXIS_FIELDS if len({json.dumps(row.get(axis)) for row in rows}) > 1]
+    named = study.get("axes")
+    if named is None:
+        axes = [axis for axis in varied if axis not in _DERIVED]
+    else:
+        axes = [axis for axis in varied if axis in named or ("preset" in named and axis in AXES)]
+        axes.sort(key=lambda axis: list(named).index(axis) if axis in named else -1)
+    first = rows[0] if rows else {}  # the baseline, where it is a point of the space
+    given = PRESETS.get(study.get("base", ""), {}) | dict(study.get("baseline") or {})
+    return axes, {axis: given.get(axis, first.get(axis)) for axis in axes}
+
+
+def rung_table(folder: str | Path) -> pd.DataFrame:
+    """The study in `folder` as a table by rung, for `common_rung` and to replay: `trial`, a column for each axis that
+    varied, then those above. The runs for the frontier, of other budgets, are not in it.
+
+    A study without rungs has the ends alone. Its evaluations on the way are a number of steps apart, at other FLOPs for
+    each architecture, where ranks would say who had spent more (see benchmarks/rungs.py). Raises UserError for a folder
+    that holds no study.
+    """
+    folder = Path(folder)
+    study = read_json(folder / "study.json")
+    axes, _ = axes_of(study)
+    trials = [trial for trial in study["trials"] if trial.get("role") != "frontier"]
+    rows = [
+        {"trial": trial["id"], **{axis: _fields(trial)[axis] for axis in axes}, "seed": trial["seed"], **reached}
+        for trial in trials
+        for reached in _reached(trial, folder / "trials" / trial["id"])
+    ]
+    numbers = ["train_flops", "decay_flops", "seconds", "val_loss"]
+    table = pd.DataFrame(rows, columns=["trial", *axes, "seed", "rung", *numbers, "status"])
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def export(folder: str | Path, path: str | Path) -> None:
+    """Write the `rung_table` of the study in `folder` to `path`, a Parquet file, which `raytrain.replay` reads."""
+    rung_table(folder).to_parquet(path, index=False)
+
+
+def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """What a planned trial is, its architecture's fields among the others."""
+    config = dict(trial["config"])
+    return config.pop("architecture") | config
+
+
+def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one trial, without its point."""
+    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    status = result.get("status", "running")
+    found = {report["rung"]: report for report in _rung_reports(folder / "log.jsonl")}  # a resumed run may say it again
+    if status == "stopped":
+        found.setdefault(result.get("rung", 0), result)
+    elif result:
+        is_whole = status == "complete"
+        last = len(trial["config"].get("rungs") or ()) if is_whole else max(found, default=-1) + 1
+        found[last] = result if is_whole else result | {"val_loss": None}
+    for rung, report in sorted(found.items()):
+        seconds = [report[name] for name in ("train_seconds", "eval_seconds") if name in report]
+        yield {
+            "rung": rung,
+            "train_flops": report.get("train_flops"),
+            "decay_flops": report.get("decay_flops", 0),
+            "seconds": sum(seconds) if seconds else None,
+            "val_loss": report.get("val_loss"),
+            "status": status,
+        }
+
+
+def _rung_reports(path: Path) -> Iterator[dict[str, Any]]:
+    """The reports of rungs in a trial's log, which may be absent, or torn in its last line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    for line in lines:
+        if '"rung"' in line:
+            report = json.loads(line)
+            if report.get("event") == "rung":
+                yield report

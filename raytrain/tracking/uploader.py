@@ -5,6 +5,8 @@ The only module that imports mlflow. It uses a client of its own and leaves MLfl
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import shlex
@@ -14,21 +16,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.errors import UserError
 from raytrain.files import read_json
 from raytrain.tracking.log import read_log
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
-_STATUS = {"running": "RUNNING", "interrupted": "KILLED", "complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
+_STATUS = {"running": "RUNNING", "paused": "RUNNING", "interrupted": "KILLED"}
+_STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
 _NOT_METRICS = ("event", "step", "time", "seed", "vocab_size")
 _EXACT = ("train_flops", "flops_per_token")  # integers beyond a float's 53 bits: a string tag beside the metric
 _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
+_ARTIFACTS = "raytrain.artifacts"  # of the parent: a digest of each file that is in MLflow, as JSON
+_FINAL = ["rank", "hardware_rank"]  # what is sent once all trials have ended
+_FINAL += [f"{kind}_gain{end}" for kind in ("compute", "hardware") for end in ("", "_low", "_high")]
 
 
 def resolve_uri(runs: str | Path, given: str | None = None) -> str:
@@ -63,8 +71,9 @@ class _Run:
 class Uploader:
     """Brings the study in `study_dir` to MLflow. The experiment bears the study's name.
 
-    `sync` may be called at any time and any number of times, by this or a later process: runs are found again by their
-    tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent.
+    `sync` may be called at any time and any number of times, by this or another process: runs are found again by their
+    tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent. Artifacts of
+    the parent run are study.json and what is in the study's folder report/.
     """
 
     def __init__(self, study_dir: str | Path, tracking_uri: str | None = None) -> None:
@@ -76,14 +85,14 @@ class Uploader:
 
     def sync(self) -> None:
         """Raises UserError if the tracking server does not take it; nothing is lost, a later sync sends the rest."""
-        study, table = read_json(self._dir / "study.json"), rank(read_study(self._dir))
+        study, table = read_json(self._dir / "study.json"), read_study(self._dir)
         ended = ~table["status"].isin(UNFINISHED)
+        table = answer(self._dir).table if ended.all() else rank(table)
         trials = {trial["id"]: trial for trial in study["trials"]}
         with self._speaking():
             if not self._experiment:
                 self._open(study)
-            status = "complete" if ended.all() else "interrupted" if study.get("interrupted") else "running"
-            self._sync_parent(study, status, n_ended=int(ended.sum()))
+            parent = self._sync_parent(study, n_ended=int(ended.sum()))
             for row in table.to_dict("records"):
                 trial, status, ranking = row["trial"], row["status"], _ranking(row, bool(ended.all()))
                 log = self._dir / "trials" / trial / "log.jsonl"
@@ -91,6 +100,8 @@ class Uploader:
                 if status != "waiting" and self._seen.get(trial) != seen:
                     self._sync_trial(study, trials[trial], status, ranking)
                     self._seen[trial] = seen
+            whole = "complete" if ended.all() else "interrupted" if study.get("interrupted") else "running"
+            self._set_status(parent, whole, time.time())  # last: a parent that is finished has all its trials
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -109,25 +120,42 @@ class Uploader:
             self._experiment = self._client.create_experiment(study["name"], artifacts)
             return
         self._experiment = experiment.experiment_id
+        self._find(_key(study))
+
+    def _find(self, tags: dict[str, str]) -> None:
+        """Take up the runs that MLflow has with these tags."""
+        query = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         page: str | None = ""
         while page is not None:
-            found = self._client.search_runs([self._experiment], page_token=page or None)
+            found = self._client.search_runs([self._experiment], query, page_token=page or None)
             page = found.token or None
             for run in found:
-                tags = run.data.tags
-                if _key(study).items() <= tags.items():
-                    info, data = run.info, run.data
-                    known = _Run(info.run_id, info.status, bool(data.params), dict(data.metrics), dict(tags))
-                    self._runs[tags["raytrain.trial"]] = known
+                info, data = run.info, run.data
+                known = _Run(info.run_id, info.status, bool(data.params), dict(data.metrics), dict(data.tags))
+                self._runs[data.tags["raytrain.trial"]] = known
 
-    def _sync_parent(self, study: dict[str, Any], status: str, n_ended: int) -> None:
+    def _sync_parent(self, study: dict[str, Any], n_ended: int) -> _Run:
         facts = {key: study[key] for key in ("space", "base", "scale", "budget_flops")}
         run = self._run(study, "", study["name"], facts, datetime.fromisoformat(study["created"]).timestamp())
-        self._client.log_artifact(run.id, str(self._dir / "study.json"))
         tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"]
         counts = {**study["counts"], "ended": n_ended}
         self._send(run, [], counts, 0, tags)
-        self._set_status(run, status, time.time())
+        self._sync_artifacts(run)
+        return run
+
+    def _sync_artifacts(self, run: _Run) -> None:
+        """Send the files that are not in MLflow as they are now, by their size and time."""
+        files = [self._dir / "study.json", *sorted((self._dir / "report").rglob("*"))]
+        held = json.loads(run.tags.get(_ARTIFACTS, "{}"))
+        for file in files:
+            if not file.is_file():
+                continue
+            place, facts = file.relative_to(self._dir), file.stat()
+            digest = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:8]
+            if held.get(str(place)) != digest:
+                self._client.log_artifact(run.id, str(file), str(place.parent) if place.parent.name else None)
+                held[str(place)] = digest
+        self._send(run, [], {}, 0, {_ARTIFACTS: json.dumps(held)})
 
     def _sync_trial(self, study: dict[str, Any], trial: dict[str, Any], status: str, ranking: dict[str, Any]) -> None:
         folder = self._dir / "trials" / trial["id"]
@@ -159,6 +187,8 @@ class Uploader:
         """The run of a trial (the parent's is ""), with `facts` as its params; made if MLflow does not have it."""
         if trial not in self._runs:
             tags = _key(study) | {"raytrain.trial": trial}
+            self._find(tags)  # another process may have made it since
+        if trial not in self._runs:
             if trial:
                 tags[MLFLOW_PARENT_RUN_ID] = self._runs[""].id
             info = self._client.create_run(self._experiment, int(started * 1000), tags, name).info
@@ -207,12 +237,12 @@ def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:
     """The columns of `rank` that become metrics.
 
     The ratios only where the budget is ok: elsewhere they say who stopped first, and the UI would sort by that.
-    The rank only once all trials have ended: before, each end would have to send it anew for all of them.
+    Ranks and gains only once all trials have ended: before, each end would have to send them anew for all of them.
     """
     columns = ["budget_ok"]
     columns += ["loss_per_flop", "loss_per_hardware_flop"] if row["budget_ok"] else []
-    columns += ["rank"] if is_final else []
-    return {column: row[column] for column in columns}
+    columns += _FINAL if is_final else []
+    return {column: None if pd.isna(row[column]) else row[column] for column in columns}
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

@@ -1,10 +1,13 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from raytrain.analysis.ranking import loss_per_flop, rank, read_study
+from raytrain.analysis.noise import Noise, declare_winner
+from raytrain.analysis.ranking import budget_noise, loss_per_flop, places, rank, read_study
+from raytrain.analysis.simulate import ranks_told_apart
 from raytrain.errors import UserError
 
 
@@ -77,6 +80,133 @@ def test_flops_beyond_64_bits():
     assert list(rank(big)["rank"]) == [1]
 
 
+def seeds(**functions):
+    """A table of functions with losses by seed, such as a=[2.0, 2.1]."""
+    return table(
+        *(
+            {"trial": f"{name}{seed}", "hash": name, "seed": seed, "val_loss": loss, "mfu": 0.5, "hardware_flops": 2e18}
+            for name, losses in functions.items()
+            for seed, loss in enumerate(losses)
+        )
+    )
+
+
+def test_the_seeds_of_a_function_are_one_entry():
+    """Would catch: a lucky seed ahead of a better function, seeds counted as rivals, or one function's trials apart."""
+    ranked = rank(seeds(lucky=[2.0, 3.0], steady=[2.4, 2.41], worst=[9.0, 9.01]))
+    assert list(ranked["trial"]) == ["steady0", "steady1", "lucky0", "lucky1", "worst0", "worst1"]
+    assert list(ranked["rank"]) == [1, 1, 1, 1, 3, 3]
+
+
+def test_ties_within_the_noise_share_a_rank():
+    """Would catch: a margin of another size. Three functions with 2 seeds each, all +-0.01: sd 0.01 sqrt(2), df 3.
+
+    The studentized range of 3 means with 3 df is 5.910 (from tables), so the margin is 5.910 x 0.01414 / sqrt(2) =
+    0.0591.
+    """
+
+    def ranks(gap):
+        values = [3.0, 3.0 + gap, 4.0]
+        return rank(seeds(**{name: [x - 0.01, x + 0.01] for name, x in zip("abc", values, strict=True)}))["rank"]
+
+    assert list(ranks(0.0590)) == [1, 1, 1, 1, 3, 3]
+    assert list(ranks(0.0592)) == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_chain_of_ties_is_not_one_tie():
+    """Would catch: ranks shared from neighbour to neighbour, so that the first and the last of a long row are equal; or
+    the middle one parted from a neighbour that it cannot be told from."""
+    noise = Noise(0.01, 1000, "seeds")
+    runs = np.full(3, 4)
+    margin = 3.32 * 0.01 / 2  # q of 3 means with 1,000 df
+    assert places(np.array([0, -0.7, -1.4]) * margin, runs, noise).tolist() == [1, 1, 2]
+    assert places(np.array([0, -0.7, -0.9]) * margin, runs, noise).tolist() == [1, 1, 1]
+    assert places(np.array([-1.4, 0, -2.8]) * margin, runs, noise).tolist() == [2, 1, 3]
+
+
+def test_what_a_rank_says_is_so():
+    """Would catch: a rank above one with a higher mean, one that fewer entries are better than it says, or a lone first
+    that the test for a winner does not find, or the reverse. Of entries with other numbers of runs too."""
+    draws = np.random.default_rng(0)
+    lone = 0
+    for _ in range(300):
+        values, runs = draws.normal(0, 0.01, 6), draws.integers(1, 6, 6)
+        noise = Noise(0.005, 12, "seeds")
+        found = places(values, runs, noise)
+        by_value = found[np.argsort(-values)]
+        assert (np.diff(by_value) >= 0).all()
+        margins = 2.179 * 0.005 * np.sqrt(1 / runs[:, None] + 1 / runs)  # t: the least that a claim may rest on
+        better = np.sum(values[:, None] - values > margins, axis=0)
+        assert (found - 1 <= better).all()
+        winner = declare_winner(-values, runs, noise)
+        assert (np.count_nonzero(found == 1) == 1) == (winner is not None)
+        lone += winner is not None
+    assert 10 < lone < 200
+
+
+@pytest.mark.parametrize("runs", [[3] * 20, [5] + [1] * 19, [4, 4], [1, 9, 9]])
+def test_identical_configurations_share_a_rank(runs):
+    """Would catch (A/A): the worst of twenty equals ranked behind the best, as a test of each pair by itself does.
+
+    5% are allowed, and what the winner's own test adds to that (1% at most), plus 3 binomial sd of 1,000.
+    """
+    assert ranks_told_apart(np.array(runs), replays=1000) <= 0.06 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_without_replicates_the_order_is_strict():
+    """Would catch: all ranks shared where no noise is known, or noise made up from one seed a function."""
+    once = seeds(a=[2.0], b=[2.001], c=[2.001])
+    assert budget_noise(once) is None
+    assert list(rank(once)["rank"]) == [1, 2, 2]
+
+
+def test_two_backends_are_no_replicates():
+    """Would catch: a noise of nearly nothing, from one seed trained with two attention kernels."""
+    both = table(*({"hash": "a", "attention_backend": name, "val_loss": 2.0} for name in ("sdpa", "manual")))
+    assert budget_noise(both) is None
+
+
+def test_runs_for_the_frontier_have_no_rank():
+    """Would catch: the baseline's runs at other budgets ranked, or in the noise of this one."""
+    trials = seeds(a=[2.0, 2.1], b=[2.5, 2.6])
+    more = seeds(a=[1.0, 9.0]).assign(role="frontier", trial=["f0", "f1"])
+    ranked = rank(pd.concat([trials.assign(role=""), more], ignore_index=True)).set_index("trial")
+    assert ranked.loc[["f0", "f1"], "rank"].isna().all()
+    assert ranked.loc["a0", "rank"] == 1
+    assert budget_noise(trials).sd == budget_noise(ranked).sd == pytest.approx(0.1 / np.sqrt(2))
+
+
+def test_where_hardware_makes_another_order():
+    """Would catch: a hardware rank from model FLOPs, a change of order that is not shown, an MFU that explains nothing.
+
+    b has twice the MFU of a: behind a by its loss, before it by hardware FLOPs. c is last in both orders.
+    """
+    trials = seeds(a=[2.0, 2.001], b=[2.1, 2.101], c=[3.0, 3.001])
+    trials.loc[trials["hash"] == "b", ["mfu", "hardware_flops"]] = [0.8, 1.25e18]
+    ranked = rank(trials).set_index("trial")
+    assert list(ranked["rank"]) == [1, 1, 2, 2, 3, 3]
+    assert list(ranked["hardware_rank"]) == [2, 2, 1, 1, 3, 3]
+    assert ranked.loc["a0", "rank_note"] == "rank 1, by hardware FLOPs 2: MFU 50.0%, 80.0% of those that pass it"
+    assert ranked.loc["b1", "rank_note"] == "rank 2, by hardware FLOPs 1: MFU 80.0%, 50.0% of those that it passes"
+    assert list(ranked.loc[["c0", "c1"], "rank_note"]) == ["", ""]
+
+
+def test_the_clock_s_noise_is_in_the_hardware_rank():
+    """Would catch: two functions told apart by hardware FLOPs on the strength of a clock that is off by a tenth."""
+    trials = seeds(a=[2.0, 2.0001], b=[2.001, 2.0011])
+    trials["hardware_flops"] = [1.0e18, 1.2e18, 1.1e18, 1.35e18]
+    assert list(rank(trials)["rank"]) == [1, 1, 2, 2]
+    assert list(rank(trials)["hardware_rank"]) == [1, 1, 1, 1]
+    assert not rank(trials)["rank_note"].any()  # a shared place is no change of order
+
+
+def test_a_loss_no_better_than_a_guess():
+    """Would catch: a logarithm of a negative number, that makes the hardware ranks of all others NaN."""
+    ranked = rank(seeds(bad=[6.0, 6.1], good=[2.0, 2.1], worse=[7.0, 7.1]))
+    assert dict(zip(ranked["trial"], ranked["hardware_rank"], strict=True))["good0"] == 1
+    assert ranked["hardware_rank"].notna().all()
+
+
 def test_read_study(tmp_path):
     """Would catch: a budget flag read as what was spent, an axis left out, or a trial that has not begun left out."""
     config = {"architecture": {"bias": True, "vocab_size": 256}, "learning_rate": 1e-3, "tokens": 7, "seed": 1}
@@ -98,6 +228,7 @@ def test_read_study(tmp_path):
     assert pd.isna(read.loc["b", "tokens"])
     assert bool(read.loc["c", "bias"])
     assert list(read["learning_rate"]) == [1e-3] * 3
+    assert list(read["role"]) == [""] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 import json
+import math
 import shlex
 import sqlite3
 
 import mlflow
+import pandas as pd
 import pytest
 
 from raytrain import architecture
+from raytrain.analysis.answer import answer
 from raytrain.errors import UserError
 from raytrain.tracking.log import JsonLog
 from raytrain.tracking.uploader import Uploader, resolve_uri, ui_command
 from raytrain.training.config import TrainConfig
+from tests.studies import write_study
 
 BUDGET = 3 * 10**17 + 1  # no float holds it
 
@@ -35,7 +39,7 @@ class Study:
         self.name = name
         config = TrainConfig(architecture=architecture.preset("llama", **architecture.SCALES["tiny"]), flops=1e12)
         entries = [
-            {"id": trial, "label": f"label {trial}", "labels": ["llama", "team"], "hash": "ab12", "seed": 7}
+            {"id": trial, "label": f"label {trial}", "labels": ["llama", "team"], "hash": f"ab12-{trial}", "seed": 7}
             | {"config": config.to_dict()}
             for trial in trials
         ]
@@ -52,7 +56,7 @@ class Study:
             log.write({"event": "step", "step": step, "loss": 6.0 - step / 100, "learning_rate": 1e-3, **values})
 
     def end(self, trial, val_loss=None, status="complete", flops=BUDGET, **values):
-        result = {"status": status, "name": "4L-RoPE", "hash": "ab12", "seed": 7, "vocab_size": 256, **values}
+        result = {"status": status, "name": "4L-RoPE", "hash": f"ab12-{trial}", "seed": 7, "vocab_size": 256, **values}
         if val_loss is not None:
             result |= {"val_loss": val_loss, "train_flops": flops, "data_fingerprint": "f00d"}
         folder = self.dir / "trials" / trial
@@ -161,7 +165,7 @@ def test_params_and_tags(runs):
     assert run.data.metrics["train_flops"] == 3e17
     expected = {
         "architecture": "4L-RoPE",
-        "hash": "ab12",
+        "hash": "ab12-a",
         "seed": "7",
         "git_commit": "c0ffee",
         "data_fingerprint": "f00d",
@@ -229,6 +233,101 @@ def test_a_new_study_of_an_old_name(runs):
         len(client.get_metric_history(run.info.run_id, "loss")) for run in found if run.data.tags["raytrain.trial"]
     ]
     assert sorted(lengths) == [1, 3]
+
+
+def children(folder):
+    """Of a finished study of tests.studies: its runs by trial; the parent is ""."""
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name(folder.name).experiment_id])
+    return client, {run.data.tags["raytrain.trial"]: run for run in found}, len(found)
+
+
+def test_gains_and_ranks_are_those_of_the_answer(runs):
+    """Would catch: figures in MLflow that are not the report's, an interval with an infinite end, a gain for a run that
+    has none, or one of the baseline's runs at another budget ranked."""
+    failed = {"status": "oom", "val_loss": None, "train_flops": None, "reason": "CUDA out of memory"}
+    folder = write_study(
+        runs / "gains",
+        frontier_budgets=(2.5e14, 5e14, 2e15),
+        effect=lambda point: -0.02 * (point["norm_position"] == "pre"),
+        results=lambda index: failed if index == 5 else {},
+    )
+    Uploader(folder).sync()
+    _, found, _ = children(folder)
+    names = ["rank", "hardware_rank"]
+    names += [f"{kind}_gain{end}" for kind in ("compute", "hardware") for end in ("", "_low", "_high")]
+    for row in answer(folder).table.to_dict("records"):
+        expected = {name: float(row[name]) for name in names if pd.notna(row[name])}
+        sent = found[row["trial"]].data.metrics
+        assert {name: sent[name] for name in names if name in sent} == expected, row["trial"]
+        assert all(math.isfinite(value) for value in sent.values())
+        assert ("rank" in sent) == (row["status"] == "complete" and row["role"] != "frontier")
+    assert not set(names) & found["t5"].data.metrics.keys()
+    assert {"compute_gain_low", "hardware_gain_high"} <= found["t0"].data.metrics.keys()
+
+
+def test_the_report_is_an_artifact_once(runs, monkeypatch):
+    """Would catch: a report that is not in MLflow, sent anew at each sync, or left as it was when it was made again."""
+    sent = []
+    log_artifact = mlflow.MlflowClient.log_artifact
+
+    def note(client, run, file, place):
+        sent.append((file.rpartition("/")[2], place))
+        log_artifact(client, run, file, place)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", note)
+    folder = write_study(runs / "reported", seeds=1, points=2)
+    (folder / "report" / "pictures").mkdir(parents=True)
+    for name in ("index.html", "pictures/effects.png"):
+        (folder / "report" / name).write_text(name)
+    Uploader(folder).sync()
+    assert sent == [("study.json", None), ("index.html", "report"), ("effects.png", "report/pictures")]
+    client, found, _ = children(folder)
+    assert [file.path for file in client.list_artifacts(found[""].info.run_id, "report/pictures")] == [
+        "report/pictures/effects.png"
+    ]
+    sent.clear()
+    Uploader(folder).sync()
+    assert not sent
+    (folder / "report" / "index.html").write_text("made again")
+    Uploader(folder).sync()
+    assert sent == [("index.html", "report")]
+
+
+def test_a_killed_and_resumed_study_has_each_run_once(runs):
+    """Would catch: runs made anew by the driver that takes a study up, or by two that sync at once; a run left as
+    RUNNING or KILLED after its trial was lost, paused at a rung, started again and ended."""
+    study = Study(runs, "resumed", ["a", "b", "c"])
+    study.log("a", [1])
+    study.log("b", [1])
+    first = study.sync()
+    study.log("c", [1])
+    second = study.sync()  # has found a and b; makes c
+    JsonLog(study.dir / "trials" / "a" / "log.jsonl").write({"event": "pause", "rung": 0, "step": 2, "val_loss": 4.0})
+    JsonLog(study.dir / "trials" / "b" / "log.jsonl").write({"event": "lost", "status": "lost"})
+    first.sync()  # has not made c itself
+    assert {run.info.status for run in children(study.dir)[1].values()} == {"RUNNING"}
+
+    content = json.loads((study.dir / "study.json").read_text())
+    (study.dir / "study.json").write_text(json.dumps(content | {"interrupted": True}))
+    second.sync()
+    assert {run.info.status for run in children(study.dir)[1].values()} == {"KILLED"}
+
+    (study.dir / "study.json").write_text(json.dumps(content))
+    for trial, status in (("a", "complete"), ("b", "stopped"), ("c", "lost")):
+        study.log(trial, [3])
+        study.end(trial, 2.0 if status != "lost" else None, status=status)
+    study.sync()
+    first.sync()
+    _, found, count = children(study.dir)
+    assert count == 4
+    assert {trial: run.info.status for trial, run in found.items()} == {
+        "": "FINISHED",
+        "a": "FINISHED",
+        "b": "FINISHED",
+        "c": "FAILED",
+    }
+    assert study.history("a", "loss") == [(1, 5.99), (3, 5.97)]
 
 
 def test_a_server_that_is_down(runs, monkeypatch):

@@ -1,0 +1,330 @@
+"""All that a study says: its ranking, effects, frontier and gains, and the answer in words, from its folder alone."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
+from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
+from raytrain.analysis.noise import Noise, pooled
+from raytrain.analysis.ranking import UNFINISHED, at_budget, budget_noise, numbers, programs, rank, read_study
+from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
+from raytrain.errors import UserError
+from raytrain.factorial import Point, live
+from raytrain.files import read_json
+
+_TOLD = 3  # of the gains, and of the trials whose two ranks differ
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the study in `study` (study.json) says.
+
+    `table` is that of `ranking.rank`, with compute_gain and hardware_gain, each with `_low` and `_high` (95%; an end
+    that would be infinite is NaN) and, where there is none, a `_reason`. `noise` is the spread of val_loss over seeds
+    at the study's budget. `effects` are those of `axes` against `baseline`, at `effects_flops`: the study's budget, or
+    the last rung that every trial reached if some were stopped. `trends` has a row for each function but the baseline
+    that ran at several budgets: `label`, `hash`, the `slope` of ln gain against ln FLOPs with `low` and `high`, or the
+    `reason` that there is none. `reasons` says of each part that is None, or empty, why.
+    """
+
+    study: dict[str, Any]
+    axes: list[str]
+    baseline: dict[str, Any]
+    table: pd.DataFrame
+    noise: Noise | None
+    effects: Effects | None
+    effects_flops: float
+    frontier: Frontier | None
+    hardware_frontier: Frontier | None
+    trends: pd.DataFrame
+    sentences: list[str]
+    reasons: dict[str, str]
+
+
+def answer(folder: str | Path) -> Answer:
+    """Read the study in `folder`, ended or not, and answer its question. Raises UserError if it holds none."""
+    folder = Path(folder)
+    study, table = read_json(folder / "study.json"), rank(read_study(folder))
+    axes, baseline = axes_of(study)
+    table["val_loss"] = numbers(table, "val_loss")
+    noise = budget_noise(table)
+    reasons: dict[str, str] = {}
+    if noise is None:
+        reasons["noise"] = "no function was completed at the study's budget with two seeds"
+
+    found, effects_flops = None, float(study["budget_flops"])
+    try:
+        found, effects_flops = _effects(folder, study, table, axes, baseline)
+    except UserError as error:
+        reasons["effects"] = str(error)
+
+    groups = _groups(table)
+    is_base = _is_baseline(table, axes, baseline)
+    frontiers: dict[str, Frontier | None] = {}
+    for part, column in (("frontier", "train_flops"), ("hardware_frontier", "hardware_flops")):
+        try:
+            frontiers[part] = _frontier(table, groups, is_base, column)
+        except UserError as error:
+            frontiers[part], reasons[part] = None, str(error)
+    for gain, part, column in (
+        ("compute_gain", "frontier", "train_flops"),
+        ("hardware_gain", "hardware_frontier", "hardware_flops"),
+    ):
+        gains = _gains(table, groups, column, frontiers[part], reasons.get(part, ""))
+        table[gain] = np.array([estimate.value for estimate in gains], float)
+        table[f"{gain}_low"] = np.array([estimate.low for estimate in gains], float)
+        table[f"{gain}_high"] = np.array([estimate.high for estimate in gains], float)
+        table[f"{gain}_reason"] = [estimate.reason for estimate in gains]
+
+    trends = _trends(table[~is_base], groups[~is_base], frontiers["frontier"])
+    if trends.empty:
+        reasons["trends"] = reasons.get("frontier", "no function but the baseline ran at two budgets or more")
+    out = Answer(
+        study=study,
+        axes=axes,
+        baseline=baseline,
+        table=table,
+        noise=noise,
+        effects=found,
+        effects_flops=effects_flops,
+        frontier=frontiers["frontier"],
+        hardware_frontier=frontiers["hardware_frontier"],
+        trends=trends,
+        sentences=[],
+        reasons=reasons,
+    )
+    return dataclasses.replace(out, sentences=_sentences(out))
+
+
+def _effects(
+    folder: Path, study: dict[str, Any], table: pd.DataFrame, axes: list[str], baseline: Point
+) -> tuple[Effects, float]:
+    """The effects, and the FLOPs that they hold at."""
+    if not axes:
+        raise UserError("no axis varies: all trials are one function")
+    flops = float(study["budget_flops"])
+    table = table[table["role"] != "frontier"]
+    if (table["status"] == "stopped").any():
+        table = common_rung(rung_table(folder), axes)
+        flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
+    return effects(table, axes, baseline, candidates=_candidates(study, axes)), flops
+
+
+def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:
+    """The points of the space, where they are all combinations of the levels that study.json has; else not known."""
+    levels = study.get("axes") or {}
+    if not set(axes) <= levels.keys():
+        return None
+    spelled = (live(dict(zip(axes, point, strict=True))) for point in itertools.product(*(levels[a] for a in axes)))
+    points = list({json.dumps(point, sort_keys=True): point for point in spelled}.values())
+    return points if len(points) == study["counts"]["functions"] else None
+
+
+def _groups(table: pd.DataFrame) -> pd.Series:
+    """A number for each row's program at its budget; -1 for trials that did not complete."""
+    done = (table["status"] == "complete") & table["val_loss"].notna()
+    out = pd.Series(-1, index=table.index)
+    if done.any():
+        budget = budgets(numbers(table[done], "train_flops").to_numpy())
+        program = programs(table)[done]
+        out[done] = program * (budget.max() + 1) + budget
+    return out
+
+
+def _is_baseline(table: pd.DataFrame, axes: list[str], baseline: Point) -> pd.Series:
+    """Whether each row is a run of the baseline: one for the frontier, or one at the study's budget."""
+    is_there = [point == live(baseline) for point in points(table, axes)]
+    return pd.Series(is_there, index=table.index) | (table["role"] == "frontier")
+
+
+def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str) -> Frontier:
+    done = groups >= 0
+    runs = table[done & is_base]
+    count = len(np.unique(budgets(numbers(runs, "train_flops").to_numpy()))) if len(runs) else 0
+    if count < 3:
+        raise UserError(
+            f"a frontier needs the baseline at three budgets or more, and it has completed {count} (--frontier_budgets)"
+        )
+    noise = pooled(table.loc[done, "val_loss"], groups[done])
+    if noise is None:
+        raise UserError("the frontier needs the noise: no function was completed with two seeds at one budget")
+    flops = numbers(runs, column)
+    if column == "train_flops":
+        return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise)
+    if flops.isna().any():
+        raise UserError("hardware FLOPs are not known, as the device's peak is not: give --peak_tflops")
+    known = done & numbers(table, column).notna()
+    clock = pooled(np.log(numbers(table, column)[known]), groups[known])
+    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock)
+
+
+def _gains(
+    table: pd.DataFrame, groups: pd.Series, column: str, frontier: Frontier | None, reason: str
+) -> list[Estimate]:
+    """The gain of each row: that of its program at its budget, from the mean over its seeds."""
+    if frontier is None:
+        return [Estimate(None, reason=reason)] * len(table)
+    found: dict[int, Estimate] = {}
+    for group, runs in table[groups >= 0].groupby(groups[groups >= 0]):
+        flops = numbers(runs, column)
+        if flops.isna().any():
+            found[int(str(group))] = Estimate(None, reason="its hardware FLOPs are not known")
+        else:
+            spent = float(np.exp(np.log(flops).mean()))
+            found[int(str(group))] = compute_gain(float(runs["val_loss"].mean()), spent, frontier, len(runs))
+    return [
+        found[group] if group >= 0 else Estimate(None, reason=_no_gain(status))
+        for group, status in zip(groups, table["status"], strict=True)
+    ]
+
+
+def _no_gain(status: str) -> str:
+    if status == "stopped":
+        return "stopped at a rung: its loss is not that of a run planned for so few FLOPs"
+    return "it has not ended" if status in UNFINISHED else f"{status}: it has no loss"
+
+
+def _trends(table: pd.DataFrame, groups: pd.Series, frontier: Frontier | None) -> pd.DataFrame:
+    rows = []
+    if frontier is not None:
+        done = table[groups >= 0]
+        for _, runs in done.groupby(programs(done)):
+            by_budget = runs.groupby(groups[runs.index])
+            if by_budget.ngroups > 1:
+                losses, flops = (by_budget[column].mean().to_numpy(float) for column in ("val_loss", "train_flops"))
+                found = gain_trend(losses, flops, frontier, np.array(by_budget.size(), float))
+                row = {"label": runs["label"].iloc[0], "hash": runs["hash"].iloc[0], "slope": found.value}
+                rows.append(row | {"low": found.low, "high": found.high, "reason": found.reason})
+    return pd.DataFrame(rows, columns=["label", "hash", "slope", "low", "high", "reason"])
+
+
+def _sentences(answer: Answer) -> list[str]:
+    table = answer.table
+    out = [_headline(answer)]
+    if answer.effects is None:
+        out.append(f"No effects: {answer.reasons['effects']}.")
+    else:
+        if stopped := int((table["status"] == "stopped").sum()):
+            out.append(_at_rung(answer, stopped))
+        out += answer.effects.sentences
+    out += _gains_told(answer)
+    out += _hardware_told(answer)
+    out += _outcomes(table)
+    return out
+
+
+def _headline(answer: Answer) -> str:
+    ranked = answer.table[answer.table["rank"].notna()]
+    entries = programs(ranked)
+    count = entries.nunique()
+    if not count:
+        return "No trial has ended at the study's budget, so there is no ranking."
+    best = ranked.iloc[0]
+    name, losses = best["label"], ranked.loc[entries == entries.iloc[0], "val_loss"]
+    seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
+    if count == 1:
+        noise = f"the noise: sd {answer.noise.describe()}" if answer.noise else "nothing"
+        return f"No difference to find: all ranked trials are one function, {name}. Their spread is {noise}."
+    if answer.noise is None:
+        return (
+            f"{name} came first of {count} functions with val_loss {losses.mean():.4f}, but the noise is not known "
+            f"({answer.reasons['noise']}): chance may have made this order, and nothing here is better or worse."
+        )
+    first = ranked["rank"] == 1
+    shared = entries[first].nunique()
+    if shared == 1:
+        return (
+            f"The winner of {count} functions is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
+            "other beyond the noise. (The first of many flatters itself a little: a run anew will likely be less good.)"
+        )
+    return (
+        f"No winner: {shared} of {count} functions share rank 1, as the noise leaves open which of them is best. The "
+        f"least mean val_loss is {losses.mean():.4f}, over {seeds}, of {name}."
+    )
+
+
+def _at_rung(answer: Answer, stopped: int) -> str:
+    decay = (answer.study.get("scheduler") or {}).get("rung_decay", 0)
+    when = "after a decay of the learning rate" if decay else "before the learning rate has come down"
+    return (
+        f"{stopped} trials were stopped at a rung. Effects are those at {answer.effects_flops:.4g} FLOPs, {when}: the "
+        "last rung before any was stopped, so stopping the worse ones does not bias them. The full budget may differ."
+    )
+
+
+def _gains_told(answer: Answer) -> list[str]:
+    if answer.frontier is None:
+        return [f"No compute gains: {answer.reasons['frontier']}."]
+    out = []
+    ranked = answer.table[answer.table["rank"].notna()]
+    once = ranked[~programs(ranked).duplicated()]
+    once = once[~_is_baseline(once, answer.axes, answer.baseline)]
+    for gain, unit in (("compute_gain", "model FLOPs"), ("hardware_gain", "hardware FLOPs")):
+        if gain == "hardware_gain" and answer.hardware_frontier is None:
+            continue
+        known = once[once[gain].notna()].sort_values(gain, ascending=False)
+        if known.empty:
+            out.append(f"No function has a {gain.replace('_', ' ')}: {_reasons(once[f'{gain}_reason'])}.")
+            continue
+        high = known[f"{gain}_high"].fillna(np.inf)
+        above, below = int((known[f"{gain}_low"] > 1).sum()), int((high < 1).sum())
+        told = ", ".join(_gain(row, gain) for row in known.head(_TOLD).to_dict("records"))
+        out.append(
+            f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {told}. Of "
+            f"{len(known)} functions {above} save compute and {below} waste it, each judged alone by its 95% interval."
+        )
+    for row in answer.trends[answer.trends["slope"].notna()].to_dict("records"):
+        steady = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
+        word = "does not clearly change" if steady else "shrinks" if row["slope"] < 0 else "grows"
+        slope = f"{row['slope']:+.3f} in ln gain for each factor e of FLOPs"
+        out.append(f"The gain of {row['label']} {word} with the budget: {slope}.")
+    return out
+
+
+def _gain(row: dict[Any, Any], gain: str) -> str:
+    low, high = row[f"{gain}_low"], row[f"{gain}_high"]
+    ends = f"{low:.3f} to {high:.3f}" if high == high else f"{low:.3f} or more"
+    return f"{row['label']} x{row[gain]:.3f} (95% {ends})"
+
+
+def _hardware_told(answer: Answer) -> list[str]:
+    table = answer.table
+    if answer.table["hardware_rank"].isna().all():
+        return []
+    differs = table[table["rank_note"] != ""]
+    differs = differs[~programs(differs).duplicated()]
+    if differs.empty:
+        return ["By hardware FLOPs the order is the same."]
+    moved = (differs["hardware_rank"] - differs["rank"]).abs().astype(float)
+    rows = differs.loc[moved.sort_values(ascending=False, kind="stable").index[:_TOLD]]
+    told = "; ".join(f"{row['label']}: {row['rank_note']}" for row in rows.to_dict("records"))
+    return [f"By hardware FLOPs, where MFU counts, {len(differs)} functions change places. {told}."]
+
+
+def _outcomes(table: pd.DataFrame) -> list[str]:
+    out = []
+    for status in (*WITHOUT_LOSS, "lost"):
+        those = table[table["status"] == status]
+        if len(those):
+            reasons = _reasons(those["reason"]) if "reason" in those else ""
+            names = ", ".join(dict.fromkeys(those["label"]))
+            out.append(f"{len(those)} {status}: {names}{f' ({reasons})' if reasons else ''}.")
+    program = programs(table)
+    partly = table[at_budget(table) & program.isin(program[table["status"].isin(WITHOUT_LOSS)])]
+    out += [
+        f"{name} is ranked by the seeds that came through; others did not." for name in dict.fromkeys(partly["label"])
+    ]
+    if unfinished := int(table["status"].isin(UNFINISHED).sum()):
+        out.append(f"{unfinished} of {len(table)} trials have not ended: all of this is so far.")
+    return out
+
+
+def _reasons(column: pd.Series) -> str:
+    """The distinct reasons, most frequent first."""
+    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:_TOLD] if reason)

@@ -1,0 +1,29 @@
+"""`python -m raytrain.track sync NAME`: bring a study to MLflow, whole, now or again."""
+
+from pathlib import Path
+
+from raytrain.errors import Parser, UserError, command
+from raytrain.files import check_name
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("python -m raytrain.track", __doc__)
+    parser.add_argument("action", choices=["sync"], help="send what MLflow does not have yet")
+    parser.add_argument("name", help="the study")
+    parser.add_argument("--runs", default="runs", help="where studies are kept [runs]")
+    parser.add_argument("--tracking_uri", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
+    flags = parser.parse_args(argv)
+    folder = Path(flags.runs) / check_name(flags.name)
+    if not (folder / "study.json").exists():
+        raise UserError(f"name ({flags.name}): no study of this name in {flags.runs}")
+
+    from raytrain.tracking.uploader import Uploader, ui_command  # importing MLflow takes seconds
+
+    uploader = Uploader(folder, flags.tracking_uri)
+    uploader.sync()
+    print(f"{flags.name} is in {uploader.uri}; to compare: {ui_command(uploader.uri)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

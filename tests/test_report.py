@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+import pytest
+
+from raytrain.report import main
+from tests.studies import write_study
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    write_study(runs / "first", seeds=2)
+    return runs
+
+
+def test_by_name_and_by_folder(runs, tmp_path, capsys):
+    """Would catch: a study found one way alone, a report in the wrong place, or a path printed that is not the page."""
+    assert main(["first", "--runs", str(runs)]) == 0
+    assert capsys.readouterr().out.strip() == str(runs / "first" / "report" / "index.html")
+    assert main([str(runs / "first"), "--out", str(tmp_path / "deep" / "er")]) == 0
+    assert (tmp_path / "deep" / "er" / "index.html").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "deep" / "er" / "summary.md").read_text().startswith("# Study first")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["frist"], "Unknown study: 'frist'. Available: first. Did you mean first?"),
+        ([], "the following arguments are required: study"),
+        (["first", "--output", "x"], "Unknown argument: --output. Did you mean --out?"),
+        (["first", "--out", "/dev/null/x"], "out (/dev/null/x) cannot be written: Not a directory"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(runs, argv, message, capsys):
+    """Would catch: a traceback, or an exit code of 0, for a mistake in the command line."""
+    assert main([*argv, "--runs", str(runs)]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_folder_that_is_no_study(tmp_path, capsys):
+    """Would catch: a traceback for the folder of runs in place of a study's."""
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: study ({tmp_path}) is a folder, but no study's: it has no study.json\n"
+
+
+def test_a_damaged_study(tmp_path, capsys):
+    """Would catch: a traceback for a study.json that is cut off."""
+    (tmp_path / "study.json").write_text("{")
+    assert main([str(tmp_path)]) == 2
+    assert "study.json is not JSON" in capsys.readouterr().err
+
+
+def test_it_needs_neither_torch_nor_ray_nor_mlflow(runs):
+    """Would catch: a report that takes a cluster's packages to write, or seconds to say --help."""
+    code = (
+        f"import sys; from raytrain.report import main; main(['first', '--runs', {str(runs)!r}]); "
+        "sys.exit(len({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raytrain import track
+from raytrain.engine.record import Record
+from raytrain.training.config import resolve
+
+
+def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a study that is doubled by a second sync, and trials that stay RUNNING after their study ended."""
+    config = resolve([("test", {"max_iters": 1})], data_vocab_size=256)[0].to_dict() | {"checkpoint_interval": None}
+    trials = [{"id": "t", "label": "t", "labels": ["t"], "hash": "h", "seed": 1, "config": config}]
+    about = {"name": "s", "space": "presets", "base": "gpt2", "scale": "tiny", "created": "2026-01-01T00:00:00+00:00"}
+    about |= {"command": "c", "git_commit": None, "counts": {}, "versions": {}, "budget_flops": 1, "axes": {}}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.json").write_text(json.dumps(about | {"baseline": {}, "trials": trials}))
+    record = Record(tmp_path / "s", trials)
+    segment = record.schedule.next()
+    assert segment is not None
+    record.begin(segment)
+    record.take("t", {"event": "start", "time": 1.0}, "lane")
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    flags = ["sync", "s", "--runs", str(tmp_path), "--tracking_uri", uri]
+    assert not track.main(flags)
+    record.take("t", {"event": "end", "status": "complete", "val_loss": 1.0, "time": 2.0}, "lane")
+    for _ in range(2):
+        assert not track.main(flags)
+    assert f"s is in {uri}; to compare: mlflow ui" in capsys.readouterr().out
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("s")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("sync nothing", "name (nothing): no study of this name in"),
+        ("sync ../s", "may have letters"),
+        ("synk s", "invalid choice: 'synk'"),
+    ],
+)
+def test_mistakes(flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a traceback, or an experiment made for a study that is not there."""
+    assert track.main([*flags.split(), "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
