@@ -53,6 +53,6 @@ class Attention(nn.Module):
         qkv_BTNE = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
         qk_BTNE, v_BTKE = qkv_BTNE.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         q_BTHE, k_BTKE = self.rotate(qk_BTNE).split((self.heads, self.kv_heads), dim=2)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout if self.dropout and self.training else 0.0
         y_BHTE = self.attend(q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2), dropout)
         return self.output(y_BHTE.transpose(1, 2).flatten(2))

@@ -24,6 +24,7 @@ from raytrain.model.feed_forward import FFN_TYPES
 from raytrain.model.init import init_weights
 from raytrain.model.norm import NORM_POSITIONS, NORMALIZATIONS
 from raytrain.model.position import POSITION_ENCODINGS, Position
+from raytrain.model.precision import autocast
 
 
 class Transformer(nn.Module):
@@ -34,7 +35,7 @@ class Transformer(nn.Module):
         self.arch = arch
         self.embedding = nn.Embedding(arch.vocab_size, arch.n_embd)
         self.position = POSITION_ENCODINGS[arch.position_encoding](arch)
-        self.dropout = nn.Dropout(arch.dropout)
+        self.dropout = dropout(arch)
         self.blocks = nn.ModuleList(Block(arch, self.position) for _ in range(arch.n_layer))
         # A post-norm block ends in a norm, so nothing is left to normalise.
         self.norm = nn.Identity() if arch.norm_position == "post" else NORMALIZATIONS[arch.normalization](arch.n_embd)
@@ -49,10 +50,15 @@ class Transformer(nn.Module):
         """Everything before the head: (B, T, D). Raises ValueError if T is above block_size."""
         if tokens_BT.size(1) > self.arch.block_size:
             raise ValueError(f"the sequence length ({tokens_BT.size(1)}) is above block_size ({self.arch.block_size})")
-        x_BTD = self.dropout(self.position.embed(self.embedding(tokens_BT)))
+        # The residual stream is in autocast's dtype; norms and sums are still taken in float32.
+        x_BTD = autocast(self.dropout(self.position.embed(self.embedding(tokens_BT))))
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        return self.norm(x_BTD)
+        return self.finish(x_BTD)
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """What follows the last block, apart so that it can be compiled: the norm, in the residual stream's dtype."""
+        return autocast(self.norm(x_BTD))
 
     def tie_weights(self) -> None:
         """Under weight_tying, let the head use the embedding's weight. `to_empty` undoes it."""
@@ -70,11 +76,16 @@ class Block(nn.Module):
         self.attention = Attention(arch, position)
         self.feed_forward_norm = NORMALIZATIONS[arch.normalization](arch.n_embd)
         self.feed_forward = FFN_TYPES[arch.ffn_type](arch)
-        self.dropout = nn.Dropout(arch.dropout)
+        self.dropout = dropout(arch)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = self.join(x_BTD, self.attention_norm, self.attention, self.dropout)
         return self.join(x_BTD, self.feed_forward_norm, self.feed_forward, self.dropout)
+
+
+def dropout(arch: Architecture) -> nn.Module:
+    """Dropout where there is any. Without, training and evaluation are one program, compiled once."""
+    return nn.Dropout(arch.dropout) if arch.dropout else nn.Identity()
 
 
 def build(arch: Architecture) -> Transformer:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.errors import UserError
+from raytrain.training import fp8
 from raytrain.training.config import TrainConfig
 from raytrain.training.objective import NextTokenLoss
 
@@ -109,10 +110,10 @@ def _device(wanted: str) -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that matrix products run in. MFU's peak follows it; parameters stay fp32."""
+    """The dtype that matrix products run in (under fp8, those outside of the blocks); parameters stay fp32."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.Module:
@@ -121,14 +122,20 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
     The order matters: a compiled block then holds its own recomputation, and the strategy's hooks stay outside of
     compiled code. One block is compiled and serves every layer, so compile time does not grow with depth.
     """
-    blocks = loss_model.model.blocks
+    model = loss_model.model
+    blocks = model.blocks
     if config.activation_checkpointing:
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block)
+    if config.precision == "fp8":
+        fp8.convert(blocks)
     if uses_compile(config, world):
         for block in blocks:
-            block.compile()
-        loss_model.head_loss = torch.compile(loss_model.head_loss)  # type: ignore[method-assign]
+            block.compile(dynamic=False)
+        model.finish = torch.compile(model.finish, dynamic=False)  # type: ignore[method-assign]
+        # Dropout is another program at evaluation anyway; and FSDP must not see a forward pass without its backward.
+        dropout = config.architecture.dropout > 0
+        loss_model.evaluates_as_it_trains = not dropout and world.strategy != "fsdp"
     if world.strategy == "fsdp":
         return _shard(loss_model, blocks, world)
     if world.strategy in ("ddp", "zero1"):
