@@ -1,6 +1,8 @@
-"""The folders of runs and studies: what they may be called, and the JSON files in them. Pure."""
+"""The folders of runs and studies, what they may be called and their JSON; and what is kept between runs. Pure."""
 
+import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -33,3 +35,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object")
     return content
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be found anew: $RAYTRAIN_CACHE, or ~/.cache/raytrain."""
+    return Path(os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain")
+
+
+def kept(kind: str, key: dict[str, Any], value: float | None = None) -> float | None:
+    """The number of some `kind` that was kept under `key` (plain values), or None; with `value`, keep that."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / kind / f"{name}.json"
+    if value is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "value": value})
+    return read_json(path)["value"] if path.exists() else None

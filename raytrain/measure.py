@@ -1,16 +1,14 @@
 """How fast a device trains, for a plan's estimate: measured once, in a process of its own, and kept."""
 
-import hashlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from raytrain.errors import UserError
-from raytrain.files import read_json, write_json
+from raytrain.files import kept, read_json
 from raytrain.plan import Machine
 from raytrain.training.config import TrainConfig
 
@@ -29,15 +27,9 @@ def measured_rate(config: TrainConfig, *, now: bool) -> float | None:
     key = {name: getattr(config, name) for name in speed}
     key |= {"program": config.architecture.program().to_dict(), "device": gpus[:1] or f"{machine.cores} cores"}
     key["torch"] = importlib.metadata.version("torch")
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain") / "speed" / f"{name}.json"
-    if cache.exists():
-        return float(read_json(cache)["flops_per_second"])
-    if not now:
-        return None
-    rate = _measure(config) / (1 if gpus else machine.cores)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_json(cache, key | {"flops_per_second": rate})
+    rate = kept("speed", key)
+    if rate is None and now:
+        rate = kept("speed", key, _measure(config) / (1 if gpus else machine.cores))
     return rate
 
 

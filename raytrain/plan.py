@@ -440,7 +440,7 @@ def _memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) ->
     usual = max(1, DEFAULT_TOKENS["cuda" if on_gpu else "cpu"] // config.architecture.block_size)
     return peak_memory(
         config.architecture,
-        config.micro_batch or min(per_rank, usual),
+        config.micro_batch if isinstance(config.micro_batch, int) else min(per_rank, usual),
         precision=precision,
         parallel=parallel,
         world_size=ranks,

@@ -1,7 +1,6 @@
 """Token data to train on: the default corpus, a prepared folder, or nanoGPT's two files; all as memory maps."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from raytrain.data.prepare import prepare
 from raytrain.data.shards import MANIFEST, SPLITS, FolderExists, load_tokenizer, read_manifest
 from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import UserError
+from raytrain.files import cache_folder
 
 _SAMPLES = 64  # chunks of a nanoGPT file that its fingerprint reads
 _SAMPLE_BYTES = 1 << 16
@@ -122,8 +122,7 @@ def _cached_stdlib() -> Path:
         content = source.path.read_bytes()
         digest.update(f"{source.key}\0{len(content)}\0".encode())
         digest.update(content)
-    cache = os.environ.get("RAYTRAIN_CACHE") or Path.home() / ".cache" / "raytrain"
-    folder = Path(cache).absolute() / f"{STDLIB}-v1-{digest.hexdigest()[:16]}"
+    folder = cache_folder().absolute() / f"{STDLIB}-v1-{digest.hexdigest()[:16]}"
     if not folder.exists():
         try:
             prepare(sources, folder)

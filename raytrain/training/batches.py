@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from raytrain.data import Loader
-from raytrain.training.config import DEFAULT_TOKENS, TrainConfig
 from raytrain.training.objective import PADDING
 from raytrain.training.parallel import World
 
@@ -24,12 +23,9 @@ class Batches:
     sequences, and its missing places have PADDING for targets.
     """
 
-    def __init__(self, loader: Loader, config: TrainConfig, world: World) -> None:
-        self._loader, self._world = loader, world
-        per_rank = config.batch_sequences // world.size
-        most = max(1, DEFAULT_TOKENS[world.device.type] // config.architecture.block_size)
-        fits = max(b for b in range(1, min(most, per_rank) + 1) if per_rank % b == 0)
-        self.micro_batch = config.micro_batch or fits
+    def __init__(self, loader: Loader, micro_batch: int, world: World) -> None:
+        """`micro_batch` is in sequences of one rank."""
+        self._loader, self.micro_batch, self._world = loader, micro_batch, world
 
     def micro_steps(self, sequences: int) -> int:
         """Micro-batches of a step of so many sequences, equal on every rank; none is padding everywhere."""

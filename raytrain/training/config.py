@@ -23,6 +23,7 @@ from raytrain.flops import flops_per_token
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, where nobody says
 RUNG_TOLERANCE = 0.001  # of its FLOPs, within which a trial must stop at a rung
+AUTO = "auto"
 STOPS = ("max_iters", "tokens", "flops")  # what may end a run; a run has one of them
 
 
@@ -47,7 +48,9 @@ class TrainConfig:
     flops: float | None = _field(None, "stop after this many model FLOPs (unhalved attention)")
 
     global_batch: int = _field(8192, "tokens per optimizer step, over all ranks and micro-batches")
-    micro_batch: int | None = _field(None, "sequences per rank and forward pass; none: what fits")
+    micro_batch: int | str | None = _field(
+        None, "sequences per rank and forward pass; none: a usual number; auto: the fastest that fits, found by trying"
+    )
     learning_rate: float = _field(1e-3, "peak learning rate")
     min_lr_fraction: float = _field(0.1, "learning rate at the end, as a fraction of the peak")
     warmup_fraction: float = _field(0.05, "part of the steps spent warming up")
@@ -63,7 +66,9 @@ class TrainConfig:
     grad_clip: float = _field(1.0, "largest global gradient norm; 0 for none")
 
     device: str = _field("auto", "auto, cpu or cuda")
-    precision: str = _field("auto", "compute dtype: bf16, fp32, or auto (bf16 on a GPU that has it)")
+    precision: str = _field(
+        "auto", "bf16, fp32, fp8 (the blocks' matrix products, the rest bf16), or auto (bf16 on a GPU)"
+    )
     compile: bool | None = _field(None, "torch.compile the model; none: on a GPU only")
     parallel: str = _field("auto", "single, ddp, zero1, fsdp, or auto (ddp when there are several ranks)")
     fsdp_shard_size: int | None = _field(None, "ranks a parameter is sharded over, replicated across; none: all ranks")
@@ -90,14 +95,16 @@ class TrainConfig:
         for name, allowed in (
             ("schedule", ("cosine", "wsd")),
             ("device", ("auto", "cpu", "cuda")),
-            ("precision", ("auto", "bf16", "fp32")),
+            ("precision", ("auto", "bf16", "fp32", "fp8")),
             ("parallel", ("auto", "single", "ddp", "zero1", "fsdp")),
         ):
             if getattr(self, name) not in allowed:
                 raise unknown_value(name, getattr(self, name), allowed)
+        if isinstance(self.micro_batch, str) and self.micro_batch != AUTO:
+            raise UserError(f"micro_batch ({self.micro_batch!r}) must be a whole number, {AUTO} or none")
         for name in ("learning_rate", "eval_tokens", "log_interval", "micro_batch", "fsdp_shard_size", "peak_tflops"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value not in (None, AUTO) and not 0 < value < math.inf:
                 raise UserError(f"{name} ({value}) must be above 0 and finite")
         for name in ("weight_decay", "grad_clip", "eval_interval", "stats_interval", "checkpoint_interval", "seed"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
@@ -153,7 +160,7 @@ class TrainConfig:
                 f"{size} ranks"
             )
         per_rank = self.batch_sequences // size
-        if self.micro_batch is not None and per_rank % self.micro_batch:
+        if isinstance(self.micro_batch, int) and per_rank % self.micro_batch:
             wanted = self.micro_batch
             near = min((b for b in range(1, per_rank + 1) if per_rank % b == 0), key=lambda b: abs(b - wanted))
             raise UserError(
@@ -339,7 +346,7 @@ def read_value(field: str, value: Any) -> Any:
     words = ["true", "false"] if kind is bool else []
     if optional and (value is None or str(value).lower() == "none"):
         return None
-    if kind is str:
+    if kind is str or (str in kinds and value == AUTO):
         return str(value)
     if field == "rungs":
         parts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]

@@ -1,5 +1,6 @@
 """The training loop, told from top to bottom."""
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -17,10 +18,11 @@ from raytrain.training.batches import Batches
 from raytrain.training.checkpoint import Checkpointer
 from raytrain.training.config import TrainConfig
 from raytrain.training.evaluate import Evaluator, evaluation
+from raytrain.training.micro_batch import micro_batch
 from raytrain.training.monitor import Meter, Report
 from raytrain.training.objective import NextTokenLoss
 from raytrain.training.pretrained import start_from
-from raytrain.training.step import Stepper
+from raytrain.training.step import Outcome, Stepper
 
 OnReport = Callable[[Report], bool | None]
 
@@ -57,11 +59,8 @@ def _train(
 ) -> Report:
     started = time.perf_counter()
 
-    # Data
     arch = config.architecture
     dataset = open_dataset(config.data)
-    batches = Batches(Loader(dataset.train, arch.block_size, config.seed, arch.vocab_size), config, world)
-    evaluator = Evaluator(dataset.val, config, world, batches.micro_batch)
 
     # Model and optimizer. Every rank draws the same weights, on the CPU, so they do not depend on the device.
     torch.manual_seed(config.seed)
@@ -71,6 +70,11 @@ def _train(
     loss_model = NextTokenLoss(language_model).to(world.device)
     model = parallel.spread(loss_model, config, world)
     adamw = optimizer.make_optimizer(model, config, world)
+
+    # Data
+    loader = Loader(dataset.train, arch.block_size, config.seed, arch.vocab_size)
+    batches = Batches(loader, micro_batch(model, config, world), world)
+    evaluator = Evaluator(dataset.val, config, world, batches.micro_batch)
 
     # Where it starts
     checkpoints = at_end.enter_context(Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw))
@@ -103,6 +107,8 @@ def _train(
     steps = range(state.step, config.total_steps)
     if 0 < state.step == state.scored_step and world.agree(on_report(rung_report())):
         status, steps = "paused", range(0)
+    unread: collections.deque[Outcome] = collections.deque()
+    interruptions = 0.0
     for step in steps:
         is_first, is_last = step == start["first_step"], step + 1 == config.total_steps
         meter.start()
@@ -120,18 +126,31 @@ def _train(
             if all(map(math.isfinite, stats.values())):  # else the run ends just below
                 on_report({"event": "gradients", "step": step + 1, **stats})
 
-        # One update, unless something is not finite.
+        # One update
         norm = stepper.clip()
-        loss_sum, interruptions = world.sum(totals).tolist()
-        loss, grad_norm = loss_sum / n_tokens, norm.item()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            status = "diverged"
-            meter.stop()
-            break
+        unread.append(Outcome(step, world.sum(totals), norm))
         stepper.update(rate)
         meter.count(n_tokens)
         state.step, state.sequences = step + 1, state.sequences + sequences
-        state.train_loss, state.grad_norm = loss, grad_norm
+
+        # What the step came to is read a step late, so that the device never waits for this process. But nothing is
+        # reported or kept of a step that was not read.
+        is_rung = state.step in config.rung_steps
+        wants_eval = is_last or state.step % eval_interval == 0
+        is_due = checkpoints.is_due(state, is_last=is_last)
+        is_reported = is_first or wants_eval or is_rung or state.step % config.log_interval == 0
+        while len(unread) > (0 if is_reported or is_due or interruptions else 1):
+            outcome = unread.popleft()
+            loss_sum, interrupted_ranks, state.grad_norm = outcome.read()
+            interruptions += interrupted_ranks
+            first, count = config.span(outcome.step)
+            state.train_loss = loss_sum / (count * arch.block_size)
+            if not (math.isfinite(state.train_loss) and math.isfinite(state.grad_norm)):
+                status, state.step, state.sequences = "diverged", outcome.step, first
+                break
+        if status == "diverged":
+            meter.stop()
+            break
 
         # What there is to say
         progress = {
@@ -139,14 +158,11 @@ def _train(
             "tokens": state.sequences * arch.block_size,
             "train_flops": state.sequences * flops_per_sequence,
         }
-        is_rung = state.step in config.rung_steps
-        wants_eval = is_last or state.step % eval_interval == 0
-        if is_first or wants_eval or is_rung or state.step % config.log_interval == 0:
+        if is_reported:
             meter.stop()
             speed = meter.read() | monitor.memory(world.device)
-            on_report(
-                {"event": "step", **progress, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm, **speed}
-            )
+            found = {"loss": state.train_loss, "learning_rate": rate, "grad_norm": state.grad_norm}
+            on_report({"event": "step", **progress, **found, **speed})
         stop = pause = False
         if is_rung:
             clock = time.perf_counter()
@@ -160,9 +176,9 @@ def _train(
             state.evaluated_step = state.step
             state.eval_seconds += time.perf_counter() - clock
             stop = world.agree(
-                on_report({"event": "eval", **progress, "train_loss": loss, **state.evaluation, **speed})
+                on_report({"event": "eval", **progress, "train_loss": state.train_loss, **state.evaluation, **speed})
             )
-        if interruptions or pause or checkpoints.is_due(state, is_last=is_last):
+        if interruptions or pause or is_due:
             with meter.paused():
                 seconds = state.train_seconds + meter.train_seconds
                 checkpoints.save(dataclasses.replace(state, train_seconds=seconds, speed=meter.state()))
@@ -181,7 +197,7 @@ def _train(
         "eval_seconds": state.eval_seconds,
     }
     if status == "diverged":
-        result["reason"] = f"loss {loss}, gradient norm {grad_norm} at step {state.step + 1}"
+        result["reason"] = f"loss {state.train_loss}, gradient norm {state.grad_norm} at step {state.step + 1}"
     else:
         found = state.score if status == "paused" else state.evaluation
         result |= {"train_loss": state.train_loss, "grad_norm": state.grad_norm, **found}

@@ -25,11 +25,16 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def compute_name(config: TrainConfig, world: World) -> str:
+    """The dtype that most matrix products run in."""
+    return "fp8" if config.precision == "fp8" else str(world.dtype).removeprefix("torch.")
+
+
 def device_peak(config: TrainConfig, world: World) -> float | None:
     """Dense FLOP/s of one device at the compute dtype: what the user said, or the table's, or None."""
     if config.peak_tflops is not None:
         return config.peak_tflops * 1e12
-    dtype = str(world.dtype).removeprefix("torch.")
+    dtype = compute_name(config, world)
     if dtype == "float32" and world.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         dtype = "tf32"
     return peak_flops(device_name(world.device), dtype)
@@ -47,7 +52,7 @@ def start_report(config: TrainConfig, world: World) -> Report:
         "device": device_name(world.device),
         "world_size": world.size,
         "parallel": world.strategy,
-        "dtype": str(world.dtype).removeprefix("torch."),
+        "dtype": compute_name(config, world),
         "compile": uses_compile(config, world),
         "vocab_size": arch.vocab_size,
         "parameters": parameter_count(arch)["total"],
@@ -136,6 +141,8 @@ class Meter:
         self._flops = flops_per_token(config.architecture)
         self._causal = flops_per_token(config.architecture, attention="causal")
         self._peak = device_peak(config, world)
+        # Under fp8 the MFU is also told against the peak of bf16, beside which it is read.
+        self._bf16_peak = peak_flops(device_name(world.device), "bfloat16") if config.precision == "fp8" else None
         self._started: float | None = None  # when the clock was started, if it runs
         self._new, self._first, self._steady = _Stretch(), _Stretch(), _Stretch(**before)
         self.train_seconds = 0.0  # in this process, its first step's included
@@ -203,6 +210,8 @@ class Meter:
         if stretch.peak_flops:
             mfu = flops / stretch.peak_flops
             speed |= {"mfu": mfu, "mfu_causal": mfu * self._causal.total / self._flops.total}
+            if self._bf16_peak:
+                speed["mfu_of_bf16_peak"] = flops / stretch.device_seconds / self._bf16_peak
         elif self._peak is not None:
             speed["wrong_peak_tflops"] = self._peak / 1e12
         return speed
@@ -286,6 +295,7 @@ def format_line(report: Report) -> str:
         "tflops": "{:.4g} TFLOP/s",
         "mfu": "mfu {:.2%}",
         "mfu_causal": "(causal {:.2%})",
+        "mfu_of_bf16_peak": "(of bf16's peak {:.2%})",
         "wrong_peak_tflops": "mfu not logged: faster than the peak of {:g} TFLOP/s, which must be wrong",
         "grad_norm": "{:.3g}",
         "memory_allocated_gb": "{:.2f}",

@@ -110,7 +110,13 @@ def _device(wanted: str) -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that matrix products run in (under fp8, those outside of the blocks); parameters stay fp32."""
+    """The dtype that matrix products run in (under fp8, those outside of the blocks); parameters stay fp32.
+
+    Raises UserError where the device has no fp8.
+    """
+    if precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        has = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise UserError(f"precision ('fp8') needs compute capability 8.9 or more, and this GPU has {has}; try bf16")
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradients of a global batch, then the update."""
+"""One optimizer step: the gradients of a global batch, then the update; as one launch each where the model is small."""
 
 import hashlib
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from raytrain.training import parallel
+from raytrain.training import graphs, parallel
 from raytrain.training.batches import Batches
 from raytrain.training.config import TrainConfig
 from raytrain.training.parallel import World
@@ -24,6 +24,10 @@ class Stepper:
         self._model, self._optimizer, self._batches = model, optimizer, batches
         self._config, self._world = config, world
         self._parameters = list(model.parameters())
+        self._clip_at = config.grad_clip or math.inf
+        self._graphed: graphs.GraphedStep | None = None
+        if graphs.are_worth_it(config, world, batches.micro_batch):
+            self._graphed = graphs.GraphedStep(model, optimizer, world, self._clip_at)
 
     def gradients(self, micro_batches: MicroBatches, sequences: int, *seed_of: int) -> torch.Tensor:
         """Gather the gradients of the mean loss over the next `sequences` sequences of all ranks' `micro_batches`.
@@ -35,22 +39,30 @@ class Stepper:
         torch.manual_seed(dropout_seed(self._config.seed, *seed_of, world.rank))
         n_tokens = sequences * self._config.architecture.block_size
         loss = torch.zeros((), device=world.device)
+        factor = world.size / n_tokens  # replicas average their gradients; wanted is the mean over the global batch
         for micro_step in range(micro_steps):
             tokens, targets = next(micro_batches)
+            if self._graphed is not None:
+                loss += self._graphed.passes(tokens, targets, factor)
+                continue
             with parallel.accumulate(self._model, last=micro_step + 1 == micro_steps):
                 with torch.autocast(world.device.type, world.dtype, enabled=world.dtype != torch.float32):
                     micro_loss = self._model(tokens, targets)
-                # Replicas average their gradients; what is wanted is the mean over the global batch's tokens.
-                (micro_loss * (world.size / n_tokens)).backward()
+                (micro_loss * factor).backward()
             loss += micro_loss.detach()
         return loss
 
     def clip(self) -> torch.Tensor:
         """Clip the gradients as the run says; returns their norm before."""
-        return parallel.clip_gradients(self._parameters, self._config.grad_clip or math.inf, self._world)
+        if self._graphed is not None:
+            return self._graphed.clip()
+        return parallel.clip_gradients(self._parameters, self._clip_at, self._world)
 
     def update(self, learning_rate: float) -> None:
         """Change the weights by the gradients, and drop those."""
+        if self._graphed is not None:
+            self._graphed.update(learning_rate)
+            return
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
@@ -58,7 +70,31 @@ class Stepper:
 
     def drop(self) -> None:
         """Drop the gradients."""
+        if self._graphed is not None:
+            self._graphed.drop()
+            return
         self._optimizer.zero_grad(set_to_none=True)
+
+
+class Outcome:
+    """What step number `step` came to. On a GPU that is on its way for a while, and reading it waits.
+
+    `sums` are the loss over all tokens of all ranks, and how many ranks were interrupted; `norm` is the gradients'.
+    """
+
+    def __init__(self, step: int, sums: torch.Tensor, norm: torch.Tensor) -> None:
+        self.step = step
+        self._values = torch.cat((sums, norm.reshape(1))).to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if sums.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> tuple[float, float, float]:
+        """The sum of the loss, the number of interrupted ranks, and the norm."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, interruptions, norm = self._values.tolist()
+        return loss, interruptions, norm
 
 
 def dropout_seed(seed: int, *numbers: int) -> int:

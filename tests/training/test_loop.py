@@ -85,10 +85,9 @@ def test_validation_loss_is_the_mean_over_its_windows(tiny_run):
     assert dataset.val_bytes_per_token == pytest.approx(1, abs=1e-3)  # bytes, and a separator a file
 
 
-def test_a_non_finite_loss_ends_the_run_before_the_update(tiny_run, monkeypatch):
-    """Catches weights poisoned by a NaN step, and a NaN that reaches the log as a metric."""
-    steps = []
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(1))
+@pytest.mark.parametrize("log_interval", [1, 10])
+def test_a_non_finite_loss_ends_the_run_at_its_step(tiny_run, tmp_path, monkeypatch, log_interval):
+    """Catches a NaN that is read a step late and so blamed on another step, kept in a checkpoint, or logged."""
     forward = NextTokenLoss.forward
     calls = []
 
@@ -97,12 +96,15 @@ def test_a_non_finite_loss_ends_the_run_before_the_update(tiny_run, monkeypatch)
         return forward(self, tokens, targets) * (math.nan if len(calls) > 4 else 1.0)
 
     monkeypatch.setattr(NextTokenLoss, "forward", diverge)
-    result, reports = reports_of(tiny_run(eval_interval=100))
-    assert result["status"] == "diverged"
-    assert result["steps"] == len(steps) == 4
+    config = tiny_run(eval_interval=100, log_interval=log_interval, checkpoint_interval=3)
+    result, reports = reports_of(config, folder=tmp_path)
+    assert (result["status"], result["steps"]) == ("diverged", 4)
+    assert result["tokens"] == 4 * config.global_batch
     assert result["reason"] == "loss nan, gradient norm nan at step 5"
     assert "val_loss" not in result
     assert all(math.isfinite(v) for r in reports for v in r.values() if isinstance(v, float))
+    assert len(calls) <= 6
+    assert [path.name for path in tmp_path.glob("**/step-*")] == ["step-00000003"]
 
 
 def test_a_report_that_says_stop_ends_the_run_there(tiny_run):
