@@ -243,10 +243,10 @@ def _headline(answer: Answer) -> str:
             f"The winner of {count} functions is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
             "other beyond the noise. (The first of many flatters itself a little: a run anew will likely be less good.)"
         )
-    return (
-        f"No winner: {shared} of {count} functions share rank 1, as the noise leaves open which of them is best. The "
-        f"least mean val_loss is {losses.mean():.4f}, over {seeds}, of {name}."
-    )
+    least = f"The least mean val_loss is {losses.mean():.4f}, over {seeds}, of {name}."
+    if shared == count:
+        return f"No winner: no difference between any two of {count} functions stands out from the noise. {least}"
+    return f"No winner: {shared} of {count} functions share rank 1, as the noise leaves open which is best. {least}"
 
 
 def _at_rung(answer: Answer, stopped: int) -> str:

@@ -153,7 +153,9 @@ def places(values: Array, runs: Array, noise: Noise | None) -> npt.NDArray[np.in
 
     An entry's rank is 1 + the number of entries better than it beyond the noise; and no more than that of any entry
     with a lower mean, which fewer runs may have left in doubt. So of two ranks the lower has the higher mean, and an
-    entry is alone at rank 1 if it is the winner by `declare_winner`, whose test asks less as it has one question.
+    entry is alone at rank 1 if it is the winner by `declare_winner`, whose test asks less as it has one question. It
+    is wrong in at most 5% of studies too; of equal entries one or the other test parts some in at most 6% (simulated:
+    5.7% of three with three runs each, the worst case found).
     Without noise the order is strict, and equal values share a rank.
     """
     better: Array = np.asarray(values, float)[:, None]  # better[i, j]: how much i is above j

@@ -590,7 +590,8 @@ def _method(found: Answer) -> list[Block]:
         "Noise: sd^2 = sum over functions of the squared deviations from their mean / sum of (runs - 1), over "
         "functions completed with several seeds at one budget.",
         "Rank r: r - 1 functions or more are better beyond the noise, by Tukey's studentized range over all functions "
-        "(in the form of Kramer), so among equal ones any two are told apart in at most 5% of studies.",
+        "(in the form of Kramer), which tells any two of equal ones apart in at most 5% of studies. A winner must beat "
+        "every other by the t test of two, which finds one among equals in at most 5% of studies too.",
         "Effects: least squares on the axes and all their pairs. An effect is a difference of means over the space's "
         "points; an interaction is the change of one effect with the other axis's level.",
         "Intervals are 95%, from Student's t; p-values are adjusted by Holm for all effects together, so a study makes "

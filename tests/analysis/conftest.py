@@ -13,7 +13,7 @@ BUDGET = 1e15
 
 
 class Study:
-    """`add` trials, then `write`. A point is fields of a run; `rungs` of a trial are its losses at those of the study."""
+    """`add` trials, then `write`. A point is fields of a run; the `rungs` of a trial are its losses there."""
 
     def __init__(self, folder, *, axes, base="gpt2", rungs=(), **about):
         self.folder, self.axes, self.base, self.rungs, self.about = folder, axes, base, tuple(rungs), about

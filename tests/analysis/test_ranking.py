@@ -102,15 +102,16 @@ def test_ties_within_the_noise_share_a_rank():
     """Would catch: a margin of another size. Three functions with 2 seeds each, all +-0.01: sd 0.01 sqrt(2), df 3.
 
     The studentized range of 3 means with 3 df is 5.910 (from tables), so the margin is 5.910 x 0.01414 / sqrt(2) =
-    0.0591.
+    0.0591. For the first place less is asked, 3.182 x 0.01414 = 0.0450 of Student's t with 3 df.
     """
 
-    def ranks(gap):
-        values = [3.0, 3.0 + gap, 4.0]
+    def ranks(*values):
         return rank(seeds(**{name: [x - 0.01, x + 0.01] for name, x in zip("abc", values, strict=True)}))["rank"]
 
-    assert list(ranks(0.0590)) == [1, 1, 1, 1, 3, 3]
-    assert list(ranks(0.0592)) == [1, 1, 2, 2, 3, 3]
+    assert list(ranks(2.0, 3.0, 3.0590)) == [1, 1, 2, 2, 2, 2]
+    assert list(ranks(2.0, 3.0, 3.0592)) == [1, 1, 2, 2, 3, 3]
+    assert list(ranks(3.0, 3.0449, 4.0)) == [1, 1, 1, 1, 3, 3]
+    assert list(ranks(3.0, 3.0451, 4.0)) == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_chain_of_ties_is_not_one_tie():
