@@ -718,10 +718,10 @@ def page(title: str, parts: Sequence[Section]) -> str:
 def summary(title: str, parts: Sequence[Section]) -> str:
     """The report in Markdown (GitHub's), with its pictures beside it."""
     bodies = (
-        "\n\n".join([f"## {_markdown(part.title)}", *(_markdown_block(block) for block in part.blocks)])
+        "\n\n".join([f"## {markdown(part.title)}", *(_markdown_block(block) for block in part.blocks)])
         for part in parts
     )
-    return "\n\n".join([f"# {_markdown(title)}", *bodies]) + "\n"
+    return "\n\n".join([f"# {markdown(title)}", *bodies]) + "\n"
 
 
 def _html(text: str) -> str:
@@ -767,7 +767,7 @@ def _box(title: str, content: str) -> str:
     return f'<div class="scroll" role="region" aria-label="{_html(title)}" tabindex="0">{content}</div>'
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """`text` on one line with nothing in it that Markdown, or HTML in it, gives a meaning."""
     text = re.sub(r"([\\`*\[\]#|~])", r"\\\1", " ".join(text.split()))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
@@ -778,11 +778,11 @@ def _markdown(text: str) -> str:
 def _markdown_block(block: Block) -> str:
     match block:
         case Text(text):
-            return _markdown(text)
+            return markdown(text)
         case Missing(text):
-            return f"> {_markdown(text)}"
+            return f"> {markdown(text)}"
         case Items(items):
-            return "\n".join(f"- {_markdown(item)}" for item in items)
+            return "\n".join(f"- {markdown(item)}" for item in items)
         case Code(text):
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
             return f"{fence}\n{text}\n{fence}"
@@ -793,8 +793,8 @@ def _markdown_block(block: Block) -> str:
             more = f"\n\n{len(block.folded)} more rows are in index.html." if block.folded else ""
             return "\n".join(lines) + more
         case Image():
-            return f"![{_markdown(block.caption)}]({block.name}.png)"
+            return f"![{markdown(block.caption)}]({block.name}.png)"
 
 
 def table_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_markdown, cells)) + " |"
+    return "| " + " | ".join(map(markdown, cells)) + " |"

@@ -20,15 +20,17 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
+from raytrain.analysis.report import markdown
 from raytrain.errors import UserError
 from raytrain.files import read_json
 from raytrain.tracking.log import read_log
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
+_NOTE_LENGTH = 5000  # characters; a tag holds 8,000
 _STATUS = {"running": "RUNNING", "paused": "RUNNING", "interrupted": "KILLED"}
 _STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
 _NOT_METRICS = ("event", "step", "time", "seed", "vocab_size")
@@ -73,7 +75,7 @@ class Uploader:
 
     `sync` may be called at any time and any number of times, by this or another process: runs are found again by their
     tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent. Artifacts of
-    the parent run are study.json and what is in the study's folder report/.
+    the parent run are study.json and what is in the study's folder report/; its description is the answer in words.
     """
 
     def __init__(self, study_dir: str | Path, tracking_uri: str | None = None) -> None:
@@ -87,12 +89,14 @@ class Uploader:
         """Raises UserError if the tracking server does not take it; nothing is lost, a later sync sends the rest."""
         study, table = read_json(self._dir / "study.json"), read_study(self._dir)
         ended = ~table["status"].isin(UNFINISHED)
-        table = answer(self._dir).table if ended.all() else rank(table)
+        found = answer(self._dir) if ended.all() else None
+        table = found.table if found else rank(table)
+        note = _note(found.sentences) if found else None
         trials = {trial["id"]: trial for trial in study["trials"]}
         with self._speaking():
             if not self._experiment:
                 self._open(study)
-            parent = self._sync_parent(study, n_ended=int(ended.sum()))
+            parent = self._sync_parent(study, note, n_ended=int(ended.sum()))
             for row in table.to_dict("records"):
                 trial, status, ranking = row["trial"], row["status"], _ranking(row, bool(ended.all()))
                 log = self._dir / "trials" / trial / "log.jsonl"
@@ -134,10 +138,10 @@ class Uploader:
                 known = _Run(info.run_id, info.status, bool(data.params), dict(data.metrics), dict(data.tags))
                 self._runs[data.tags["raytrain.trial"]] = known
 
-    def _sync_parent(self, study: dict[str, Any], n_ended: int) -> _Run:
+    def _sync_parent(self, study: dict[str, Any], note: str | None, n_ended: int) -> _Run:
         facts = {key: study[key] for key in ("space", "base", "scale", "budget_flops")}
         run = self._run(study, "", study["name"], facts, datetime.fromisoformat(study["created"]).timestamp())
-        tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"]
+        tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"] | {MLFLOW_RUN_NOTE: note}
         counts = {**study["counts"], "ended": n_ended}
         self._send(run, [], counts, 0, tags)
         self._sync_artifacts(run)
@@ -231,6 +235,16 @@ class Uploader:
 def _key(study: dict[str, Any]) -> dict[str, str]:
     """What tells this study's runs from those of another study of the same name."""
     return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
+
+
+def _note(sentences: list[str]) -> str:
+    """What the UI shows as the description of a run: Markdown, as long as a tag may be."""
+    kept = []
+    for sentence in map(markdown, sentences):
+        if len("\n\n".join([*kept, sentence])) > _NOTE_LENGTH:
+            return "\n\n".join([*kept, "The rest is in the report."])
+        kept.append(sentence)
+    return "\n\n".join(kept)
 
 
 def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:

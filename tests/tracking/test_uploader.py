@@ -9,6 +9,7 @@ import pytest
 
 from raytrain import architecture
 from raytrain.analysis.answer import answer
+from raytrain.analysis.report import markdown
 from raytrain.errors import UserError
 from raytrain.tracking.log import JsonLog
 from raytrain.tracking.uploader import Uploader, resolve_uri, ui_command
@@ -263,7 +264,20 @@ def test_gains_and_ranks_are_those_of_the_answer(runs):
         assert all(math.isfinite(value) for value in sent.values())
         assert ("rank" in sent) == (row["status"] == "complete" and row["role"] != "frontier")
     assert not set(names) & found["t5"].data.metrics.keys()
+    assert found[""].data.tags["mlflow.note.content"].startswith("No winner: ")
     assert {"compute_gain_low", "hardware_gain_high"} <= found["t0"].data.metrics.keys()
+
+
+def test_a_long_answer_is_cut_between_sentences(runs):
+    """Would catch: a description beyond what a tag holds, which MLflow would cut in the middle of a figure."""
+    failed = {"status": "oom", "val_loss": None, "train_flops": None}
+    folder = write_study(runs / "long", label="a" * 3000 + " ", results=lambda index: failed if index == 5 else {})
+    Uploader(folder).sync()
+    _, found, _ = children(folder)
+    *kept, last = found[""].data.tags["mlflow.note.content"].split("\n\n")
+    assert 0 < len(kept) < len(answer(folder).sentences)
+    assert kept == [markdown(sentence) for sentence in answer(folder).sentences[: len(kept)]]
+    assert last == "The rest is in the report."
 
 
 def test_the_report_is_an_artifact_once(runs, monkeypatch):
