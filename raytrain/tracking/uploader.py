@@ -239,7 +239,7 @@ def _key(study: dict[str, Any]) -> dict[str, str]:
 
 def _note(sentences: list[str]) -> str:
     """What the UI shows as the description of a run: Markdown, as long as a tag may be."""
-    kept = []
+    kept: list[str] = []
     for sentence in map(markdown, sentences):
         if len("\n\n".join([*kept, sentence])) > _NOTE_LENGTH:
             return "\n\n".join([*kept, "The rest is in the report."])
