@@ -254,9 +254,10 @@ def _told(effect: Effect, estimates: _Estimates) -> str:
     (first, _, *first_ends), (second, _, *second_ends) = found
     other = effect.axes[1 - varied]
     one, two = _verdict(first, *first_ends), _verdict(second, *second_ends)
+    word = "and" if one.split()[0] == two.split()[0] else "but"
     return (
         f"{effect.axes[varied]}={effect.levels[varied]} (against {effect.references[varied]}) {one} with "
-        f"{other}={levels[0]}, but {two} with {other}={levels[1]}."
+        f"{other}={levels[0]}, {word} {two} with {other}={levels[1]}."
     )
 
 

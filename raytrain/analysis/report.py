@@ -29,6 +29,7 @@ from raytrain.plan import duration
 
 PICTURES = ("effects", "interactions", "frontier", "hardware_frontier", "speed")
 _SHOWN = 30  # rows of a table before the rest is folded
+_NARROW = 3  # columns that fit on a phone's page
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _MOVED = "\N{NOT EQUAL TO}"
@@ -256,13 +257,16 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     }
     for gain in gains:
         columns[f"{_GAINS[gain]} (95%)"] = functools.partial(_gain, gain=gain)
+    spent = [entry["train_flops"] for entry in entries if entry["train_flops"] == entry["train_flops"]]
+    hidden = {"tokens_per_second"} if any(entry["mfu"] == entry["mfu"] for entry in entries) else set()
+    hidden |= {"train_flops"} if max(spent) <= min(spent) * (1 + BUDGET_TOLERANCE) else set()
     for name, heading, form in (
         ("val_bpb", "bits/byte", "{:.4f}"),
         ("mfu", "MFU", "{:.1%}"),
         ("tokens_per_second", "tokens/s", "{:,.0f}"),
         ("train_flops", "model FLOPs", "{:.4g}"),
     ):
-        if any(entry[name] == entry[name] for entry in entries):
+        if name not in hidden and any(entry[name] == entry[name] for entry in entries):
             columns[heading] = functools.partial(
                 lambda entry, name, form: _text(form, entry[name]), name=name, form=form
             )
@@ -276,7 +280,8 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     text = f"Functions ranked: {ranked}, best first, by the mean loss bought per model FLOP. {order}"
     if found.noise:
         text += " Beside each mean is its own 95% interval."
-    blocks: list[Block] = [Text(text), Table(list(columns), rows, (2, len(columns) - 1), kept, marked)]
+    words = tuple(number for number, name in enumerate(columns) if name in ("function", "each seed", "outcome"))
+    blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
     if notes := [f"{entry['label']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
         blocks.append(
             Text(f"{_MOVED} marks a function that changes places with others by hardware FLOPs, where MFU counts:")
@@ -659,7 +664,7 @@ th, td { padding: .3rem .7rem .3rem 0; text-align: right; vertical-align: top; w
 th { border-bottom: 1px solid #555; vertical-align: bottom; font-weight: 600; }
 .words { text-align: left; white-space: normal; max-width: 26rem; overflow-wrap: break-word; }
 th { white-space: normal; }
-#ranking td.words { min-width: 9rem; }
+#ranking td.words { min-width: 5rem; }
 #ranking td.words:nth-child(3) { min-width: 12rem; }
 #answer p:not(.missing) { font-size: 1.15rem; line-height: 1.4; }
 .marked { background: #fdf1dc; }
@@ -669,6 +674,14 @@ figure { margin-inline: 0; }
 figcaption { font-size: .9rem; color: #333; }
 img { display: block; height: auto; max-width: 100%; }
 pre { overflow-x: auto; padding: .6rem .8rem; background: #f4f4f4; font-size: .85rem; overflow-wrap: normal; }
+@media (max-width: 40rem) {
+  .cards thead { display: none; }
+  .cards, .cards tbody, .cards tr { display: block; }
+  .cards tr { padding: .4rem 0; border-bottom: 1px solid #ddd; }
+  .cards td, #ranking .cards td.words { display: inline-block; min-width: 0; max-width: 100%; border: 0;
+    text-align: left; padding: .1rem .9rem .1rem 0; white-space: normal; overflow-wrap: anywhere; }
+  .cards td::before { content: attr(data-name) " "; color: #555; font-weight: 400; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
@@ -754,12 +767,16 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     kinds = [' class="words"' if column in table.texts else "" for column in range(len(table.columns))]
     head = "".join(f'<th scope="col"{kind}>{_html(name)}</th>' for name, kind in zip(table.columns, kinds, strict=True))
     lines = []
+    is_wide = len(table.columns) > _NARROW  # then a row is a card on a phone, where each cell says what it is
+    said = [f' data-name="{_html(name)}"' if is_wide else "" for name in table.columns]
     for number in numbers:
         names = [name for name in ("marked", "kept") if number in getattr(table, name)]
-        cells = "".join(f"<td{kind}>{_html(cell)}</td>" for cell, kind in zip(table.rows[number], kinds, strict=True))
+        row = zip(table.rows[number], kinds, said, strict=True)
+        cells = "".join(f"<td{kind}{name}>{_html(cell)}</td>" for cell, kind, name in row)
         lines.append(f'<tr class="{" ".join(names)}">{cells}</tr>' if names else f"<tr>{cells}</tr>")
     head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
-    return _box(title, f"<table>{head}<tbody>{''.join(lines)}</tbody></table>")
+    style = ' class="cards"' if is_wide else ""
+    return _box(title, f"<table{style}>{head}<tbody>{''.join(lines)}</tbody></table>")
 
 
 def _box(title: str, content: str) -> str:
