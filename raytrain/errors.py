@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn, Protocol
 
+from raytrain.interrupts import INTERRUPTED
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line, shown as it is, without a traceback."""
@@ -48,7 +50,7 @@ class Command(Protocol):
 
 
 def command(main: Callable[[list[str] | None], int | None]) -> Command:
-    """Make `main(argv)` a command line: a UserError becomes one line on stderr and exit code 2."""
+    """Make `main(argv)` a command line: a UserError becomes one line on stderr and exit code 2; Ctrl-C, one and 130."""
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
@@ -57,5 +59,8 @@ def command(main: Callable[[list[str] | None], int | None]) -> Command:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
 
     return run

@@ -15,6 +15,7 @@ from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.design import DESIGNS
 from raytrain.errors import Parser, UserError, command, unknown_value
+from raytrain.interrupts import held
 from raytrain.measure import measured_rate
 from raytrain.plan import Halving, Plan, Wish, make_plan
 from raytrain.space import expand, load_space
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> int | None:
     flags = _parser().parse_args(argv)
     if flags.resume is not None:
         _check_resume(flags)
-        from raytrain.engine.study import resume_study  # Ray takes seconds to import
+        with held():
+            from raytrain.engine.study import resume_study  # Ray takes seconds to import
 
         return resume_study(
             flags.resume,
@@ -42,7 +44,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if flags.plan:
         print(json.dumps(plan.to_dict()) if flags.json else plan)
         return 0
-    from raytrain.engine.study import run_study  # a plan must not wait for it
+    with held():
+        from raytrain.engine.study import run_study  # a plan must not wait for it
 
     return run_study(
         plan,

@@ -15,7 +15,8 @@ UPPER = ("raytrain.training", "raytrain.engine", "raytrain.tracking", "raytrain.
 # What a module, or any module below it, must not import.
 FORBIDDEN = {
     **dict.fromkeys(
-        ("architecture", "errors", "files", "flops", "hardware"), (*HEAVY, "numpy", "pandas", "raytrain.model", *UPPER)
+        ("architecture", "errors", "files", "flops", "hardware", "interrupts"),
+        (*HEAVY, "numpy", "pandas", "raytrain.model", *UPPER),
     ),
     **dict.fromkeys(("space", "training.config"), (*HEAVY, "numpy", "pandas")),
     **dict.fromkeys(("design", "factorial", "halving", "plan"), HEAVY),

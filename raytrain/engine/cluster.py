@@ -14,6 +14,7 @@ import ray
 import raytrain
 from raytrain.engine.lane import LaneShape
 from raytrain.errors import UserError
+from raytrain.interrupts import held
 from raytrain.plan import Wish
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
@@ -71,12 +72,14 @@ def ray_started() -> Iterator[bool]:
     is_local = "RAY_ADDRESS" not in os.environ
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if is_local:
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        with held():
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
     else:
         try:
             # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
             code = {} if is_job() else {"py_modules": [str(Path(raytrain.__file__).parent)]}
-            ray.init(runtime_env=code, **quiet)
+            with held():
+                ray.init(runtime_env=code, **quiet)
         except ConnectionError:
             address = os.environ["RAY_ADDRESS"]
             raise UserError(
@@ -150,7 +153,7 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
         most = min(len(names), wish.concurrent or len(names))
         if on_gpus:
             share = wish.trials_per_gpu or 1 if ranks == 1 else 1
-            count = min(most, gpus * share // ranks or most)
+            count = min(most, gpus * share // ranks or most, cpus // ranks or most)  # each rank takes a CPU too
             shape = LaneShape(workers=ranks, gpus=1 / share)
         else:
             count = max(1, min(most, cpus // ranks))

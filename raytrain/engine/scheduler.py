@@ -18,6 +18,7 @@ counts as worst there; one that has no rungs (the baseline's runs for the fronti
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,13 @@ class Schedule:
     def is_over(self) -> bool:
         """Whether every trial has ended."""
         return all(trial.state == "ended" for trial in self._trials.values())
+
+    @property
+    def progress(self) -> str:
+        """Such as `trials: 12 running, 40 waiting, 3 paused, 9 ended of 64`."""
+        counts = Counter(trial.state for trial in self._trials.values())
+        states = (f"{counts[state]} {state}" for state in ("running", "waiting", "paused", "ended") if counts[state])
+        return f"trials: {', '.join(states)} of {len(self._trials)}"
 
     def has_ended(self, trial: str) -> bool:
         return self._trials[trial].state == "ended"

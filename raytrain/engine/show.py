@@ -13,6 +13,7 @@ import rich.table
 from ray import tune
 
 from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
+from raytrain.engine.scheduler import Schedule
 
 # Between two progress tables: at least this, and this part of the time so far, so a long sweep does not fill its log.
 _TABLE_SECONDS, _TABLE_PART = 15.0, 0.05
@@ -40,9 +41,12 @@ _RANKING = (
 
 
 class Progress(tune.CLIReporter):
-    """Tune's progress table, on stdout or stderr. It names the stream, since Tune pickles it and a stream cannot be."""
+    """Tune's progress table, on stdout or stderr. It names the stream, since Tune pickles it and a stream cannot be.
 
-    def __init__(self, *, to_stderr: bool) -> None:
+    Tune counts its own trials, the segments; how many trials of the study have ended, its `schedule` says.
+    """
+
+    def __init__(self, schedule: Schedule, *, to_stderr: bool) -> None:
         columns = ("train_loss", "val_loss", "train_flops", "mfu")
         super().__init__(
             metric_columns={"outcome": "outcome", **{name: name for name in columns}, **_SHORT},
@@ -51,7 +55,7 @@ class Progress(tune.CLIReporter):
             max_progress_rows=16,
             max_column_length=40,
         )
-        self._to_stderr = to_stderr
+        self._schedule, self._to_stderr = schedule, to_stderr
         self._began = self._shown = time.monotonic()
 
     def should_report(self, trials: list[Any], done: bool = False) -> bool:
@@ -66,7 +70,9 @@ class Progress(tune.CLIReporter):
         with contextlib.redirect_stdout(printed):
             super().report(trials, done)
         text = printed.getvalue().partition("Number of errored trials")[0]  # reasons are in the ranking
-        lines = [line for line in text.splitlines() if line and not line.startswith("Result logdir")]  # a temporary one
+        left_out = ("Number of trials", "Result logdir")
+        lines = [line for line in text.splitlines() if line and not line.startswith(left_out)]
+        lines.insert(2, self._schedule.progress)
         print(*lines, sep="\n", end="\n\n", file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
 
 
@@ -101,8 +107,8 @@ def ranking_table(table: pd.DataFrame) -> rich.table.Table:
 
 
 def _text(row: dict[Any, Any], metric: str, form: str) -> str:
-    if pd.isna(row[metric]):
-        return ""
+    if pd.isna(row[metric]) or (metric.startswith("loss_per") and not row["budget_ok"]):
+        return ""  # of another budget, a ratio says who stopped first
     if metric == "compute_gain":
         low, high = (row[f"compute_gain_{end}"] for end in ("low", "high"))
         return f"{row[metric]:.3f} ({low:.3f}-{'' if pd.isna(high) else f'{high:.3f}'})"

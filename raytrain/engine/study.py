@@ -11,9 +11,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -22,21 +24,22 @@ import rich.console
 from ray import tune
 
 import raytrain
+from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
 from raytrain.engine.handover import Desk, Suggestions
 from raytrain.engine.holder import holding
-from raytrain.engine.lane import Report
+from raytrain.engine.lane import Report, one_line
 from raytrain.engine.record import Record, Sync
 from raytrain.engine.show import Progress, ranking_table
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
 from raytrain.files import check_name, read_json, write_json
+from raytrain.interrupts import INTERRUPTED
 from raytrain.plan import Plan, Wish, duration
 
 NO_WISH = Wish()
-_INTERRUPTED = 130  # the exit code
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
 
@@ -75,7 +78,6 @@ def run_study(
                 trial["config"] = trial["config"] | {"device": "cpu"}
             if trial["config"]["checkpoint_interval"] is not None or trial["config"].get("rungs"):
                 trial["folder"] = f"{storage or folder / 'trials'}/{trial['id']}"
-        folder.mkdir(parents=True)
         study = {
             "name": folder.name,
             "space": plan.space,
@@ -94,6 +96,7 @@ def run_study(
             "lanes": dataclasses.asdict(wish),
             "trials": trials,
         }
+        folder.mkdir(parents=True)
         write_json(folder / "study.json", study)
         return _drive(folder, study, lanes, tracking_uri, started, train, as_json=as_json)
 
@@ -135,8 +138,26 @@ def _drive(
     *,
     as_json: bool,
 ) -> int:
-    """Run what is left of the study in `folder`."""
+    """Run what is left of the study in `folder`; whenever a Ctrl-C comes, say how to go on."""
     console = _console(as_json=as_json)
+    try:
+        return _run(folder, study, lanes, tracking_uri, started, train, console, as_json=as_json)
+    except KeyboardInterrupt:
+        console.print(f"interrupted\n{_how_to_resume(folder)}", markup=False)
+        return INTERRUPTED
+
+
+def _run(
+    folder: Path,
+    study: dict[str, Any],
+    lanes: Lanes,
+    tracking_uri: str | None,
+    started: float,
+    train: Callable[..., Report] | None,
+    console: rich.console.Console,
+    *,
+    as_json: bool,
+) -> int:
     with holding(folder):
         if study.pop("interrupted", False):
             write_json(folder / "study.json", study)
@@ -147,15 +168,19 @@ def _drive(
                 record.fail(trial, reason)
         with Sync(folder, tracking_uri, console) as sync:
             if not record.schedule.is_over:
-                _tune(folder, record, lanes, train, console, to_stderr=as_json)
-            table = rank(read_study(folder))
+                with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
+                    _tune(folder, record, lanes, train, console, to_stderr=as_json)
+            is_over = record.schedule.is_over
+            table = answer(folder).table if is_over else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
-            if unfinished:  # MLflow is to know, at the last sync, that nobody works on them any more
+            if unfinished < len(table):
+                console.print(ranking_table(table))
+            if is_over:
+                _report(folder, console)
+            else:  # MLflow is to know, at the last sync, that nobody works on them any more
                 write_json(folder / "study.json", study | {"interrupted": True})
 
     spent = overhead(record.timings.values(), started, lanes.most)
-    if unfinished < len(table):
-        console.print(ranking_table(table))
     for line in (spent, _against_estimate(study, table, lanes), sync.ui and f"compare     {sync.ui}"):
         if line:
             console.print(str(line), markup=False)
@@ -167,7 +192,7 @@ def _drive(
     if unfinished:
         console.print(f"interrupted: {unfinished} of {len(table)} trials have not ended", markup=False)
         console.print(_how_to_resume(folder), markup=False)
-        return _INTERRUPTED
+        return INTERRUPTED
     return 0 if table["rank"].notna().any() else 1
 
 
@@ -195,13 +220,14 @@ def _tune(
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(folder),
-            progress_reporter=Progress(to_stderr=to_stderr),
+            progress_reporter=Progress(record.schedule, to_stderr=to_stderr),
+            callbacks=[_CtrlCTold()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
             failure_config=tune.FailureConfig(max_failures=0),  # what is to be tried again, the schedule says
             verbose=1,
         ),
     )
-    with _sigterm_as_ctrl_c(), watching_ray(lambda: _give_up(folder, console)):
+    with _signals(), watching_ray(lambda: _give_up(folder, console)):
         tuner.fit()
 
 
@@ -209,7 +235,7 @@ def _give_up(folder: Path, console: rich.console.Console) -> None:
     """End this process, whose main thread may wait for Ray for ever. The record is whole at any moment."""
     console.print(f"interrupted: Ray died on this machine\n{_how_to_resume(folder)}", markup=False)
     console.file.flush()
-    os._exit(_INTERRUPTED)
+    os._exit(INTERRUPTED)
 
 
 def _how_to_resume(folder: Path) -> str:
@@ -217,18 +243,48 @@ def _how_to_resume(folder: Path) -> str:
     return f"go on with: {shlex.join(again)}"
 
 
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """`ray job stop` and batch systems end a driver by SIGTERM; Tune ends in good order on SIGINT alone."""
+def _report(folder: Path, console: rich.console.Console) -> None:
+    """Write the study's report, which the last sync brings to MLflow. It can be written again at any time."""
     try:
-        before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        from raytrain.analysis.report import write_report  # here: drawing is of no use before
+
+        index, *_ = write_report(folder)
+        console.print(f"report      {index}", markup=False)
+    except Exception as error:  # all that the study found is in its folder, whatever becomes of its report
+        console.print(f"report      was not written: {one_line(error)}", markup=False)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """`ray job stop` and batch systems end a driver by SIGTERM; Tune ends in good order on SIGINT alone, for good."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        sigterm = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     except ValueError:  # not in the main thread: signals go to others
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ctrl_c)
+        signal.signal(signal.SIGTERM, sigterm)
+
+
+class _CtrlCTold(tune.Callback):
+    """Says that a Ctrl-C was heard: to end trials in good order takes seconds, and Tune is silent meanwhile."""
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Tune calls this once its own handler is in place."""
+        end = signal.getsignal(signal.SIGINT)
+        if not callable(end) or threading.current_thread() is not threading.main_thread():
+            return
+
+        def told(number: int, frame: FrameType | None) -> None:
+            # Not by print, which may be what was interrupted.
+            os.write(2, b"interrupted: ending the trials; once more ends them at once\n")
+            end(number, frame)
+
+        signal.signal(signal.SIGINT, told)
 
 
 def _against_estimate(study: dict[str, Any], table: pd.DataFrame, lanes: Lanes) -> str | None:
