@@ -12,7 +12,10 @@ With one rank all three are in one process (Train's in-process mode); with more,
 
 A failed job is an outcome that is reported, and a lane of one rank goes on to the next job. With more ranks, the others
 may wait in a collective for the one that failed, so the group is torn down: the lane is broken, as it is when a worker
-dies or when a CUDA error has poisoned the process.
+dies, hangs, or is poisoned by a CUDA error.
+
+What torch.compile made is kept in a folder of the node (inductor's own, below its folder for temporary files), which
+all lanes there share and which outlives them.
 """
 
 import contextlib
@@ -41,6 +44,10 @@ PATIENCE_SECONDS = 900.0  # the first step of a large model compiles for minutes
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
 _CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
+# Of errors that torch raises as plain RuntimeErrors, what is in their text.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_DEVICE = ("CUDA error", "CUDA driver error", "cuDNN error", "NCCL error")
+_PEER = ("gloo/", "Connection closed by peer", "Connection reset by peer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,22 +330,28 @@ def _resident_memory() -> Report:
 
 
 def describe(error: Exception) -> Report:
-    """What an exception in training means: status `oom` or `failed`, a one-line reason, the traceback; and whether it
-    poisons its process: after a CUDA error, except for want of memory, every later CUDA call fails too."""
+    """What an exception in training means: a status, a one-line reason, the traceback; and whether it poisons its
+    process: after an error of the device, except for want of memory, every later call to it fails too.
+
+    The status is `oom`; `lost`, if the device or the ranks' connection failed, as it need not elsewhere; or `failed`.
+    """
     text = str(error)
-    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY)
+    is_device = isinstance(error, torch.AcceleratorError) or any(words in text for words in _DEVICE)
+    is_peer = isinstance(error, torch.distributed.DistError) or any(words in text for words in _PEER)
     return {
-        "status": "oom" if is_oom else "failed",
+        "status": "oom" if is_oom else "lost" if is_device or is_peer else "failed",
         "reason": one_line(error),
         "traceback": "".join(traceback.format_exception(error)),
-        "is_poisoned": not is_oom and (isinstance(error, torch.AcceleratorError) or "CUDA error" in text),
+        "is_poisoned": is_device,
     }
 
 
 def explain(error: BaseException) -> Report:
     """The outcome of the job that ran when `fit()` raised `error`.
 
-    A worker that died outweighs what the other ranks say, who only lost their peer; then memory, then the first rank.
+    A worker that died outweighs what the other ranks say, who only lost their peer; then memory, then a failure of the
+    trial's own, then the first rank.
     """
     if isinstance(error, JobFailed):
         return error.outcome
@@ -351,7 +364,7 @@ def explain(error: BaseException) -> Report:
             cause = getattr(failure, "health_check_failure", failure)
             return {"status": "lost", "reason": f"the lane lost rank {rank}: {one_line(cause)}"}
         outcomes.append(failure.outcome | {"rank": rank})
-    return next((outcome for outcome in outcomes if outcome["status"] == "oom"), outcomes[0])
+    return min(outcomes, key=lambda outcome: ("oom", "failed", "lost").index(outcome["status"]))
 
 
 def one_line(error: BaseException) -> str:

@@ -94,7 +94,9 @@ class Record:
             self._log(trial, report | {"event": "lost"})
             self._apply(event="lost", trial=trial, reason=report.get("reason"))
         elif status == "oom" and schedule.retries_after_oom(trial) and self._micro_batch[trial] > 1:
-            smaller = self._micro_batch[trial] // 2
+            sequences = self._micro_batch[trial]
+            # Twice the accumulation; of an odd number, as little more as its divisors allow.
+            smaller = max(part for part in range(1, sequences // 2 + 1) if sequences % part == 0)
             self._log(trial, report | {"event": "oom", "next_micro_batch": smaller})
             self._apply(event="oom", trial=trial, micro_batch=smaller)
         else:

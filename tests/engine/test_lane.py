@@ -65,16 +65,20 @@ def test_mailbox_wakes_those_who_wait() -> None:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 B"), "oom", "DefaultCPUAllocator", False),
         (
             RuntimeError("CUDA error: device-side assert triggered\nmore"),
-            "failed",
+            "lost",
             "device-side assert triggered",
             True,
         ),
+        (RuntimeError("CUDA error: out of memory"), "oom", "out of memory", True),
+        (dist.DistBackendError("NCCL error in: x.cpp"), "lost", "NCCL error in: x.cpp", True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "lost", "closed by peer", False),
         (UserError("micro_batch (3) must divide 8"), "failed", "micro_batch (3) must divide 8", False),
         (KeyError("x"), "failed", "KeyError: 'x'", False),
     ],
 )
 def test_describe(error: Exception, status: str, reason: str, is_poisoned: bool) -> None:
-    """Would catch a want of memory taken for a bug, a poisoned process that is kept, and reasons of many lines."""
+    """Would catch a want of memory taken for a bug, a poisoned process that is kept, a broken device or connection
+    that is held against the trial, and reasons of many lines."""
     said = describe(error)
     assert (said["status"], said["is_poisoned"]) == (status, is_poisoned)
     assert reason in said["reason"]
@@ -91,6 +95,7 @@ def test_explain_finds_the_cause_among_ranks() -> None:
         return explain(ray.train.WorkerGroupError("text", dict(enumerate(failures))))
 
     assert explained(failed("failed"), failed("oom")) == {"status": "oom", "reason": "it oom", "rank": 1}
+    assert explained(failed("lost"), failed("failed")) == {"status": "failed", "reason": "it failed", "rank": 1}
     assert explained(failed("failed"), RuntimeError("died"))["status"] == "lost"
     assert explain(failed("failed")) == {"status": "failed", "reason": "it failed"}
     assert explain(ValueError("no room"))["reason"] == "the lane broke: ValueError: no room"
