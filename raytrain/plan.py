@@ -137,10 +137,12 @@ class Wish:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of training on all that there is here, `lanes` trials at a time; what the guess rests on; and the memory
-    (bytes) of the largest trial's rank at its peak beside what there is for it."""
+    """Seconds of training, `lanes` trials at a time, on so many `devices` ("GPU" or "core"); what the guess rests on;
+    and the memory (bytes) of the largest trial's rank at its peak beside what there is for it."""
 
     seconds: float
+    devices: int
+    device: str
     basis: str
     lanes: int
     memory: float
@@ -238,7 +240,8 @@ class Plan:
             f"FLOPs/token {self.spread}",
             f"memory      about {estimate.memory / 1e9:.2g} GB a rank at most; that {fit} in the "
             f"{estimate.memory_limit / 1e9:.3g} GB there are for it here",
-            f"time        about {duration(estimate.seconds)} of training, {estimate.lanes} "
+            f"time        about {duration(estimate.seconds)} of training, "
+            f"{estimate.seconds * estimate.devices / 3600:.3g} {estimate.device}-hours, {estimate.lanes} "
             f"trial{'s' * (estimate.lanes > 1)} at a time: {estimate.basis}",
         ]
         return "\n".join(lines)
@@ -330,7 +333,8 @@ def make_plan(
     total = float(sum(trial.config.train_flops for trial in chosen))
     if halving is not None:
         total = halving.spent(len(chosen), budget_flops)
-    extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=any(is_base(t.config) for t in chosen))
+    known = halving is None and any(is_base(trial.config) for trial in chosen)  # a rung may stop it
+    extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=known)
     total += sum(trial.config.train_flops for trial in extra)
     return Plan(
         space=space.name,
@@ -430,7 +434,8 @@ def _estimate(
         else:
             rate = peak * _ASSUMED_MFU
             basis = f"{place} at an assumed MFU of {_ASSUMED_MFU:.0%} of {peak / 1e12:g} TFLOP/s"
-    return Estimate(total_flops / (devices * rate), basis, lanes, memory, limit)
+    seconds = total_flops / (devices * rate)
+    return Estimate(seconds, devices, "GPU" if gpus else "core", basis, lanes, memory, limit)
 
 
 def _memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:

@@ -155,8 +155,8 @@ def test_flags_that_a_design_does_not_take(flags: str, said: str, capsys: pytest
 
 
 def test_rungs_and_what_halving_spends() -> None:
-    """Would catch rungs of unequal FLOPs, a cost that forgets the trials that stop, or the branches, and trials of the
-    frontier that are halved."""
+    """Would catch rungs of unequal FLOPs, a cost that forgets the trials that stop, or the branches, trials of the
+    frontier that are halved, and a frontier that counts on runs of the base which a rung may stop."""
     flags = "--space presets --seeds 4 --scheduler halving --schedule wsd --rung_decay 0.1 --frontier_budgets 0.5,2"
     plan = make(flags)
     budget = float(plan.budget_flops)
@@ -167,10 +167,10 @@ def test_rungs_and_what_halving_spends() -> None:
     frontier = [trial.config for trial in plan.trials if trial.role == "frontier"]
     assert {config.rungs for config in own} == {(budget / 16, budget / 4)}
     assert {config.rungs for config in frontier} == {()}
-    assert [config.flops for config in frontier] == [budget * 0.5] * 4 + [budget * 2] * 4
+    assert [config.flops for config in frontier] == [budget * 0.5] * 4 + [budget] * 4 + [budget * 2] * 4
     branches = 0.1 * (16 / 16 + 4 / 4)
     trunk = 16 / 16 + 4 * (1 / 4 - 1 / 16) + 1 * (1 - 1 / 4)
-    assert plan.total_flops == pytest.approx(budget * (trunk + branches + 4 * 0.5 + 4 * 2), rel=1e-3)
+    assert plan.total_flops == pytest.approx(budget * (trunk + branches + 4 * 0.5 + 4 + 4 * 2), rel=1e-3)
     assert "16 -> 4 -> 1 trials; each scored after a decay of 10% of its FLOPs" in str(plan)
     assert "in mid-schedule" in str(make("--space presets --scheduler halving"))
 
