@@ -25,6 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.analysis.report import markdown
+from raytrain.architecture import AXES
 from raytrain.errors import UserError
 from raytrain.files import read_json
 from raytrain.tracking.log import read_log
@@ -39,6 +40,12 @@ _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
 _ARTIFACTS = "raytrain.artifacts"  # of the parent: a digest of each file that is in MLflow, as JSON
 _FINAL = ["rank", "hardware_rank"]  # what is sent once all trials have ended
 _FINAL += [f"{kind}_gain{end}" for kind in ("compute", "hardware") for end in ("", "_low", "_high")]
+# What MLflow's menu "Views" offers for the table of runs: a tag of the experiment, as the UI itself saves one.
+_VIEW = "mlflow.sharedViewState.ranking"
+_COLUMNS = ["rank", "hardware_rank", "val_loss", "loss_per_flop", "mfu"]
+_COLUMNS += ["compute_gain", "compute_gain_low", "compute_gain_high"]
+_COLUMNS = [f"metrics.`{name}`" for name in _COLUMNS] + [f"params.`{axis}`" for axis in AXES]
+_COLUMN_WIDTH = 120  # pixels
 
 
 def resolve_uri(runs: str | Path, given: str | None = None) -> str:
@@ -76,6 +83,7 @@ class Uploader:
     `sync` may be called at any time and any number of times, by this or another process: runs are found again by their
     tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent. Artifacts of
     the parent run are study.json and what is in the study's folder report/; its description is the answer in words.
+    The experiment has a saved view, "ranking": the trials by rank, with their gains and the nine axes as columns.
     """
 
     def __init__(self, study_dir: str | Path, tracking_uri: str | None = None) -> None:
@@ -122,6 +130,7 @@ class Uploader:
         if experiment is None:
             artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
             self._experiment = self._client.create_experiment(study["name"], artifacts)
+            self._client.set_experiment_tag(self._experiment, _VIEW, _view(study))
             return
         self._experiment = experiment.experiment_id
         self._find(_key(study))
@@ -235,6 +244,14 @@ class Uploader:
 def _key(study: dict[str, Any]) -> dict[str, str]:
     """What tells this study's runs from those of another study of the same name."""
     return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
+
+
+def _view(study: dict[str, Any]) -> str:
+    """The saved view, in the form that the UI reads."""
+    state = {"orderByKey": _COLUMNS[0], "orderByAsc": True, "selectedColumns": _COLUMNS, "columnOrder": _COLUMNS}
+    state |= {"columnWidths": dict.fromkeys(_COLUMNS, _COLUMN_WIDTH)}
+    created = int(datetime.fromisoformat(study["created"]).timestamp() * 1000)
+    return json.dumps({"name": "ranking", "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
 
 
 def _note(sentences: list[str]) -> str:

@@ -108,6 +108,20 @@ def test_the_ui_s_order_is_the_ranking(runs):
     assert sorted(children) == ["best", "broken", "early", "middle", "worst"]
 
 
+def test_the_saved_view_shows_what_there_is(runs):
+    """Would catch: a view that the UI cannot read, or a column of it, an axis or a metric, that no trial has."""
+    folder = write_study(runs / "viewed", frontier_budgets=(2.5e14, 5e14, 2e15))
+    Uploader(folder).sync()
+    client, found, _ = children(folder)
+    view = json.loads(client.get_experiment_by_name("viewed").tags["mlflow.sharedViewState.ranking"])
+    assert (view["name"], type(view["createdAt"])) == ("ranking", int)
+    state = json.loads(view["state"])
+    data = found["t0"].data
+    has = {f"metrics.`{name}`" for name in data.metrics} | {f"params.`{name}`" for name in data.params}
+    assert {*state["selectedColumns"], state["orderByKey"]} <= has
+    assert {f"params.`{axis}`" for axis in architecture.AXES} <= {*state["selectedColumns"]}
+
+
 def test_a_second_sync_changes_nothing(runs, monkeypatch):
     """Would catch: runs, series or final metrics that are sent twice, by one process or by the next."""
     sent = []
