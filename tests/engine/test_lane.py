@@ -9,6 +9,7 @@ import pytest
 import ray.train
 import torch
 import torch.distributed as dist
+from torch._inductor.runtime.runtime_utils import cache_dir
 
 from raytrain.engine.lane import Job, JobFailed, Lane, LaneShape, Mailbox, describe, explain
 from raytrain.errors import UserError
@@ -144,7 +145,8 @@ def test_lane_of_one_rank(ray_here: None, tmp_path: Path) -> None:
 
 def test_lane_of_two_ranks(ray_here: None, tmp_path: Path) -> None:
     """Would catch a worker group that is started anew for each trial, ranks that get different jobs or no process
-    group, and a killed rank that hangs the lane or is taken for a failure of the trial."""
+    group, a killed rank that hangs the lane or is taken for a failure of the trial, and compiled code that goes with
+    its lane instead of being kept for all on the node."""
 
     def train(
         config: Any, on_report: Callable[..., bool], folder: Path | None, interrupted: Callable[[], bool]
@@ -156,7 +158,7 @@ def test_lane_of_two_ranks(ray_here: None, tmp_path: Path) -> None:
         seeds = torch.tensor([config.seed])
         dist.all_reduce(seeds)
         if dist.get_rank() == 0:
-            on_report({"event": "end", "pids": [int(pid) for pid in pids], "seeds": int(seeds)})
+            on_report({"event": "end", "pids": [int(pid) for pid in pids], "seeds": int(seeds), "cache": cache_dir()})
 
     lane = Lane(LaneShape(workers=2, cpus=1), str(tmp_path), train)
     one, two, three = jobs(1, 2, 3)
@@ -167,6 +169,7 @@ def test_lane_of_two_ranks(ray_here: None, tmp_path: Path) -> None:
     assert len(set(first["pids"]) - {os.getpid()}) == 2
     assert second["pids"] == first["pids"]
     assert (first["seeds"], second["seeds"]) == (2, 4)
+    assert first["cache"] == cache_dir()
     lane.submit(three)
     end = finish(lane)[-1]
     assert end["status"] == "lost"

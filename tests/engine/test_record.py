@@ -54,6 +54,18 @@ def test_outcomes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("sequences", "smaller"), [(8, 4), (6, 3), (9, 3), (7, 1)])
+def test_out_of_memory_at_the_same_global_batch(tmp_path: Path, sequences: int, smaller: int) -> None:
+    """Would catch a second try with micro-batches that do not divide the batch, and so fails for another reason."""
+    record = Record(tmp_path, trials(1))
+    trial = start(record)
+    record.take(trial, {"event": "start", "time": 1.0, "micro_batch": sequences}, "lane")
+    finish(record, trial, status="oom", reason="too big")
+    segment = record.schedule.next()
+    assert segment is not None
+    assert segment.micro_batch == smaller
+
+
 def test_stopped_at_a_rung(tmp_path: Path) -> None:
     """Would catch a stopped trial without the loss and FLOPs that it was stopped at, and checkpoints left behind by
     trials that have ended, or taken from one that goes on."""

@@ -101,6 +101,51 @@ def test_sweep_with_failures(
     assert len(client.search_runs([experiment.experiment_id])) == 1 + 6
 
 
+def test_trials_of_several_sizes(ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch lanes of one size that wait for ever for those of another, a trial on a lane of the wrong size, one
+    that can never be placed and holds up the rest, and a study that ends without its report."""
+
+    def train(config: Any, on_report: Any, folder: Any, interrupted: Any) -> None:
+        import torch.distributed
+
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        on_report({"event": "start", "startup_seconds": 0.0})
+        facts = {"val_loss": float(config.seed), "vocab_size": 256, "train_flops": config.train_flops}
+        on_report({"event": "end", "status": "complete", "world_size": ranks, **facts})
+
+    plan = make(seeds=5)
+    workers = dict(zip((trial.id for trial in plan.trials), (None, 2, None, 2, 99), strict=True))
+    trials = tuple(dataclasses.replace(trial, workers=workers[trial.id]) for trial in plan.trials)
+    assert study.run_study(dataclasses.replace(plan, trials=trials), runs=tmp_path, name="m", train=train) == 0
+    results = {trial: json.loads((tmp_path / "m" / "trials" / trial / "result.json").read_text()) for trial in workers}
+    assert [results[trial].get("world_size") for trial in workers] == [1, 2, 1, 2, None]
+    *_, misfit = results.values()
+    assert misfit["status"] == "failed"
+    assert misfit["reason"] == "it needs 99 ranks with a CPU each, and Ray finds 2 CPUs"
+    index = tmp_path / "m" / "report" / "index.html"
+    assert index.exists()
+    assert str(index) in capsys.readouterr().out
+
+
+def test_interrupted_before_tune_listens(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a Ctrl-C that is answered by a traceback, and a study of which nobody says how to go on."""
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "_tune", interrupt)
+    assert study.run_study(make(seeds=1), runs=tmp_path, name="i") == 130
+    said = capsys.readouterr().out
+    assert "interrupted: 1 of 1 trials have not ended" in said
+    assert f"go on with: python -m raytrain.tune --resume i --runs {tmp_path}" in said
+    assert json.loads((tmp_path / "i" / "study.json").read_text())["interrupted"] is True
+    monkeypatch.setattr(study, "holding", interrupt)
+    assert study.resume_study("i", runs=tmp_path) == 130
+    assert "go on with: python -m raytrain.tune --resume i" in capsys.readouterr().out
+
+
 def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) -> None:
     """Two rungs, then the end; its position is a file in `folder`. The loss is the seed."""
     from pathlib import Path

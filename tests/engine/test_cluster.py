@@ -1,0 +1,61 @@
+from typing import Any
+
+import pytest
+import ray
+
+from raytrain.engine.cluster import plan_lanes
+from raytrain.engine.lane import LaneShape
+from raytrain.errors import UserError
+from raytrain.plan import Wish
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    """Let Ray find these nodes."""
+    names = {name for node in nodes for name in node}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {n: sum(node.get(n, 0) for node in nodes) for n in names})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+
+
+def trials(*workers: int | None) -> list[dict[str, Any]]:
+    return [
+        {"id": f"t{index}", "config": {"device": "auto"}} | ({"workers": count} if count else {})
+        for index, count in enumerate(workers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wish", "shape", "count"),
+    [
+        (Wish(), LaneShape(1, 1, 1), 8),
+        (Wish(gpus_per_trial=2), LaneShape(2, 1, 1), 4),
+        (Wish(trials_per_gpu=2), LaneShape(1, 0.5, 1), 12),  # 16 would fit on the GPUs, but each takes a CPU
+        (Wish(concurrent=3), LaneShape(1, 1, 1), 3),
+        (Wish(gpus_per_trial=0), LaneShape(1, 0, 1), 12),
+        (Wish(gpus_per_trial=0, concurrent=2), LaneShape(1, 0, 6), 2),
+        (Wish(gpus_per_trial=0, workers_per_trial=4), LaneShape(4, 0, 1), 3),
+    ],
+)
+def test_lanes_that_fit(wish: Wish, shape: LaneShape, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch devices left idle, lanes that wait for ever for a CPU or a GPU, and GPUs that are not shared."""
+    cluster(monkeypatch, {"GPU": 8.0, "CPU": 12.0})
+    lanes = plan_lanes(trials(*[None] * 20), wish, is_local=True)
+    assert (set(lanes.shapes.values()), lanes.counts, lanes.misfits) == ({shape}, {shape: count}, {})
+
+
+def test_trials_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a trial that waits for ever as it can never be placed, and one that ends the study for the others."""
+    cluster(monkeypatch, {"GPU": 2.0, "CPU": 8.0}, {"GPU": 2.0, "CPU": 8.0})
+    lanes = plan_lanes(trials(None, 2, 8), Wish(), is_local=True)
+    assert lanes.shapes == {"t0": LaneShape(1, 1, 1), "t1": LaneShape(2, 1, 1)}
+    assert lanes.misfits == {"t2": "it needs 8 ranks with a GPU each, and Ray finds 4 GPUs"}
+    with pytest.raises(UserError, match=r"gpus_per_trial \(8\) must be at most the 4 GPUs that Ray finds"):
+        plan_lanes(trials(8), Wish(), is_local=True)
+
+
+def test_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a study that is refused, or asks for one lane, as its nodes come only once they are asked for."""
+    cluster(monkeypatch, {"CPU": 0.0})
+    lanes = plan_lanes(trials(*[None] * 40), Wish(gpus_per_trial=1, concurrent=16), is_local=False)
+    assert (lanes.counts, lanes.misfits) == ({LaneShape(1, 1, 1): 16}, {})
+    with pytest.raises(UserError, match="give --concurrent too"):
+        plan_lanes(trials(None), Wish(gpus_per_trial=1), is_local=False)
