@@ -1,0 +1,53 @@
+"""`ray job submit` on a cluster of this machine with its dashboard and a token: it has to end as SUCCEEDED, ranked.
+
+    pip install "ray[default]==2.60.0"
+    python benchmarks/job.py
+
+The dashboard listens on 127.0.0.1. First a submission without the token, which must be refused; then README's.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import ray
+import torch
+from nodes import environment, free_port, node, wait_for_port
+
+ROOT = Path(__file__).parents[1]
+HEADING = "Loss bought per model FLOP, best first"
+
+
+def main() -> int:
+    print(f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}, ray {ray.__version__}")
+    with tempfile.TemporaryDirectory(prefix="job-", ignore_cleanup_errors=True) as temporary:
+        folder, port, dashboard = Path(temporary), free_port(), free_port()
+        env = environment(folder) | {"OMP_NUM_THREADS": "1"}
+        head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}/ray"]
+        head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+        with node(folder, "head", env, *head) as process:
+            wait_for_port(dashboard, process, folder / "head.log")
+            address = f"http://127.0.0.1:{dashboard}"
+            tune = ["python", "-m", "raytrain.tune", "--space", "presets", "--runs", str(folder / "runs")]
+            submit = ["ray", "job", "submit", "--address", address, "--submission-id", "study"]
+            submit += ["--working-dir", str(ROOT), "--", *tune]
+            no_token = {name: value for name, value in env.items() if not name.startswith("RAY_AUTH")}
+            refused = subprocess.run(
+                submit, env=no_token | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True
+            )
+            said = (refused.stdout + refused.stderr).strip().splitlines()
+            print(f"without a token: exit {refused.returncode}, {said[-1] if said else ''}")
+            done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=900)
+            asked = ["ray", "job", "status", "--address", address, "study"]
+            status = subprocess.run(asked, env=env, capture_output=True, text=True)
+    print(done.stdout[-4000:], done.stderr[-1000:])
+    print(status.stdout, status.stderr)
+    succeeded = "SUCCEEDED" in (status.stdout + status.stderr).upper()
+    return int(not (refused.returncode and done.returncode == 0 and succeeded and HEADING in done.stdout))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

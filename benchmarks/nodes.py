@@ -1,0 +1,136 @@
+"""A cluster of two nodes on this machine, one of which is killed in the middle of a study: the study has to complete.
+
+    python benchmarks/nodes.py [--seeds 3]
+
+Each node is a raylet with one CPU, so each holds one lane. The driver joins the first by RAY_ADDRESS, with a token of
+this benchmark's own. Once the second has a trial in training, after the first few have ended, all its processes are
+killed at once. What it trained must be found lost and end on the node that is left, from its checkpoint.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ray
+import torch
+from chaos import descendants, kill_tree
+
+from raytrain.tracking.log import read_log
+
+STUDY = (
+    "--space presets --max_iters 150 --checkpoint_interval 20 --n_layer 2 --n_embd 64 --n_head 2 --eval_tokens 2048 "
+    "--device cpu --name nodes"
+)
+ENDED = 3  # trials that have ended before the node is killed
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """That of all nodes and clients of a cluster: a new token, which all of them must show; `ray` and `python` ours."""
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def node(folder: Path, name: str, env: Mapping[str, str], *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A node of a cluster, by `ray start`; at the end it and all that it started are killed."""
+    ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
+    command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats", *ports, *flags]
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all below it, as a machine that loses its power does."""
+    below = descendants(process.pid)
+    kill_tree({process.pid: "", **below})
+    process.wait()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    while process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    sys.exit(log.read_text())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="of each of the four presets")
+    flags = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}, ray {ray.__version__}")
+    with tempfile.TemporaryDirectory(prefix="nodes-", ignore_cleanup_errors=True) as temporary:
+        folder, port = Path(temporary), free_port()
+        env = environment(folder) | {"OMP_NUM_THREADS": "1"}
+        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+        with node(folder, "first", env, *head, "--num-cpus=1", f"--temp-dir={folder}/ray") as first:
+            wait_for_port(port, first, folder / "first.log")
+            with node(folder, "second", env, f"--address=127.0.0.1:{port}", "--num-cpus=1") as second:
+                command = [sys.executable, "-m", "raytrain.tune", *STUDY.split(), "--seeds", str(flags.seeds)]
+                command += ["--runs", str(folder / "runs"), "--concurrent", "2"]
+                address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+                with (folder / "driver.log").open("wb") as log:
+                    driver = subprocess.Popen(command, env=env | address, stdout=log, stderr=log)
+                killed = kill_once_it_trains(folder / "runs" / "nodes", driver, second)
+                print(f"the second node is killed with {killed} lanes on it", flush=True)
+                driver.wait(900)
+        print((folder / "driver.log").read_text()[-3500:])
+        return judge(folder / "runs" / "nodes", driver.returncode, killed)
+
+
+def kill_once_it_trains(study: Path, driver: subprocess.Popen[bytes], second: subprocess.Popen[bytes]) -> int:
+    """Kill the second node; how many lanes it had."""
+    while driver.poll() is None:
+        ended = sum(event["event"] == "end" for event in read_log(study / "events.jsonl"))
+        lanes = [
+            pid for pid, line in descendants(second.pid).items() if line.startswith("ray::ResourceTrainable.train")
+        ]
+        if ended >= ENDED and lanes:
+            kill(second)
+            return len(lanes)
+        time.sleep(0.2)
+    return 0
+
+
+def judge(study: Path, code: int, killed: int) -> int:
+    """Print what became of the trials; 0 if all is as it should be."""
+    trials = [trial["id"] for trial in json.loads((study / "study.json").read_text())["trials"]]
+    events = read_log(study / "events.jsonl")
+    results = [json.loads(path.read_text())["status"] for path in study.glob("trials/*/result.json")]
+    lost = [event["trial"] for event in events if event["event"] == "lost"]
+    starts = {
+        trial: [r["first_step"] for r in read_log(study / "trials" / trial / "log.jsonl") if r["event"] == "start"]
+        for trial in lost
+    }
+    print(f"driver ended with {code}; {len(trials)} trials, {dict(Counter(results))}")
+    for trial, steps in starts.items():
+        print(f"lost with the node: {trial}, which began at steps {' and '.join(map(str, steps))}")
+    return int(bool(code) or results != ["complete"] * len(trials) or not killed or not lost)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
