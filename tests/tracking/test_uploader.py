@@ -285,7 +285,7 @@ def test_gains_and_ranks_are_those_of_the_answer(runs):
 def test_a_long_answer_is_cut_between_sentences(runs):
     """Would catch: a description beyond what a tag holds, which MLflow would cut in the middle of a figure."""
     failed = {"status": "oom", "val_loss": None, "train_flops": None}
-    folder = write_study(runs / "long", label="a" * 3000 + " ", results=lambda index: failed if index == 5 else {})
+    folder = write_study(runs / "told", label="a" * 3000 + " ", results=lambda index: failed if index == 5 else {})
     Uploader(folder).sync()
     _, found, _ = children(folder)
     *kept, last = found[""].data.tags["mlflow.note.content"].split("\n\n")
