@@ -345,7 +345,7 @@ def make_plan(
         functions=len(expansion.candidates),
         budget_flops=budget_flops,
         trials=(*chosen, *extra),
-        axes={axis: levels for axis, levels in space.levels.items() if axis not in _NO_FACTORS},
+        axes={axis: levels for axis, levels in space.levels.items() if axis != "attention_backend"},
         baseline=_levels(space, base),
         spread=_spread(expansion.candidates),
         estimate=_estimate(total, [*chosen, *extra], wish, Machine.here(), measured),

@@ -228,25 +228,35 @@ def _headline(answer: Answer) -> str:
     best = ranked.iloc[0]
     name, losses = best["label"], ranked.loc[entries == entries.iloc[0], "val_loss"]
     seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
+    own = answer.table[answer.table["role"] != "frontier"]
+    if rest := programs(own).nunique() - count:
+        functions = f"{count} functions that came to the end of the budget ({rest} did not)"
+    else:
+        functions = f"{count} functions"
+    if count == 1 and rest:
+        return (
+            f"No winner: of {rest + 1} functions {name} alone came to the end of the budget, with val_loss "
+            f"{losses.mean():.4f} over {seeds}, and there is none to compare it with."
+        )
     if count == 1:
         noise = f"the noise: sd {answer.noise.describe()}" if answer.noise else "nothing"
         return f"No difference to find: all ranked trials are one function, {name}. Their spread is {noise}."
     if answer.noise is None:
         return (
-            f"{name} came first of {count} functions with val_loss {losses.mean():.4f}, but the noise is not known "
+            f"{name} came first of {functions} with val_loss {losses.mean():.4f}, but the noise is not known "
             f"({answer.reasons['noise']}): chance may have made this order, and nothing here is better or worse."
         )
     first = ranked["rank"] == 1
     shared = entries[first].nunique()
     if shared == 1:
         return (
-            f"The winner of {count} functions is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
+            f"The winner of {functions} is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
             "other beyond the noise. (The first of many flatters itself a little: a run anew will likely be less good.)"
         )
     least = f"The least mean val_loss is {losses.mean():.4f}, over {seeds}, of {name}."
     if shared == count:
-        return f"No winner: no difference between any two of {count} functions stands out from the noise. {least}"
-    return f"No winner: {shared} of {count} functions share rank 1, as the noise leaves open which is best. {least}"
+        return f"No winner: no difference between any two of {functions} stands out from the noise. {least}"
+    return f"No winner: {shared} of {functions} share rank 1, as the noise leaves open which is best. {least}"
 
 
 def _at_rung(answer: Answer, stopped: int) -> str:
@@ -269,15 +279,20 @@ def _gains_told(answer: Answer) -> list[str]:
         if gain == "hardware_gain" and answer.hardware_frontier is None:
             continue
         known = once[once[gain].notna()].sort_values(gain, ascending=False)
+        if once.empty:
+            continue
         if known.empty:
             out.append(f"No function has a {gain.replace('_', ' ')}: {_reasons(once[f'{gain}_reason'])}.")
             continue
         high = known[f"{gain}_high"].fillna(np.inf)
         above, below = int((known[f"{gain}_low"] > 1).sum()), int((high < 1).sum())
         told = ", ".join(_gain(row, gain) for row in known.head(_TOLD).to_dict("records"))
+        lacking = once[once[gain].isna()]
+        more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'])})." if len(lacking) else ""
         out.append(
-            f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {told}. Of "
-            f"{len(known)} functions {above} save compute and {below} waste it, each judged alone by its 95% interval."
+            f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {told}. Functions "
+            f"that save compute: {above} of {len(known)}; that waste it: {below}; each judged alone by its 95% "
+            f"interval.{more}"
         )
     for row in answer.trends[answer.trends["slope"].notna()].to_dict("records"):
         steady = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]

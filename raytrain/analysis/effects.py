@@ -203,7 +203,9 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
             f"The residuals are larger than the spread over seeds (p = {effects.lack_of_fit:.2g}): axes act together "
             "in ways that the model lacks; the intervals allow for it."
         )
-    if full.pairs and not estimates.model.pairs:
+    if known.empty:
+        out.append("No effect of an axis can be told, as the runs differ in several axes at once.")
+    elif full.pairs and not estimates.model.pairs:
         out.append(
             "The runs cannot tell main effects from interactions: each effect holds where it was run, and elsewhere "
             "only if the axes do not interact."
@@ -211,7 +213,7 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
     elif len(known) < len(effects.table):
         names = effects.table.loc[effects.table["estimate"].isna(), "effect"]
         out.append(f"Not estimable from these runs: {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}.")
-    if replicated and effects.noise:
+    if replicated and effects.noise and not known.empty:
         claims = known[known["p_holm"] < SIGNIFICANCE].sort_values("estimate", key=lambda column: -column.abs())
         main = claims["other_axis"].isna()
         scope = ", averaged over the other axes" if estimates.model.pairs else ""

@@ -356,6 +356,12 @@ def _main_effects(found: Answer) -> list[Block]:
         return [Missing(f"No effects: {found.reasons['effects']}.")]
     table = _claims(found.effects)
     main = table[table["other_axis"].isna()]
+    if main["estimate"].isna().all():
+        why = "No effect of an axis can be told, as the runs differ in several axes at once"
+        return [
+            Missing(f"{why}; each is given with up to three others that it goes together with."),
+            _effect_table(main),
+        ]
     caption = (
         "The effect of each level on val_loss against the baseline's level of its axis, averaged over the other axes"
     )

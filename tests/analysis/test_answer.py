@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+
+from raytrain import tune
+from raytrain.analysis.answer import answer
+from tests.studies import no_effect, write_study
+
+LOSSES = {"llama": 1.7, "hybrid": 1.9, "openai_gpt2": 2.24, "gpt2": 2.29}
+
+
+@pytest.fixture
+def presets(tmp_path):
+    """The space `presets` as `raytrain.tune` plans it, with two seeds, and losses that were never trained."""
+    plan = tune._plan(tune._parser().parse_args(["--space", "presets", "--seeds", "2"]))
+    described, trials = plan.to_dict(), [trial.to_dict() for trial in plan.trials]
+    study = {key: described[key] for key in ("space", "base", "scale", "budget_flops", "axes", "baseline", "scheduler")}
+    study |= {"name": "presets", "counts": plan.counts, "versions": {}, "command": "", "git_commit": None}
+    study |= {"created": "2026-11-24T12:00:00+00:00", "plan": described, "trials": trials}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    for trial in trials:
+        result = {"status": "complete", "hash": trial["hash"], "seed": trial["seed"], "vocab_size": 256}
+        result |= {"val_loss": LOSSES[trial["labels"][0]] + trial["seed"] % 2 / 100, "train_flops": plan.budget_flops}
+        folder = tmp_path / "trials" / trial["id"]
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def test_presets_differ_in_many_axes_at_once(presets):
+    """Would catch: a study of presets taken for one of a single function, or an effect of an axis read from it."""
+    found = answer(presets)
+    assert {"norm_position", "position_encoding", "ffn_type"} <= {*found.axes}
+    assert found.sentences[0].startswith("The winner of 4 functions is llama, team: val_loss 1.7050 over 2 seeds")
+    assert "No effect of an axis can be told, as the runs differ in several axes at once." in found.sentences
+    assert not any("costs" in told or "saves" in told or "nan" in told for told in found.sentences)
+
+
+def test_a_lone_survivor_is_no_winner(make_study):
+    """Would catch: a study whose scheduler left one trial called one of a single function, or its survivor a winner."""
+    study = make_study(axes={"norm_position": ["post", "pre"]}, rungs=(2e14,))
+    for seed in (0, 1):
+        study.add({"norm_position": "post"}, rungs=[3.5 + seed / 100], seed=seed, status="stopped")
+        study.add({"norm_position": "pre"}, 3.0 + seed / 100, rungs=[3.2 + seed / 100], seed=seed)
+    first, *others = answer(study.write()).sentences
+    assert first.startswith("No winner: of 2 functions norm_position=pre alone came to the end of the budget")
+    assert any(told.startswith("norm_position=pre saves 0.3000 nats") for told in others)
+
+
+def test_survivors_are_told_from_all(make_study):
+    """Would catch: the winner of those that the scheduler kept called the winner of the whole space."""
+    study = make_study(axes={"normalization": ["layernorm", "layernorm_nobias", "rmsnorm"]}, rungs=(2e14,))
+    for seed in (0, 1):
+        study.add({"normalization": "layernorm"}, rungs=[3.5 + seed / 100], seed=seed, status="stopped")
+        study.add({"normalization": "rmsnorm"}, 2.0 + seed / 100, rungs=[3.2], seed=seed)
+        study.add({"normalization": "layernorm_nobias"}, 3.0 + seed / 100, rungs=[3.2], seed=seed)
+    told = answer(study.write()).sentences[0]
+    assert told.startswith(
+        "The winner of 2 functions that came to the end of the budget (1 did not) is normalization=rms"
+    )
+
+
+def test_equal_functions(tmp_path):
+    """Would catch (A/A): a winner or an effect where there is none, or no word of it."""
+    found = answer(write_study(tmp_path / "equal", effect=no_effect, seeds=3))
+    assert found.sentences[0].startswith("No winner: no difference between any two of 12 functions stands out")
+    assert any(told.startswith("No difference stands out; effects are known to") for told in found.sentences)
+
+
+def test_the_baseline_has_a_gain_of_one_at_every_budget(tmp_path):
+    """Would catch: gains against another frontier than the baseline's, or a gain where nothing tells one."""
+    folder = write_study(
+        tmp_path / "gains",
+        effect=lambda point: -0.5 * (point["position_encoding"] == "none"),
+        frontier_budgets=(2.5e14, 5e14, 2e15),
+        seeds=3,
+    )
+    found = answer(folder)
+    table = found.table
+    is_base = (table["role"] == "frontier") | (table["label"] == "gpt2")
+    assert len(table[is_base].groupby("train_flops")) == 4
+    assert np.allclose(table.loc[is_base, "compute_gain"], 1, atol=0.03)
+    assert (table.loc[is_base, "compute_gain_low"] < 1).all()
+    assert (table.loc[is_base, "compute_gain_high"] > 1).all()
+    beyond = table["position_encoding"] == "none"
+    assert table.loc[beyond, "compute_gain"].isna().all()
+    assert table.loc[beyond, "compute_gain_reason"].str.contains("below the baseline's").all()
+    assert any(f"Without a gain: {beyond.sum() // 3} (val_loss" in told for told in found.sentences)
