@@ -11,7 +11,7 @@ import pandas as pd
 
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
-from raytrain.analysis.noise import Noise, pooled
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, pooled
 from raytrain.analysis.ranking import UNFINISHED, at_budget, budget_noise, numbers, programs, rank, read_study
 from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
 from raytrain.errors import UserError
@@ -293,6 +293,13 @@ def _gains_told(answer: Answer) -> list[str]:
             f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {told}. Functions "
             f"that save compute: {above} of {len(known)}; that waste it: {below}; each judged alone by its 95% "
             f"interval.{more}"
+        )
+    misfit = answer.frontier.misfit
+    if misfit is not None and misfit < SIGNIFICANCE:
+        own = answer.table.loc[_is_baseline(answer.table, answer.axes, answer.baseline), "compute_gain"]
+        out.append(
+            f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, which "
+            f"should be 1, are {own.min():.3f} to {own.max():.3f}, and those of others are off by as much."
         )
     for row in answer.trends[answer.trends["slope"].notna()].to_dict("records"):
         steady = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]

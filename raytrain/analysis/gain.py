@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 import numpy as np
+import scipy.stats
 
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
 from raytrain.analysis.trials import budgets
@@ -28,6 +29,9 @@ class Frontier:
 
     `unit` is the geometric mean of the fitted FLOPs, which keeps `scale` in nats. `draws` (5 x draws) holds floor,
     scale and alpha of refits to bootstrapped runs, the noise sd behind each, and the sd of ln FLOPs (0 if exact).
+    `misfit` is the p-value of the budgets' mean losses lying no further from the fit than the noise puts them; None if
+    the fit has as many coefficients as budgets, or FLOPs are not exact. A small one says that the baseline's losses do
+    not fall in this way, and that gains are wrong by as much as the baseline's own are not 1.
     """
 
     floor: float
@@ -38,6 +42,7 @@ class Frontier:
     high: float
     noise: Noise
     draws: Array
+    misfit: float | None
 
     def loss(self, flops: float) -> float:
         return self.floor + self.scale * (flops / self.unit) ** -self.alpha
@@ -102,7 +107,14 @@ def fit_frontier(
         fitted[:, None] + sds * draws.standard_normal(shape),
     )
     ends = float(flops.min()), float(flops.max())
-    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]))
+    misfit = None
+    free = 3 - (not floor) - (not _ALPHAS[0] < alpha < _ALPHAS[1])  # coefficients that are not at a bound
+    if clock is None and count > free and noise.sd:
+        runs = np.bincount(budget)
+        off = (np.bincount(budget, losses - fitted) / runs) ** 2
+        ratio = float(np.sum(runs * off)) / (count - free) / noise.sd**2
+        misfit = float(scipy.stats.f.sf(ratio, count - free, noise.df))
+    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]), misfit)
 
 
 def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:

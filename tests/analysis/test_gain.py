@@ -104,6 +104,21 @@ def test_a_floor_is_not_below_zero():
     assert frontier.loss(1e20) > 0
 
 
+def test_a_baseline_of_another_shape_is_found_out():
+    """Bug: gains that are off, from a frontier that misses the baseline's losses by far more than the noise; or a
+    good frontier called bad in more than 5% of cases (of 400, plus 3 binomial sd)."""
+    straight = 3 - 0.5 * np.log(BUDGETS / BUDGETS[0])
+    frontier = fit_frontier(BUDGETS, straight, Noise(0.01, 6, "seeds"))
+    assert frontier.misfit < 0.01
+    assert abs(compute_gain(straight[1], BUDGETS[1], frontier).value - 1) > 0.04
+    draws, called = np.random.default_rng(0), 0
+    for _ in range(400):
+        found = fit_frontier(np.repeat(BUDGETS, 3), loss(np.repeat(BUDGETS, 3)) + draws.normal(0, 0.0019, 12))
+        called += found.misfit < 0.05
+    assert called / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    assert fit_frontier(BUDGETS[:3], loss(BUDGETS[:3]), SMALL).misfit is None
+
+
 def test_diverged_runs_are_no_part_of_a_frontier():
     """Bug: one NaN that makes the whole fit NaN."""
     flops, losses = np.append(BUDGETS, 1e15), np.append(loss(BUDGETS), np.nan)
