@@ -298,8 +298,8 @@ def _gains_told(answer: Answer) -> list[str]:
     if misfit is not None and misfit < SIGNIFICANCE:
         own = answer.table.loc[_is_baseline(answer.table, answer.axes, answer.baseline), "compute_gain"]
         out.append(
-            f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, which "
-            f"should be 1, are {own.min():.3f} to {own.max():.3f}, and those of others are off by as much."
+            f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, "
+            f"which should be 1, are {own.min():.3f} to {own.max():.3f}, and those of others are off by as much."
         )
     for row in answer.trends[answer.trends["slope"].notna()].to_dict("records"):
         steady = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
