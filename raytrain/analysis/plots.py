@@ -130,7 +130,7 @@ def interactions_picture(effects: pd.DataFrame) -> Picture:
         found[max(sides), min(sides)] = row
     down = sorted({row for row, _ in found})
     across = sorted({column for _, column in found})
-    largest = pairs["estimate"].abs().max()
+    largest = np.fmax(pairs["estimate"].abs().max(), (pairs["high"] - pairs["low"]).median())  # noise alone stays pale
     scale = Normalize(-largest, largest) if largest > 0 else Normalize(-1, 1)
     with matplotlib.rc_context(_STYLE):
         longest = max(len(name) for name in levels)

@@ -672,6 +672,7 @@ th { border-bottom: 1px solid #555; vertical-align: bottom; font-weight: 600; }
 th { white-space: normal; }
 #ranking td.words { min-width: 5rem; }
 #ranking td.words:nth-child(3) { min-width: 12rem; }
+#reproduce td { overflow-wrap: anywhere; }
 #answer p:not(.missing) { font-size: 1.15rem; line-height: 1.4; }
 .marked { background: #fdf1dc; }
 .kept { font-weight: 600; }
@@ -795,7 +796,7 @@ def markdown(text: str) -> str:
     text = re.sub(r"([\\`*\[\]#|~])", r"\\\1", " ".join(text.split()))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"^(\d+(?=[.)])|(?=[-+] ))", r"\1\\", text)
+    return re.sub(r"^(\d+(?=[.)](?: |$))|(?=[-+] ))", r"\1\\", text)
 
 
 def _markdown_block(block: Block) -> str:

@@ -110,6 +110,14 @@ def test_each_interaction_is_in_the_cell_of_its_levels(drawn):
     assert sum(patch.get_hatch() is not None for patch in ax.patches) == 1
 
 
+def test_what_may_be_noise_is_pale(drawn):
+    """Would catch: colours as strong as those of any effect for interactions far smaller than their intervals."""
+    for estimate, least in ((0.0002, 0.85), (-0.02, 0.0)):  # the intervals are +-0.001
+        plots.interactions_picture(effects(("a", "1", 0), ("b", "1", 0), pairs=[("a", "1", "b", "1", estimate)]))
+        (cell,) = drawn.pop().axes[0].patches
+        assert least <= min(cell.get_facecolor()[:3]) <= least + 0.1
+
+
 def test_a_heat_map_of_many_levels_grows():
     """Would catch: forty interactions in cells too small for their numbers."""
     names = [(f"axis_{i}", "level") for i in range(14)]
