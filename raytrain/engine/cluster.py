@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 import raytrain
 from raytrain.engine.lane import LaneShape
@@ -93,7 +95,8 @@ def ray_started() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def watching_ray(on_death: Callable[[], None]) -> Iterator[None]:
-    """Call `on_death`, from a thread, if this machine's part of Ray dies: nothing would run, or say so, any more."""
+    """Free what dead lanes hold, from a thread; and call `on_death` if this machine's part of Ray dies: nothing would
+    run, or say so, any more."""
     is_over = threading.Event()
     here = ray.get_runtime_context().get_node_id()
 
@@ -102,6 +105,7 @@ def watching_ray(on_death: Callable[[], None]) -> Iterator[None]:
             if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
                 on_death()
                 return
+            _free_orphans()
 
     thread = threading.Thread(target=watch, name="watch ray", daemon=True)
     thread.start()
@@ -110,6 +114,20 @@ def watching_ray(on_death: Callable[[], None]) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
+
+
+def _free_orphans() -> None:
+    """Free the placement groups of this job whose makers are dead: those of the ranks of a lane that was killed.
+
+    Ray keeps such a group for as long as the job runs, and a new lane might wait for its GPUs for ever. Train leaves it
+    to a cleaner that asks the dashboard, if there is one. Only Ray's own table says whose a group is.
+    """
+    table = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
+    job = ray.get_runtime_context().get_job_id()
+    for group in map(PlacementGroupTableData.FromString, table):
+        is_ours = group.creator_job_id.hex() == job and group.creator_actor_id != ray.ActorID.nil().binary()
+        if is_ours and group.creator_actor_dead and group.state != group.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: bool) -> Lanes:

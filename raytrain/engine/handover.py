@@ -76,14 +76,11 @@ class Desk(FIFOScheduler):
     def __init__(self, record: Record) -> None:
         super().__init__()
         self._record = record
-        self._groups: dict[str, str] = {}  # of each of Tune's trials, the placement group that its ranks are in
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP once the segment is over and there is other work, or none ever."""
         schedule = self._record.schedule
         for report in result["reports"]:
-            if report.get("placement_group"):
-                self._groups[trial.trial_id] = report["placement_group"]
             self._record.take(trial.config["trial"]["id"], report, result["lane"])
         if not result["is_over"] or result["is_lost"]:
             return TrialScheduler.CONTINUE
@@ -96,20 +93,6 @@ class Desk(FIFOScheduler):
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             status = "oom" if isinstance(error, ray.exceptions.OutOfMemoryError) else "lost"
             self._record.lane_died(name, status, f"the lane died: {_cause(error)}")
-        _free(self._groups.pop(trial.trial_id, None))
-
-
-def _free(group: str | None) -> None:
-    """Free the GPUs of ranks whose lane died: Train leaves that to a cleaner which asks the dashboard, if there is one.
-
-    A lane that broke in good order has freed them itself, and this finds nothing.
-    """
-    if group is not None:
-        found = ray.util.placement_group_table().get(group)
-        if found is not None and found["state"] != "REMOVED":
-            ray.util.remove_placement_group(
-                ray.util.placement_group.PlacementGroup(ray.PlacementGroupID.from_hex(group))
-            )
 
 
 def _cause(error: Exception) -> str:

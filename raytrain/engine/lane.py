@@ -239,7 +239,7 @@ def _serve(settings: dict[str, Any]) -> None:
         if job is None:
             continue
         with watch.over(number):
-            outcome = _run(job, number, train, mailbox, watch, is_alone=is_alone)
+            outcome = _run(job, number, train, mailbox, watch)
         floor.restore()
         if outcome is not None:
             if not is_alone or outcome.pop("is_poisoned"):
@@ -247,9 +247,7 @@ def _serve(settings: dict[str, Any]) -> None:
             mailbox.report(number, {"event": "end", "time": time.time(), **outcome})
 
 
-def _run(
-    job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "_Watch", *, is_alone: bool
-) -> Report | None:
+def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "_Watch") -> Report | None:
     """Train one job. Returns what went wrong, in plain values: the exception would keep the job's tensors alive."""
     stop = False
 
@@ -258,9 +256,6 @@ def _run(
         watch.note()
         if report["event"] == "step" and "memory_peak_gb" not in report:
             report = report | _resident_memory()
-        if report["event"] == "start" and not is_alone:
-            group = ray.util.get_current_placement_group()
-            report = report | {"placement_group": group.id.hex() if group else None}
         stop = mailbox.report(number, {**report, "time": time.time()}) or stop
         return stop or (report["event"] == "rung" and report["rung"] == job.rung)
 

@@ -3,10 +3,39 @@ from typing import Any
 import pytest
 import ray
 
-from raytrain.engine.cluster import plan_lanes
+from raytrain.engine.cluster import _free_orphans, plan_lanes
 from raytrain.engine.lane import LaneShape
 from raytrain.errors import UserError
 from raytrain.plan import Wish
+
+
+@ray.remote(num_cpus=0)
+class Holder:
+    """An actor that makes a placement group, as the controller of a lane's ranks does."""
+
+    def hold(self) -> str:
+        self.group = ray.util.placement_group([{"CPU": 0.1}])
+        ray.get(self.group.ready())
+        return str(self.group.id.hex())
+
+
+def test_what_a_dead_lane_holds_is_freed(ray_here: None) -> None:
+    """Would catch a lane killed while it starts that keeps its GPUs, so that no other ever gets them; and one that
+    lives, or Tune, whose groups are taken away."""
+    dead, alive = Holder.remote(), Holder.remote()
+    orphan, kept = ray.get([dead.hold.remote(), alive.hold.remote()])
+    own = ray.util.placement_group([{"CPU": 0.1}])
+    ray.get(own.ready())
+    _free_orphans()
+    states = {name: group["state"] for name, group in ray.util.placement_group_table().items()}
+    assert [states[name] for name in (orphan, kept, own.id.hex())] == ["CREATED"] * 3
+    ray.kill(dead)
+    while states[orphan] != "REMOVED":
+        _free_orphans()
+        states = {name: group["state"] for name, group in ray.util.placement_group_table().items()}
+    assert [states[name] for name in (kept, own.id.hex())] == ["CREATED"] * 2
+    ray.util.remove_placement_group(own)
+    ray.kill(alive)
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
