@@ -18,6 +18,7 @@ from raytrain.errors import UserError
 from raytrain.factorial import Point, live
 from raytrain.files import read_json
 
+_TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
 _TOLD = 3  # of the gains, and of the trials whose two ranks differ
 
 
@@ -85,6 +86,10 @@ def answer(folder: str | Path) -> Answer:
     trends = _trends(table[~is_base], groups[~is_base], frontiers["frontier"])
     if trends.empty:
         reasons["trends"] = reasons.get("frontier", "no function but the baseline ran at two budgets or more")
+        try:
+            trends = _rung_trends(rung_table(folder), table, is_base)
+        except UserError as error:
+            reasons["trends"] = str(error)
     out = Answer(
         study=study,
         axes=axes,
@@ -191,17 +196,40 @@ def _no_gain(status: str) -> str:
 
 
 def _trends(table: pd.DataFrame, groups: pd.Series, frontier: Frontier | None) -> pd.DataFrame:
+    """A row for each of the functions that ran at several budgets."""
+    done = table[groups >= 0].assign(program=programs(table), budget=groups, flops=numbers(table, "train_flops"))
+    return _slopes(done, "budget", frontier) if frontier else pd.DataFrame(columns=_TRENDS)
+
+
+def _slopes(runs: pd.DataFrame, budget: str, frontier: Frontier) -> pd.DataFrame:
+    """The trend of each program of `runs`, whose budgets the column `budget` tells apart."""
     rows = []
-    if frontier is not None:
-        done = table[groups >= 0]
-        for _, runs in done.groupby(programs(done)):
-            by_budget = runs.groupby(groups[runs.index])
-            if by_budget.ngroups > 1:
-                losses, flops = (by_budget[column].mean().to_numpy(float) for column in ("val_loss", "train_flops"))
-                found = gain_trend(losses, flops, frontier, np.array(by_budget.size(), float))
-                row = {"label": runs["label"].iloc[0], "hash": runs["hash"].iloc[0], "slope": found.value}
-                rows.append(row | {"low": found.low, "high": found.high, "reason": found.reason})
-    return pd.DataFrame(rows, columns=["label", "hash", "slope", "low", "high", "reason"])
+    for _, own in runs.groupby("program", sort=False):
+        groups = own.groupby(budget)
+        if groups.ngroups > 1:
+            losses, flops = (groups[column].mean().to_numpy(float) for column in ("val_loss", "flops"))
+            found = gain_trend(losses, flops, frontier, np.array(groups.size(), float))
+            row = {"label": own["label"].iloc[0], "hash": own["hash"].iloc[0], "slope": found.value}
+            rows.append(row | {"low": found.low, "high": found.high, "reason": found.reason})
+    return pd.DataFrame(rows, columns=_TRENDS)
+
+
+def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -> pd.DataFrame:
+    """As `_trends`, over the rungs that trials were scored at after a decay, which are as good as runs of so few FLOPs.
+
+    The frontier is then the baseline's over the same rungs and its end. Raises UserError if it was not at three.
+    """
+    facts = table[["trial", "label", "hash"]].assign(program=programs(table), is_base=is_base)
+    scored = rungs.merge(facts[numbers(table, "rung_decay") > 0], on="trial").sort_values(["trial", "rung"])
+    scored = scored[scored["val_loss"].notna()]
+    branch = scored.groupby("trial")["decay_flops"].diff().fillna(scored["decay_flops"]).clip(lower=0)
+    scored = scored.assign(flops=scored["train_flops"] + branch)
+    if scored.empty:
+        return pd.DataFrame(columns=_TRENDS)
+    noise = pooled(scored["val_loss"], scored["program"] * (scored["rung"].max() + 1) + scored["rung"])
+    base = scored[scored["is_base"]]
+    frontier = fit_frontier(base["flops"].to_numpy(), base["val_loss"].to_numpy(), noise)
+    return _slopes(scored[~scored["is_base"]], "rung", frontier)
 
 
 def _sentences(answer: Answer) -> list[str]:
@@ -214,6 +242,7 @@ def _sentences(answer: Answer) -> list[str]:
             out.append(_at_rung(answer, stopped))
         out += answer.effects.sentences
     out += _gains_told(answer)
+    out += _trends_told(answer)
     out += _hardware_told(answer)
     out += _outcomes(table)
     return out
@@ -301,12 +330,26 @@ def _gains_told(answer: Answer) -> list[str]:
             f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, "
             f"which should be 1, are {own.min():.3f} to {own.max():.3f}, and those of others are off by as much."
         )
-    for row in answer.trends[answer.trends["slope"].notna()].to_dict("records"):
-        steady = row["low"] is not None and row["high"] is not None and row["low"] <= 0 <= row["high"]
-        word = "does not clearly change" if steady else "shrinks" if row["slope"] < 0 else "grows"
-        slope = f"{row['slope']:+.3f} in ln gain for each factor e of FLOPs"
-        out.append(f"The gain of {row['label']} {word} with the budget: {slope}.")
     return out
+
+
+def _trends_told(answer: Answer) -> list[str]:
+    known = answer.trends[answer.trends["slope"].notna()].astype({"slope": float, "low": float, "high": float})
+    if known.empty:
+        return []
+    low, high = known["low"].fillna(-np.inf), known["high"].fillna(np.inf)
+    clear = known[(low > 0) | (high < 0)]
+    clear = clear.loc[clear["slope"].abs().sort_values(ascending=False, kind="stable").index]
+    told = [
+        f"the gain of {row['label']} {'shrinks' if row['slope'] < 0 else 'grows'} ({row['slope']:+.3f}, 95% "
+        f"{row['low']:+.3f} to {row['high']:+.3f})"
+        for row in clear.head(_TOLD).to_dict("records")
+    ]
+    rest = f"that of {len(known) - len(clear)} of {len(known)} functions does not clearly change"
+    out = f"As budgets grow (ln gain for each factor e of FLOPs): {'; '.join([*told, rest])}."
+    if (answer.table["status"] == "stopped").any():
+        out += " Luck at a rung helps a trial on, and is gone at the next, so a gain seems to shrink a little."
+    return [out]
 
 
 def _gain(row: dict[Any, Any], gain: str) -> str:

@@ -42,7 +42,8 @@ class Study:
                 "train_flops": self.rungs[rung],
                 "train_seconds": 10.0 * (rung + 1),
             }
-            log.write(report | {"val_loss": score, "eval_seconds": 1.0, "decay_flops": 0})
+            decayed = config.rung_decay * sum(self.rungs[: rung + 1])
+            log.write(report | {"val_loss": score, "eval_seconds": 1.0, "decay_flops": decayed})
         status = status or ("complete" if loss is not None else None)
         if status:
             spent = self.rungs[len(rungs) - 1] if status == "stopped" else flops

@@ -5,7 +5,8 @@ import pytest
 
 from raytrain import tune
 from raytrain.analysis.answer import answer
-from tests.studies import no_effect, write_study
+from tests.analysis.conftest import noise_of
+from tests.studies import BUDGET, no_effect, write_study
 
 LOSSES = {"llama": 1.7, "hybrid": 1.9, "openai_gpt2": 2.24, "gpt2": 2.29}
 
@@ -87,3 +88,22 @@ def test_the_baseline_has_a_gain_of_one_at_every_budget(tmp_path):
     assert table.loc[beyond, "compute_gain"].isna().all()
     assert table.loc[beyond, "compute_gain_reason"].str.contains("below the baseline's").all()
     assert any(f"Without a gain: {beyond.sum() // 3} (val_loss" in told for told in found.sentences)
+
+
+def test_a_gain_that_vanishes_over_rungs(make_study):
+    """Would catch: rungs that are no budgets, the FLOPs of a branch left out, or a trend with the wrong sign. The gain
+    is 1.5 at the end, and e^-0.2 less of it for each factor e of FLOPs."""
+    rungs, spent = (1e14, 3e14), np.array([1.25e14, 3.75e14, BUDGET])
+    losses = {"post": 2 + 30 * spent**-0.09}
+    losses["pre"] = 2 + 30 * (1.5 * (spent / BUDGET) ** -0.2 * spent) ** -0.09
+    study = make_study(axes={"norm_position": ["post", "pre"]}, rungs=rungs)
+    for seed in range(4):
+        for place, (*scores, last) in losses.items():
+            off = noise_of(place, seed, sd=1e-4)
+            point = {"norm_position": place, "schedule": "wsd", "rung_decay": 0.25}
+            study.add(point, last + off, rungs=[score + off for score in scores], seed=seed)
+    found = answer(study.write())
+    (row,) = found.trends.to_dict("records")
+    assert row["slope"] == pytest.approx(-0.2, abs=0.01)
+    assert row["low"] < row["slope"] < row["high"] < 0
+    assert any("the gain of norm_position=pre" in told and "shrinks (-0.2" in told for told in found.sentences)
