@@ -1,13 +1,30 @@
 """python benchmarks/coverage.py: are the intervals, the claims and the winners of a study what they say? Simulated.
 
-See raytrain.analysis.simulate for the worlds: 720 functions, pairwise interactions, noise of sd 0.0019 nats.
+See raytrain.analysis.simulate for the worlds: 720 functions, pairwise interactions, noise of sd 0.0019 nats. At the end
+the command that replays a table, timed.
 """
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 
 from raytrain.analysis import simulate
+from raytrain.factorial import Model
 
-REPLAYS, NULLS, FRONTIERS = 1000, 10_000, 300
+REPLAYS, NULLS, FRONTIERS, SEEDS = 1000, 10_000, 300, 20
+DESIGNS = (
+    "--design d_optimal --trials 128",
+    "--design random --trials 128",
+    "--design one_at_a_time --seeds 5",
+    "--design full",
+    "--design full --scheduler halving",
+)
+KEYS = ((1000, "regret_model"), (1, "coverage"))
 
 
 def main() -> None:
@@ -28,9 +45,12 @@ def main() -> None:
     for words, runs in {
         "20 configurations, 3 seeds each": [3] * 20,
         "20 configurations, 1 seed each but the baseline's 5": [5] + [1] * 19,
-        "2 configurations, 5 seeds each": [5, 5],
+        "2 configurations, 5 seeds each": [5] * 2,
     }.items():
         print(f"{words:56}{simulate.winners_declared(np.array(runs), NULLS):.3f}")
+    for count in (3, 20):
+        words = f"any two ranks that differ, {count} configurations, 3 seeds"
+        print(f"{words:56}{simulate.ranks_told_apart(np.array([3] * count), NULLS):.3f}")
     print(f"{'any effect of a d_optimal design, 128 trials':56}{simulate.claims_made(NULLS):.3f}")
 
     print("\nHalving keeps 32 of 128 trials: the part of main effects that estimates show\n")
@@ -43,6 +63,24 @@ def main() -> None:
         found = simulate.frontier_coverage(np.array(budgets), FRONTIERS)
         names = ", ".join(f"{budget:.2g}" for budget in budgets)
         print(f"{names:28}" + "".join(f"{part:10.3f}" for part in found.values()))
+
+    print(f"\npython -m raytrain.replay, {REPLAYS} replays of a table of 720 functions with {SEEDS} seeds, two rungs\n")
+    print(f"{'':36}   time, s   regret, mnats: run, model    coverage    FLOPs")
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "study.parquet"
+        points, draws = simulate.functions(), np.random.default_rng(0)
+        losses, _ = simulate.truths(Model(points, points[0]), points, 1, draws)
+        simulate.study_table(points, losses[:, 0], draws, seeds=SEEDS).to_parquet(table)
+        for design in DESIGNS:
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "raytrain.replay", str(table), *design.split(), "--json"]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            seconds = time.perf_counter() - start
+            model, part = (f"{scale * found[key]:.3f}" if found[key] is not None else "-" for scale, key in KEYS)
+            print(
+                f"{design:36}{seconds:10.1f}{1000 * found['regret_observed']:23.3f}{model:>7}{part:>12}"
+                f"{found['flops']:9.3g}"
+            )
 
 
 if __name__ == "__main__":
