@@ -64,9 +64,7 @@ def main() -> None:
         names = ", ".join(f"{budget:.2g}" for budget in budgets)
         print(f"{names:28}" + "".join(f"{part:10.3f}" for part in found.values()))
 
-    print(
-        f"\nThe command raytrain.replay: {REPLAYS} replays of a table of 720 functions with {SEEDS} seeds, two rungs\n"
-    )
+    print(f"\nThe command raytrain.replay: {REPLAYS} replays of a table of 720 functions, {SEEDS} seeds, two rungs\n")
     print(f"{'':36}   time, s   regret, mnats: run, model    coverage    FLOPs")
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "study.parquet"
