@@ -45,7 +45,7 @@ _VIEW = "mlflow.sharedViewState.ranking"
 _COLUMNS = ["rank", "hardware_rank", "val_loss", "loss_per_flop", "mfu"]
 _COLUMNS += ["compute_gain", "compute_gain_low", "compute_gain_high"]
 _COLUMNS = [f"metrics.`{name}`" for name in _COLUMNS] + [f"params.`{axis}`" for axis in AXES]
-_COLUMN_WIDTH = 120  # pixels
+_COLUMN_WIDTH = 100  # pixels
 
 
 def resolve_uri(runs: str | Path, given: str | None = None) -> str:
@@ -130,10 +130,11 @@ class Uploader:
         if experiment is None:
             artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
             self._experiment = self._client.create_experiment(study["name"], artifacts)
+        else:
+            self._experiment = experiment.experiment_id
+            self._find(_key(study))
+        if experiment is None or _VIEW not in experiment.tags:
             self._client.set_experiment_tag(self._experiment, _VIEW, _view(study))
-            return
-        self._experiment = experiment.experiment_id
-        self._find(_key(study))
 
     def _find(self, tags: dict[str, str]) -> None:
         """Take up the runs that MLflow has with these tags."""
