@@ -11,7 +11,7 @@ import pandas as pd
 
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, pooled
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, pooled
 from raytrain.analysis.ranking import UNFINISHED, at_budget, budget_noise, numbers, programs, rank, read_study
 from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
 from raytrain.errors import UserError
@@ -241,6 +241,7 @@ def _sentences(answer: Answer) -> list[str]:
         if stopped := int((table["status"] == "stopped").sum()):
             out.append(_at_rung(answer, stopped))
         out += answer.effects.sentences
+    out += _spread_told(table)
     out += _gains_told(answer)
     out += _trends_told(answer)
     out += _hardware_told(answer)
@@ -295,6 +296,19 @@ def _at_rung(answer: Answer, stopped: int) -> str:
         f"{stopped} trials were stopped at a rung. Effects are those at {answer.effects_flops:.4g} FLOPs, {when}: the "
         "last rung before any was stopped, so stopping the worse ones does not bias them. The full budget may differ."
     )
+
+
+def _spread_told(table: pd.DataFrame) -> list[str]:
+    """That the noise differs between functions, if it does."""
+    done = table[at_budget(table) & (table["status"] == "complete")]
+    p = equal_spread(done["val_loss"], programs(done))
+    if p is None or p >= SIGNIFICANCE:
+        return []
+    sds = done.groupby("label", sort=False)["val_loss"].std().dropna().sort_values()
+    return [
+        f"The noise is not the same for all (p = {p:.2g}): over seeds the sd is {sds.iloc[0]:.5f} for {sds.index[0]} "
+        f"and {sds.iloc[-1]:.5f} for {sds.index[-1]}. Intervals, which take it to be, are too narrow for the noisiest."
+    ]
 
 
 def _gains_told(answer: Answer) -> list[str]:

@@ -62,6 +62,14 @@ def pooled(values: pd.Series, group: pd.Series) -> Noise | None:
     return Noise(float(np.sqrt(np.sum(deviations**2) / df)), df, "seeds") if df > 0 else None
 
 
+def equal_spread(values: pd.Series, group: pd.Series) -> float | None:
+    """The p-value of all groups having one sd (Bartlett, Proceedings of the Royal Society A 160, 1937); None if fewer
+    than two groups have a spread. A small one says that a pooled sd is too small for some groups and too large for
+    others."""
+    groups = [own.to_numpy() for _, own in values.groupby(group) if own.nunique() > 1]
+    return float(scipy.stats.bartlett(*groups).pvalue) if len(groups) > 1 else None
+
+
 def declare_winner(losses: Array, runs: Array, noise: Noise | None) -> int | None:
     """The index of the configuration that is best beyond the noise, or None. `losses` are means over `runs` runs each.
 

@@ -599,7 +599,8 @@ def _method(found: Answer) -> list[Block]:
         "Model FLOPs per token: 3 x the forward matrix products, from the configuration alone; attention not halved "
         "for its mask, the head counted, the embedding's lookup and recomputation not.",
         "Noise: sd^2 = sum over functions of the squared deviations from their mean / sum of (runs - 1), over "
-        "functions completed with several seeds at one budget.",
+        "functions completed with several seeds at one budget. It is taken to be equal for all; where Bartlett's test "
+        "finds that it is not, the answer says so.",
         "Rank r: r - 1 functions or more are better beyond the noise, by Tukey's studentized range over all functions "
         "(in the form of Kramer), which tells any two of equal ones apart in at most 5% of studies. A winner must beat "
         "every other by the t test of two, which finds one among equals in at most 5% of studies too.",

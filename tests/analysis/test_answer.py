@@ -69,6 +69,20 @@ def test_equal_functions(tmp_path):
     assert any(told.startswith("No difference stands out; effects are known to") for told in found.sentences)
 
 
+def test_noise_that_differs_is_told(make_study):
+    """Would catch: one sd for a steady and a shaky function, without a word; or a word where the sds are equal."""
+    for shaky in (1, 30):
+        study = make_study(f"x{shaky}", axes={"norm_position": ["pre", "post"]})
+        for seed in range(8):
+            study.add({"norm_position": "pre"}, 3 + noise_of("pre", seed, sd=0.002), seed=seed)
+            study.add({"norm_position": "post"}, 3 + noise_of("post", seed, sd=0.002 * shaky), seed=seed)
+        told = [
+            told for told in answer(study.write()).sentences if told.startswith("The noise is not the same for all")
+        ]
+        assert len(told) == (shaky > 1)
+        assert all(one.index("for norm_position=pre") < one.index("for norm_position=post") for one in told)
+
+
 def test_the_baseline_has_a_gain_of_one_at_every_budget(tmp_path):
     """Would catch: gains against another frontier than the baseline's, or a gain where nothing tells one."""
     folder = write_study(
