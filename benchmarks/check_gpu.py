@@ -88,31 +88,28 @@ def check_fp8() -> None:
 
 
 def check_models() -> None:
-    """Loss and gradient of each level of each axis, compiled in bf16 against eager in float32."""
+    """The gradient of each level of each axis, compiled and not, in bf16 against float32. (A relu flips where bf16 does.)"""
     small = {"n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 256, "vocab_size": 512}
     levels = [{axis: value} for axis, values in CATEGORICAL_AXES.items() for value in values]
+    tokens = torch.randint(512, (8, 257), device="cuda")
     for level in [{}, *levels, {"bias": True}, {"weight_tying": True}]:
         axes = PRESETS["llama"] | ({"ffn_type": "standard"} if "activation" in level else {}) | level
         arch = configs.Architecture(**axes, **small)
-        torch.manual_seed(0)
-        exact_model = NextTokenLoss(build(arch)).cuda()
-        tokens = torch.randint(512, (8, 257), device="cuda")
-        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        exact_loss = exact_model(inputs, targets)
-        exact_loss.backward()
-        run = configs.TrainConfig(architecture=arch, max_iters=1, global_batch=256, compile=True, parallel="single")
-        torch.manual_seed(0)
-        model = NextTokenLoss(build(arch)).cuda()
-        world = steps.parallel.World(0, 1, torch.device("cuda"), "single", torch.bfloat16)
-        spread = steps.parallel.spread(model, run, world)
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = spread(inputs, targets)
-        loss.backward()
-        pairs = zip(model.parameters(), exact_model.parameters(), strict=True)
-        ours, exact = zip(*((p.grad.flatten(), q.grad.flatten()) for p, q in pairs), strict=True)
+        gradients = []
+        for compiled, dtype in ((True, torch.bfloat16), (False, torch.bfloat16), (False, torch.float32)):
+            run = configs.TrainConfig(
+                architecture=arch, max_iters=1, global_batch=256, compile=compiled, parallel="single"
+            )
+            torch.manual_seed(0)
+            world = steps.parallel.World(0, 1, torch.device("cuda"), "single", dtype)
+            model = steps.parallel.spread(NextTokenLoss(build(arch)).cuda(), run, world)
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            loss.backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        ours, plain, exact = gradients
         name = ", ".join(f"{axis} {value}" for axis, value in level.items()) or "llama"
-        show(f"{name}: loss", error(loss, exact_loss), 0.0, allowed=1e-3)
-        show(f"{name}: gradient", error(torch.cat(ours), torch.cat(exact)), 0.0, allowed=0.03)
+        show(f"gradient, {name}", error(ours, exact), error(plain, exact), allowed=1.1 * error(plain, exact))
         torch._dynamo.reset()
 
 
@@ -123,7 +120,7 @@ def check_graphs() -> None:
         values |= {"stats_interval": 25, "eval_tokens": 4096, "global_batch": 4096, "micro_batch": 8}
         shown = dict(changes)
         if changes.pop("rung", False):
-            values |= {"schedule": "wsd", "rungs": "1e11", "rung_decay": 0.1}
+            values |= {"schedule": "wsd", "rungs": "2.5e11", "rung_decay": 0.1}
         config, _ = configs.resolve([("check", values | changes)], data_vocab_size=256)
         losses = []
         for most in (0.0, graphs.MOST_FLOPS):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 
 from raytrain.architecture import CATEGORICAL_AXES, PRESETS, SCALES, Architecture
@@ -35,14 +36,16 @@ MODELS = {
     "1.3b": ("llama", "1.3b", 8, 8),
 }
 SMOKE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
-VARIANTS = ("", "plain head", "fp32 stream", "cudnn attention", "fp8")
+VARIANTS = ("", "plain head", "fp32 stream", "all kept", "flash attention", "fp8")
 STEPS = 6
+KERNELS = 40  # shown of a profile
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--variants", nargs="+", default=[""], choices=VARIANTS, help="ours, changed in one thing")
+    parser.add_argument("--micro", type=int, help="sequences of a micro-batch, in place of the usual number")
     parser.add_argument("--no-peer", action="store_true", help="without Hugging Face's")
     parser.add_argument("--axes", action="store_true", help="instead: every level of every axis, at 124m")
     parser.add_argument("--roofline", action="store_true", help="instead: where the time of ours goes")
@@ -65,7 +68,10 @@ def main() -> None:
         theirs = None if flags.no_peer else run(case_of(name, flags.smoke) | {"peer": True})
         show(name, "Hugging Face", theirs, theirs)
         for variant in flags.variants:
-            show(name, f"ours {variant}", run(case_of(name, flags.smoke) | {"variant": variant}), theirs)
+            case = case_of(name, flags.smoke) | {"variant": variant}
+            if flags.micro:
+                case |= {"micro": flags.micro, "repeats": case["micro"] * case["repeats"] // flags.micro}
+            show(name, f"ours {variant}", run(case), theirs)
 
 
 def heading() -> None:
@@ -163,6 +169,8 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
     model = model.to(device)
     if not case.get("peer"):
         model = parallel.spread(model, run_config, world)
+    if variant == "all kept":
+        torch._functorch.config.ban_recompute_materialized_backward = True
     adamw = make_optimizer(model, run_config, world)
     parameters = list(model.parameters())
     tokens = torch.randint(arch.vocab_size, (case["micro"], arch.block_size + 1), device=device)
@@ -198,9 +206,8 @@ def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss
         head.CHUNK_BYTES = int(float(variant.split()[2]) * 2**30)
     if variant == "fp32 stream":
         transformer.autocast = lambda x: x
-    if variant == "cudnn attention":
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
+    if variant == "flash attention":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return NextTokenLoss(build(arch))
 
 
@@ -322,7 +329,7 @@ def timer(work: Callable[[], Any], times: int) -> float:
 
 
 def profile(step: Callable[[], None]) -> tuple[dict[str, float], list[tuple[str, float, int]]]:
-    """Milliseconds of kernels by part, and the 16 longest: name, milliseconds, calls."""
+    """Milliseconds of kernels by part, and the longest: name, milliseconds, calls."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     on_gpu = torch.cuda.is_available()
     with torch.profiler.profile(activities=activities[1:] if on_gpu else activities[:1]) as record:
@@ -335,7 +342,7 @@ def profile(step: Callable[[], None]) -> tuple[dict[str, float], list[tuple[str,
     parts = dict.fromkeys(PARTS, 0.0)
     for name, spent, _ in rows:
         parts[next(part for part, pattern in PARTS.items() if re.search(pattern, name))] += spent
-    return parts, sorted(rows, key=lambda row: -row[1])[:16]
+    return parts, sorted(rows, key=lambda row: -row[1])[:KERNELS]
 
 
 def show_roofline(name: str, smoke: bool) -> None:
