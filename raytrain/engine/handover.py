@@ -70,7 +70,7 @@ class Desk(FIFOScheduler):
     """Writes down what lanes report, and stops a trial of Tune's once its segment is over.
 
     A lane whose segment is over, with nothing to run until other lanes bring a rung to its end, is left to idle: Tune
-    would take it down.
+    would take it down. But not while a trial waits for a lane, which may never come: a node may have died.
     """
 
     def __init__(self, record: Record) -> None:
@@ -78,13 +78,16 @@ class Desk(FIFOScheduler):
         self._record = record
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """STOP once the segment is over and there is other work, or none ever."""
+        """STOP once the segment is over and there is other work, begun or not, or none ever."""
         schedule = self._record.schedule
         for report in result["reports"]:
             self._record.take(trial.config["trial"]["id"], report, result["lane"])
         if not result["is_over"] or result["is_lost"]:
             return TrialScheduler.CONTINUE
-        return TrialScheduler.STOP if schedule.is_over or schedule.next() is not None else TrialScheduler.CONTINUE
+        is_wanted = schedule.next() is not None or any(
+            live.status == "PENDING" for live in tune_controller.get_live_trials()
+        )
+        return TrialScheduler.STOP if schedule.is_over or is_wanted else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The lane broke. If it did not say so itself, its process died under the trial."""
