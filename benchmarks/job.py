@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ray
 import torch
-from nodes import environment, free_port, node, wait_for_port
+from nodes import environment, free_port, node
 
 ROOT = Path(__file__).parents[1]
 HEADING = "Loss bought per model FLOP, best first"
@@ -28,8 +28,7 @@ def main() -> int:
         env = environment(folder) | {"OMP_NUM_THREADS": "1"}
         head = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}/ray"]
         head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-        with node(folder, "head", env, *head) as process:
-            wait_for_port(dashboard, process, folder / "head.log")
+        with node(folder, "head", env, *head):
             address = f"http://127.0.0.1:{dashboard}"
             tune = ["python", "-m", "raytrain.tune", "--space", "presets", "--runs", str(folder / "runs")]
             submit = ["ray", "job", "submit", "--address", address, "--submission-id", "study"]

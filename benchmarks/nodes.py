@@ -52,12 +52,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def node(folder: Path, name: str, env: Mapping[str, str], *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A node of a cluster, by `ray start`; at the end it and all that it started are killed."""
+    """A node of a cluster, by `ray start`, up; at the end it and all that it started are killed."""
     ports = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
     command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats", *ports, *flags]
-    with (folder / f"{name}.log").open("wb") as log:
+    said = folder / f"{name}.log"
+    with said.open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
+        while "Ray runtime started" not in said.read_text():
+            if process.poll() is not None:
+                sys.exit(said.read_text())
+            time.sleep(0.2)
         yield process
     finally:
         kill(process)
@@ -70,14 +75,6 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    while process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.2)
-    sys.exit(log.read_text())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="of each of the four presets")
@@ -87,17 +84,18 @@ def main() -> int:
         folder, port = Path(temporary), free_port()
         env = environment(folder) | {"OMP_NUM_THREADS": "1"}
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
-        with node(folder, "first", env, *head, "--num-cpus=1", f"--temp-dir={folder}/ray") as first:
-            wait_for_port(port, first, folder / "first.log")
-            with node(folder, "second", env, f"--address=127.0.0.1:{port}", "--num-cpus=1") as second:
-                command = [sys.executable, "-m", "raytrain.tune", *STUDY.split(), "--seeds", str(flags.seeds)]
-                command += ["--runs", str(folder / "runs"), "--concurrent", "2"]
-                address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-                with (folder / "driver.log").open("wb") as log:
-                    driver = subprocess.Popen(command, env=env | address, stdout=log, stderr=log)
-                killed = kill_once_it_trains(folder / "runs" / "nodes", driver, second)
-                print(f"the second node is killed with {killed} lanes on it", flush=True)
-                driver.wait(900)
+        with (
+            node(folder, "first", env, *head, "--num-cpus=1", f"--temp-dir={folder}/ray"),
+            node(folder, "second", env, f"--address=127.0.0.1:{port}", "--num-cpus=1") as second,
+        ):
+            command = [sys.executable, "-m", "raytrain.tune", *STUDY.split(), "--seeds", str(flags.seeds)]
+            command += ["--runs", str(folder / "runs"), "--concurrent", "2"]
+            address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            with (folder / "driver.log").open("wb") as log:
+                driver = subprocess.Popen(command, env=env | address, stdout=log, stderr=log)
+            killed = kill_once_it_trains(folder / "runs" / "nodes", driver, second)
+            print(f"the second node is killed with {killed} lanes on it", flush=True)
+            driver.wait(900)
         print((folder / "driver.log").read_text()[-3500:])
         return judge(folder / "runs" / "nodes", driver.returncode, killed)
 
