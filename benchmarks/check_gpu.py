@@ -88,7 +88,7 @@ def check_fp8() -> None:
 
 
 def check_models() -> None:
-    """The gradient of each level of each axis, compiled and not, in bf16 against float32. (A relu flips where bf16 does.)"""
+    """The gradient of each level of each axis, compiled and not, in bf16 against float32."""
     small = {"n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 256, "vocab_size": 512}
     levels = [{axis: value} for axis, values in CATEGORICAL_AXES.items() for value in values]
     tokens = torch.randint(512, (8, 257), device="cuda")

@@ -56,7 +56,7 @@ def run(scale: str, strategy: str, size: int, steps: int, factor: int) -> dict |
         "preset": "llama",
         "scale": scale,
         "parallel": name,
-        "activation_checkpointing": bool(recompute),
+        "activation_checkpointing": "full" if recompute else "none",
         "global_batch": sequences * block_size * size,
         "micro_batch": micro_batch,
         "max_iters": steps,

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._functorch.config
 import torch.nn.functional as F
 
+from raytrain import memory
 from raytrain.architecture import CATEGORICAL_AXES, PRESETS, SCALES, Architecture
 from raytrain.flops import flops_per_token
 from raytrain.hardware import peak_flops
@@ -36,7 +36,7 @@ MODELS = {
     "1.3b": ("llama", "1.3b", 8, 8),
 }
 SMOKE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
-VARIANTS = ("", "plain head", "fp32 stream", "all kept", "flash attention", "fp8")
+VARIANTS = ("", "plain head", "fp32 stream", "selective", "flash attention", "fp8")
 STEPS = 6
 KERNELS = 40  # shown of a profile
 
@@ -159,18 +159,20 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
     arch = Architecture(**case["arch"])
     variant, compiled = case.get("variant", ""), not case.get("smoke")
     run_config = configs.TrainConfig(
-        architecture=arch, max_iters=1, global_batch=arch.block_size, compile=compiled, parallel="single"
+        architecture=arch,
+        max_iters=1,
+        global_batch=arch.block_size,
+        compile=compiled,
+        parallel="single",
+        activation_checkpointing="selective" if variant == "selective" and compiled else "none",
+        precision="fp8" if variant == "fp8" else "auto",
     )
-    if variant == "fp8":
-        object.__setattr__(run_config, "precision", "fp8")
     world = parallel.World(0, 1, device, "single", torch.bfloat16)
     torch.manual_seed(0)
     model = their_model(case["family"], arch, compiled) if case.get("peer") else our_model(arch, variant, compiled)
     model = model.to(device)
     if not case.get("peer"):
         model = parallel.spread(model, run_config, world)
-    if variant == "all kept":
-        torch._functorch.config.ban_recompute_materialized_backward = True
     adamw = make_optimizer(model, run_config, world)
     parameters = list(model.parameters())
     tokens = torch.randint(arch.vocab_size, (case["micro"], arch.block_size + 1), device=device)
@@ -203,7 +205,7 @@ def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss
     if variant == "plain head":
         NextTokenLoss.head_loss = torch.compile(plain_head) if compiled else plain_head
     if variant.startswith("chunks of "):
-        head.CHUNK_BYTES = int(float(variant.split()[2]) * 2**30)
+        memory.HEAD_CHUNK_BYTES = int(float(variant.split()[2]) * 2**30)
     if variant == "fp32 stream":
         transformer.autocast = lambda x: x
     if variant == "flash attention":

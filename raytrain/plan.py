@@ -450,7 +450,7 @@ def _memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) ->
         parallel=parallel,
         world_size=ranks,
         shard_size=config.fsdp_shard_size,
-        recompute=config.activation_checkpointing,
+        checkpointing=config.activation_checkpointing,
     )
 
 

@@ -72,7 +72,9 @@ class TrainConfig:
     compile: bool | None = _field(None, "torch.compile the model; none: on a GPU only")
     parallel: str = _field("auto", "single, ddp, zero1, fsdp, or auto (ddp when there are several ranks)")
     fsdp_shard_size: int | None = _field(None, "ranks a parameter is sharded over, replicated across; none: all ranks")
-    activation_checkpointing: bool = _field(False, "recompute each block in the backward pass, to spare memory")
+    activation_checkpointing: str = _field(
+        "none", "what the backward pass computes anew, to spare memory: none, selective (no matrix product), full (all)"
+    )
     peak_tflops: float | None = _field(None, "dense peak of one device for MFU, in TFLOP/s, where it is not known")
 
     eval_interval: int = _field(0, "steps between evaluations; 0: five times a run")
@@ -97,6 +99,7 @@ class TrainConfig:
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("auto", "bf16", "fp32", "fp8")),
             ("parallel", ("auto", "single", "ddp", "zero1", "fsdp")),
+            ("activation_checkpointing", ("none", "selective", "full")),
         ):
             if getattr(self, name) not in allowed:
                 raise unknown_value(name, getattr(self, name), allowed)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raytrain import memory
+
 PADDING = -100  # a target that counts nothing
-CHUNK_BYTES = 1 << 30  # of logits at a time: as fast as all at once, and little beside the activations
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(tokens: int, bytes_per_token: int) -> list[slice]:
-    """Equal parts of the tokens with at most CHUNK_BYTES of logits each, in whole tiles of a matrix product."""
-    parts = math.ceil(tokens * bytes_per_token / CHUNK_BYTES)
+    """Equal parts of the tokens with at most HEAD_CHUNK_BYTES of logits each, in whole tiles of a matrix product."""
+    parts = math.ceil(tokens * bytes_per_token / memory.HEAD_CHUNK_BYTES)
     size = math.ceil(tokens / parts / 128) * 128
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 

@@ -131,15 +131,18 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
     """
     model = loss_model.model
     blocks = model.blocks
-    if config.activation_checkpointing:
+    if config.activation_checkpointing == "full":
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block)
+    elif config.activation_checkpointing == "selective" and not uses_compile(config, world):
+        raise UserError("activation_checkpointing ('selective') is the compiler's doing: it goes with --compile True")
     if config.precision == "fp8":
         fp8.convert(blocks)
     if uses_compile(config, world):
-        # The backward pass makes activations and norms anew inside kernels that read their inputs anyway, even those
-        # that a matrix product then needs in memory. A third less is kept, for one write more of each.
-        torch._functorch.config.ban_recompute_materialized_backward = False
+        # What is compiled computes anew what costs nothing more to read. Under "selective" that is also what a matrix
+        # product of the backward pass then needs in memory, for one write more of each: activations and norms.
+        is_selective = config.activation_checkpointing == "selective"
+        torch._functorch.config.ban_recompute_materialized_backward = not is_selective
         for block in blocks:
             block.compile(dynamic=False)
         model.finish = torch.compile(model.finish, dynamic=False)  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raytrain.training import head
+from raytrain import memory
 from raytrain.training.head import PADDING, linear_cross_entropy
 
 
@@ -24,7 +24,7 @@ def draw(tokens, dtype=torch.float32):
 @pytest.mark.parametrize(("tokens", "chunk_bytes"), [(300, 1 << 30), (300, 128 * 50 * 4), (128, 1)])
 def test_loss_and_gradients_equal_those_of_autograd(monkeypatch, tokens, chunk_bytes):
     """Catches a chunk that is left out or counted twice, padding that has a gradient, and a factor that is dropped."""
-    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(memory, "HEAD_CHUNK_BYTES", chunk_bytes)
     hidden, weight, targets = draw(tokens)
     found = linear_cross_entropy(hidden, weight, targets)
     gradients = torch.autograd.grad(found * 0.3, (hidden, weight))

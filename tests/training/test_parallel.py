@@ -28,7 +28,7 @@ VARIANTS = {
     "zero1": {"parallel": "zero1"},
     "fsdp": {"parallel": "fsdp"},
     "fsdp, a replica a rank": {"parallel": "fsdp", "fsdp_shard_size": 1},
-    "fsdp, accumulated and recomputed": {"parallel": "fsdp", "micro_batch": 4, "activation_checkpointing": True},
+    "fsdp, accumulated and recomputed": {"parallel": "fsdp", "micro_batch": 4, "activation_checkpointing": "full"},
 }
 
 
