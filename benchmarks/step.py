@@ -2,12 +2,14 @@
 
     python benchmarks/step.py [--models gpt2 llama 1.3b] [--variants ...] [--axes] [--roofline] [--smoke]
 
-Every row is a process of its own. The work of a row: random tokens, the model compiled, bf16 autocast over fp32
-weights, sdpa, gradients of several micro-batches, clipped, and fused AdamW. "x HF" is tokens/s over those of Hugging
-Face's model of the same shapes in the same session, "gpt2" being the preset here and `GPT2LMHeadModel` there.
+Every row is a process of its own, but those of --axes. The work of a row: random tokens, the model compiled, bf16
+autocast over fp32 weights, sdpa, gradients of several micro-batches, clipped, and fused AdamW. "x HF" is tokens/s over
+those of Hugging Face's model of the same shapes in the same session, "gpt2" being the preset here and `GPT2LMHeadModel`
+there.
 """
 
 import argparse
+import gc
 import json
 import re
 import subprocess
@@ -54,7 +56,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.case:
         case = json.loads(flags.case)
-        print(json.dumps(roofline(case) if flags.roofline else measure(case)))
+        print(json.dumps(roofline(case) if flags.roofline else measure_each(case) if flags.axes else measure(case)))
         return
     heading()
     if flags.axes:
@@ -89,11 +91,11 @@ def case_of(name: str, smoke: bool, **changes: Any) -> dict[str, Any]:
     return {"family": kind, "arch": axes | sizes, "micro": micro, "repeats": repeats}
 
 
-def run(case: dict[str, Any], *flags: str) -> dict[str, Any] | None:
+def run(case: Any, *flags: str) -> Any:
     """The outcome of `case` in a process of its own; None if it failed, with its last words on stderr."""
     command = [sys.executable, __file__, *flags, "--case", json.dumps(case)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
         return json.loads(done.stdout.splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError) as error:
         print(type(error).__name__, getattr(error, "stderr", None) or done.stderr[-2500:], file=sys.stderr)
@@ -120,6 +122,19 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         except torch.OutOfMemoryError:
             case = case | {"micro": case["micro"] // 2, "repeats": case["repeats"] * 2}
         torch.cuda.empty_cache()
+
+
+def measure_each(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of one case after another, as a lane trains them: what is compiled is of one case."""
+    found = []
+    for case in cases:
+        found.append(measure(case))
+        torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 def timed(case: dict[str, Any]) -> dict[str, Any]:
@@ -256,20 +271,14 @@ def show_axes(smoke: bool) -> None:
         also = {"ffn_type": "standard"} if axis == "activation" else {}
         levels += [{axis: value, **also} for value in values if also or value != PRESETS["llama"][axis]]
     levels += [{"bias": True}, {"weight_tying": True}, {"dropout": 0.1}]
-    print("change from llama                                tokens/s    MFU   MFU / best   peak GB")
-    found = []
-    for level in levels:
+    found = run([case_of("llama", smoke, **level) | {"repeats": 2} for level in levels], "--axes")
+    print("change from llama                                tokens/s    MFU   speed / best   peak GB   first step")
+    for level, outcome in zip(levels, found or [], strict=True):
         words = ", ".join(f"{axis} {value}" for axis, value in level.items()) or "none"
-        outcome = run(case_of("llama", smoke, **level) | {"repeats": 2})
-        if outcome is None:
-            print(f"{words:46} failed", flush=True)
-            continue
-        found.append((words, outcome))
-        best = max(outcome["mfu"] for _, outcome in found) or 1.0
+        best = max(outcome["speed"] for outcome in found)  # all have the same FLOPs
         print(
-            f"{words:46} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {outcome['mfu'] / best:12.2f} "
-            f"{outcome['peak_gb']:9.1f}",
-            flush=True,
+            f"{words:46} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {outcome['speed'] / best:14.2f} "
+            f"{outcome['peak_gb']:9.1f} {outcome['first']:10.1f} s"
         )
 
 
