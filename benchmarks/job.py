@@ -18,6 +18,7 @@ import torch
 from nodes import environment, free_port, node
 
 ROOT = Path(__file__).parents[1]
+STATUS = "from ray.job_submission import JobSubmissionClient as Jobs; print(Jobs({!r}).get_job_status('study').value)"
 HEADING = "Loss bought per model FLOP, best first"
 
 
@@ -38,14 +39,13 @@ def main() -> int:
                 submit, env=no_token | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True
             )
             said = (refused.stdout + refused.stderr).strip().splitlines()
-            print(f"without a token: exit {refused.returncode}, {said[-1] if said else ''}")
+            print(f"without a token: exit {refused.returncode}; {' '.join(said[-1:])}", flush=True)
             done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=900)
-            asked = ["ray", "job", "status", "--address", address, "study"]
-            status = subprocess.run(asked, env=env, capture_output=True, text=True)
-    print(done.stdout[-4000:], done.stderr[-1000:])
-    print(status.stdout, status.stderr)
-    succeeded = "SUCCEEDED" in (status.stdout + status.stderr).upper()
-    return int(not (refused.returncode and done.returncode == 0 and succeeded and HEADING in done.stdout))
+            asked = [sys.executable, "-c", STATUS.format(address)]
+            status = subprocess.run(asked, env=env, capture_output=True, text=True).stdout.strip()
+    print(done.stdout[done.stdout.find(HEADING) :], done.stderr[-500:] if done.returncode else "")
+    print(f"status: {status}")
+    return int(not (refused.returncode and done.returncode == 0 and status == "SUCCEEDED" and HEADING in done.stdout))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def textbook(trials: list[dict[str, Any]], folder: Path, ranks: int, *, gpu: boo
     logs = [folder / "textbook" / trial["id"] / "log.jsonl" for trial in trials]
     common = {"ranks": ranks, "gpu": gpu, "threads": threads, "folder": str(folder / "ray")}
     settings = [common | {"config": t["config"], "log": str(log)} for t, log in zip(trials, logs, strict=True)]
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0"}
     # Room for the ranks beside the function that starts them.
     ray.init(num_cpus=ranks + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     tune.Tuner(
