@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-PROGRAMS = 1  # a multiprocessor
-BLOCK = 8192  # columns at a time
-WARPS = 32
+PROGRAMS = 2  # a multiprocessor
+BLOCK = 4096  # columns at a time
+WARPS = 16
 LOG2_E = tl.constexpr(math.log2(math.e))  # the hardware has exp2
 
 
