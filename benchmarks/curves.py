@@ -36,7 +36,12 @@ def main() -> None:
         flags.scale, flags.steps, flags.plain_steps, flags.batch = "tiny", 20, 10, 1024
     steps.heading()
     print(f"{flags.preset} at {flags.scale}, {flags.steps} steps of {flags.batch:,} tokens, {flags.seeds} seeds")
-    found = {recipe: [curve(recipe, seed, flags) for seed in range(flags.seeds)] for recipe in RECIPES}
+    found: dict[str, list[dict[int, float]]] = {recipe: [] for recipe in RECIPES}
+    for seed in range(flags.seeds):
+        for recipe in RECIPES:
+            found[recipe].append(curve(recipe, seed, flags))
+            step, loss = list(found[recipe][-1].items())[-1]
+            print(f"seed {seed}, {recipe}: {loss:.4f} after {step} steps", flush=True)
     print("  step   noise" + "".join(f"{recipe:>10}" for recipe in RECIPES) + "   plain from ours   fp8 from ours")
     for step in found["ours"][0]:
         ours = [losses[step] for losses in found["ours"]]
