@@ -11,7 +11,7 @@ import pandas as pd
 
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, pooled
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, group_means, pooled
 from raytrain.analysis.ranking import UNFINISHED, at_budget, budget_noise, numbers, programs, rank, read_study
 from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
 from raytrain.errors import UserError
@@ -28,10 +28,11 @@ class Answer:
 
     `table` is that of `ranking.rank`, with compute_gain and hardware_gain, each with `_low` and `_high` (95%; an end
     that would be infinite is NaN) and, where there is none, a `_reason`. `noise` is the spread of val_loss over seeds
-    at the study's budget. `effects` are those of `axes` against `baseline`, at `effects_flops`: the study's budget, or
-    the last rung that every trial reached if some were stopped. `trends` has a row for each function but the baseline
-    that ran at several budgets: `label`, `hash`, the `slope` of ln gain against ln FLOPs with `low` and `high`, or the
-    `reason` that there is none. `reasons` says of each part that is None, or empty, why.
+    at the study's budget, `paired` what functions on the same seeds do not share of it (`noise.Means`). `effects` are
+    those of `axes` against `baseline`, at `effects_flops`: the study's budget, or the last rung that every trial
+    reached if some were stopped. `trends` has a row for each function but the baseline that ran at several budgets:
+    `label`, `hash`, the `slope` of ln gain against ln FLOPs with `low` and `high`, or the `reason` that there is none.
+    `reasons` says of each part that is None, or empty, why.
     """
 
     study: dict[str, Any]
@@ -39,6 +40,7 @@ class Answer:
     baseline: dict[str, Any]
     table: pd.DataFrame
     noise: Noise | None
+    paired: Noise | None
     effects: Effects | None
     effects_flops: float
     frontier: Frontier | None
@@ -54,7 +56,8 @@ def answer(folder: str | Path) -> Answer:
     study, table = read_json(folder / "study.json"), rank(read_study(folder))
     axes, baseline = axes_of(study)
     table["val_loss"] = numbers(table, "val_loss")
-    noise = budget_noise(table)
+    noise, done = budget_noise(table), table[at_budget(table) & (table["status"] == "complete")]
+    paired = group_means(done["val_loss"], programs(done), done["seed"]).noise if len(done) else None
     reasons: dict[str, str] = {}
     if noise is None:
         reasons["noise"] = "no function was completed at the study's budget with two seeds"
@@ -96,6 +99,7 @@ def answer(folder: str | Path) -> Answer:
         baseline=baseline,
         table=table,
         noise=noise,
+        paired=paired,
         effects=found,
         effects_flops=effects_flops,
         frontier=frontiers["frontier"],

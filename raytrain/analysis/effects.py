@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, seed_noise
+from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, seed_noise
 from raytrain.analysis.trials import budgets, points
 from raytrain.errors import UserError
 from raytrain.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
@@ -51,7 +51,9 @@ def effects(
 
     `table` has one row a trial (see raytrain.analysis.trials). Effects are averaged over `candidates`, the points of
     the space, by default the points run. Intervals come from `noise`, by default from the residuals: these hold the
-    spread over seeds, pooled with whatever the model does not explain.
+    spread over seeds, pooled with whatever the model does not explain. Each seed has an offset of its own, which takes
+    out what it does to all functions (see `noise.Means`), unless that hides an effect, as where no two functions share
+    a seed, or takes up more than half of the degrees of freedom.
 
     Trials that were stopped at a rung count with their loss there, and each budget has an offset of its own. As the
     worse trials are the ones stopped, the offset takes up part of their effects: 1 to 2% in simulations that stop three
@@ -70,9 +72,15 @@ def effects(
     offsets = np.eye(budget.max() + 1)[budget][:, 1:]
     full = Model(population(runs, candidates), baseline, interactions=interactions)
     model, fit = fit_model(full, runs, offsets)
+    source = "residuals"
+    shared = np.hstack([offsets, np.eye(used["seed"].nunique())[pd.factorize(used["seed"])[0]][:, 1:]])
+    shared_model, shared_fit = fit_model(full, runs, shared)
+    told = _seen(shared_model, shared_fit) == _seen(model, fit)
+    if shared.shape[1] > offsets.shape[1] and told and shared_fit.df >= fit.df / 2:
+        model, fit, offsets, source = shared_model, shared_fit, shared, f"{source}{SHARED}"
 
     seeds = seed_noise(used, axes)
-    residuals = Noise(float(fit.residual_sd(losses)), fit.df, "residuals") if fit.df else None
+    residuals = Noise(float(fit.residual_sd(losses)), fit.df, source) if fit.df else None
     estimates = _Estimates(model, fit, losses, noise or residuals)
     out = Effects(
         table=_table(full, estimates, _aliases(full, runs, offsets)),
@@ -85,6 +93,12 @@ def effects(
         sentences=[],
     )
     return dataclasses.replace(out, sentences=_sentences(out, estimates, full, baseline))
+
+
+def _seen(model: Model, fit: LeastSquares) -> set[str]:
+    """The effects that the runs tell."""
+    hidden = np.any(fit.unseen(model.contrasts), axis=1)
+    return {effect.name for effect, is_hidden in zip(model.effects, hidden, strict=True) if not is_hidden}
 
 
 class _Estimates:
@@ -144,6 +158,8 @@ def _aliases(full: Model, runs: Sequence[Point], offsets: Array) -> dict[Effect,
 def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
     """p of the F test: residual mean square beyond the spread over seeds, against the mean square over seeds."""
     if residuals is None or seeds is None or residuals.df <= seeds.df or not seeds.sd:
+        return None
+    if (SHARED in residuals.source) != (SHARED in seeds.source):
         return None
     df = residuals.df - seeds.df
     extra = (residuals.sd**2 * residuals.df - seeds.sd**2 * seeds.df) / df

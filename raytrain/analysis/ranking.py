@@ -25,7 +25,7 @@ import pandas as pd
 import scipy.stats
 
 from raytrain import architecture
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner, pooled
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner, group_means, pooled
 from raytrain.analysis.trials import BUDGET_TOLERANCE, RECIPE
 from raytrain.factorial import Array
 from raytrain.files import read_json
@@ -110,9 +110,9 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
 
     The seeds of one program are one entry, with their mean, and share a rank. A rank r says that r - 1 programs or more
     are better than it beyond the noise (`places`); nothing is said of the order of two that share one. The noise is
-    that over seeds; without replicates none is known, and ranks are the order of the figures, which chance may have
-    made. By hardware FLOPs the noise is the spread over seeds of the logarithm of loss_per_hardware_flop, which has the
-    noise of the clock in it too.
+    that over seeds, less what a seed does to all (`noise.group_means`); without replicates none is known, and ranks are
+    the order of the figures, which chance may have made. By hardware FLOPs the noise is that of the logarithm of
+    loss_per_hardware_flop, which has the noise of the clock in it too.
     """
     ranked = at_budget(table)
     ended = table["status"].isin(("complete", "stopped"))
@@ -129,10 +129,8 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
         loss_per_flop=merit,
         loss_per_hardware_flop=hardware_merit,
         budget_ok=((flops / budget - 1).abs() <= BUDGET_TOLERANCE).astype(int),
-        rank=_ranks(bought, program, budget_noise(table)),
-        hardware_rank=_ranks(
-            logs.where(ranked), program, pooled(logs[ranked & np.isfinite(logs)], program[ranked & np.isfinite(logs)])
-        ),
+        rank=_ranks(bought, program, table["seed"]),
+        hardware_rank=_ranks(logs.where(ranked), program, table["seed"]),
     )
     out["rank_note"] = _notes(out)
     order = pd.DataFrame(
@@ -143,11 +141,12 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     return out.loc[order.index].reset_index(drop=True)
 
 
-def places(values: Array, runs: Array, noise: Noise | None) -> npt.NDArray[np.intp]:
-    """The rank of each entry by `values`, means over `runs` runs each, of which more is better.
+def places(values: Array, variances: Array, noise: Noise | None) -> npt.NDArray[np.intp]:
+    """The rank of each entry by `values`, means of which more is better. The `variances` of their differences are over
+    that of the noise (see `noise.Means`): 1/n_i + 1/n_j for n runs each.
 
-    One is better than another beyond the noise if their means differ by more than q s sqrt((1/n_i + 1/n_j) / 2), where
-    q is the 95% quantile of the studentized range: of any number of equal entries, two differ so much in at most 5% of
+    One is better than another beyond the noise if their means differ by more than q s sqrt(variance / 2), where q is
+    the 95% quantile of the studentized range: of any number of equal entries, two differ so much in at most 5% of
     studies (Tukey's test, for unequal n as Kramer has it: Biometrics 12, 1956). "Better beyond the noise" is then a
     partial order: with the margin k sqrt(a_i^2 + a_j^2), a over b and b over c make a over c.
 
@@ -163,10 +162,9 @@ def places(values: Array, runs: Array, noise: Noise | None) -> npt.NDArray[np.in
         better = better - better.T
     margin: Array | float = 0.0
     if noise is not None and len(values) > 1:
-        n = np.asarray(runs, float)
-        margin = studentized_range(len(values), noise.df) * noise.sd * np.sqrt((1 / n[:, None] + 1 / n) / 2)
+        margin = studentized_range(len(values), noise.df) * noise.sd * np.sqrt(variances / 2)
     counts = np.sum(better > margin, axis=0)
-    winner = declare_winner(-values, runs, noise)
+    winner = declare_winner(-values, variances, noise)
     if winner is not None:
         counts[np.arange(len(values)) != winner] = np.maximum(1, np.delete(counts, winner))
     order = np.lexsort((-counts, -values))
@@ -181,12 +179,15 @@ def studentized_range(entries: int, df: int) -> float:
     return float(scipy.stats.studentized_range.ppf(1 - SIGNIFICANCE, entries, df))
 
 
-def _ranks(values: pd.Series, program: pd.Series, noise: Noise | None) -> pd.Series:
+def _ranks(values: pd.Series, program: pd.Series, seed: pd.Series) -> pd.Series:
     """The rank of each row's program by the mean of its `values`; none where no row of it has one."""
-    means = values.dropna().groupby(program).agg(["mean", "size"])
-    found = places(means["mean"].to_numpy(float), means["size"].to_numpy(float), noise)
-    ranks = program.map(pd.Series(found, index=means.index, dtype="Int64")).astype("Int64")
-    return ranks.where(values.notna())
+    known = values.dropna()
+    nothing = set(program[known.index][~np.isfinite(known)])  # what bought nothing comes last
+    some = known[~program[known.index].isin(nothing)]
+    found = group_means(some, program[some.index], seed[some.index])
+    ranks = dict(zip(found.groups, places(found.means, found.variances, found.noise), strict=True))
+    ranks |= dict.fromkeys(nothing, len(ranks) + 1)
+    return program.map(pd.Series(ranks, dtype="Int64")).astype("Int64").where(values.notna())
 
 
 def _notes(table: pd.DataFrame) -> list[str]:

@@ -19,7 +19,7 @@ import pandas as pd
 from raytrain.analysis import plots
 from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.effects import Effects
-from raytrain.analysis.noise import SIGNIFICANCE, Noise
+from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.plots import Picture
 from raytrain.analysis.ranking import UNFINISHED, numbers, programs
 from raytrain.analysis.trials import BUDGET_TOLERANCE, points
@@ -280,6 +280,8 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     text = f"Functions ranked: {ranked}, best first, by the mean loss bought per model FLOP. {order}"
     if found.noise:
         text += " Beside each mean is its own 95% interval."
+    if found.paired and SHARED in found.paired.source:
+        text += " Differences are known better than that, as the functions share their seeds."
     words = tuple(number for number, name in enumerate(columns) if name in ("function", "each seed", "outcome"))
     blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
     if notes := [f"{entry['label']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
@@ -488,10 +490,17 @@ def _noise(found: Answer) -> list[Block]:
             Missing(f"The noise floor is not known: {found.reasons['noise']}. So no claim of better or worse is made."),
             Text("Run at least the baseline with several seeds: --seeds 3."),
         ]
-    noise = found.noise
+    noise = found.paired or found.noise
     rows = [[f"{seeds}", _text("{:.4f}", noise.t * noise.sd * np.sqrt(2 / seeds))] for seeds in _SEEDS]
-    blocks: list[Block] = [
-        Text(f"The sd of val_loss between runs of one function is {noise.describe()}."),
+    blocks: list[Block] = [Text(f"The sd of val_loss between runs of one function is {found.noise.describe()}.")]
+    if SHARED in noise.source:
+        blocks.append(
+            Text(
+                "The functions ran on the same seeds, and a part of this is what a seed does to all of them, which no "
+                f"difference holds. The rest, on which ranks rest, has an sd of {noise.describe()}."
+            )
+        )
+    blocks += [
         Text("Two functions, compared alone, differ beyond the noise (95%) if their means differ by more than:"),
         Table(["seeds of each", "nats"], rows, texts=()),
     ]
@@ -515,9 +524,9 @@ def _promised(found: Answer, effects: pd.DataFrame) -> str:
     design = (found.study.get("plan") or {}).get("design") or {}
     promised = design.get("half_widths_in_noise_sd") or {}
     known = [promised[name] for name in effects["effect"] if promised.get(name) is not None]
-    if not known or found.noise is None:
+    if not known or found.effects is None or found.effects.noise is None:
         return ""
-    low, high = min(known) * found.noise.sd, max(known) * found.noise.sd
+    low, high = (end * found.effects.noise.sd for end in (min(known), max(known)))
     return f" (the plan promised {low:.4f} to {high:.4f} at this noise)"
 
 
@@ -600,7 +609,8 @@ def _method(found: Answer) -> list[Block]:
         "for its mask, the head counted, the embedding's lookup and recomputation not.",
         "Noise: sd^2 = sum over functions of the squared deviations from their mean / sum of (runs - 1), over "
         "functions completed with several seeds at one budget. It is taken to be equal for all; where Bartlett's test "
-        "finds that it is not, the answer says so.",
+        "finds that it is not, the answer says so. Functions that run on the same seeds share a part of it, which each "
+        "seed's own offset takes out of their differences, as blocks do in an experiment.",
         "Rank r: r - 1 functions or more are better beyond the noise, by Tukey's studentized range over all functions "
         "(in the form of Kramer), which tells any two of equal ones apart in at most 5% of studies. A winner must beat "
         "every other by the t test of two, which finds one among equals in at most 5% of studies too.",

@@ -108,7 +108,8 @@ def winners_declared(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int 
     fit = LeastSquares(member)
     means, sds = member.T @ losses / runs[:, None], fit.residual_sd(losses)
     noises = [Noise(float(sd), fit.df, "seeds") for sd in sds]
-    winners = [declare_winner(mean, runs.astype(float), noise) for mean, noise in zip(means.T, noises, strict=True)]
+    variances = 1 / runs[:, None] + 1 / runs
+    winners = [declare_winner(mean, variances, noise) for mean, noise in zip(means.T, noises, strict=True)]
     return sum(winner is not None for winner in winners) / replays
 
 
@@ -120,7 +121,7 @@ def ranks_told_apart(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int 
     fit = LeastSquares(member)
     means, sds = member.T @ losses / runs[:, None], fit.residual_sd(losses)
     ranks = [
-        places(-mean, runs.astype(float), Noise(float(sd), fit.df, "seeds"))
+        places(-mean, 1 / runs[:, None] + 1 / runs, Noise(float(sd), fit.df, "seeds"))
         for mean, sd in zip(means.T, sds, strict=True)
     ]
     return float(np.mean(np.max(ranks, axis=1) > 1))

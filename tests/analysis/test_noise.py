@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raytrain.analysis.noise import Noise, declare_winner, seed_noise
+from raytrain.analysis.noise import Noise, declare_winner, group_means, seed_noise
 from raytrain.analysis.simulate import winners_declared
 
 
@@ -31,6 +31,32 @@ def test_a_dead_axis_does_not_part_replicates():
     assert (noise.df, noise.sd) == (1, pytest.approx(np.sqrt(2)))
 
 
+def test_means_on_the_same_seeds():
+    """Bug: offsets, variances or df other than those of least squares with a column for each group and seed, in tables
+    that lack some runs; offsets that are fitted where groups share no seed."""
+    draws = np.random.default_rng(0)
+    for _ in range(20):
+        group, seed = np.repeat(range(6), 4), np.tile(range(4), 6)
+        kept = draws.random(24) < 0.9
+        group, seed = pd.Series(group[kept]), pd.Series(seed[kept])
+        values = pd.Series(draws.normal(0, 1, len(group)) + 5 * seed)
+        found = group_means(values, group, seed)
+        columns = np.hstack([np.eye(6)[group], np.eye(4)[seed][:, 1:]])
+        inverse = np.linalg.inv(columns.T @ columns)
+        fitted = inverse @ columns.T @ values
+        where = found.groups.to_numpy()
+        differences = fitted[where][:, None] - fitted[where]
+        assert found.means[:, None] - found.means == pytest.approx(differences)
+        own = inverse[np.ix_(where, where)]
+        variances = np.diag(own)[:, None] + np.diag(own) - 2 * own
+        assert found.variances == pytest.approx(variances)
+        assert found.noise.df == len(values) - 9
+        assert found.noise.sd == pytest.approx(np.sqrt(np.sum((values - columns @ fitted) ** 2) / (len(values) - 9)))
+    apart = group_means(values, group, pd.Series(range(len(values))))
+    assert apart.noise.df == len(values) - 6
+    assert apart.means == pytest.approx(values.groupby(group).mean()[apart.groups].to_numpy())
+
+
 def test_no_noise_without_replicates():
     """Bug: a noise floor of zero or NaN, on which everything is significant, where nothing was replicated."""
     once = [("ln", "relu", "standard", 1.0), ("rms", "relu", "standard", 2.0)]
@@ -55,11 +81,11 @@ def test_a_winner_must_beat_the_runner_up_beyond_the_noise():
     """Bug: the best of many declared the winner by its distance from the average, or from the baseline."""
     noise = Noise(0.002, 30, "seeds")
     margin = 2.0423 * 0.002 * np.sqrt(1 / 3 + 1 / 3)  # t of 30 degrees of freedom, from tables
-    runs = np.array([3, 3, 3])
-    assert declare_winner(np.array([3.0, 2.9, 2.9 + 1.001 * margin]), runs, noise) == 1
-    assert declare_winner(np.array([3.0, 2.9, 2.9 + 0.999 * margin]), runs, noise) is None
-    assert declare_winner(np.array([3.0, 2.9, np.nan]), runs, noise) == 1
-    assert declare_winner(np.array([3.0, 2.9]), runs[:2], None) is None
+    variances = np.full((3, 3), 1 / 3 + 1 / 3)
+    assert declare_winner(np.array([3.0, 2.9, 2.9 + 1.001 * margin]), variances, noise) == 1
+    assert declare_winner(np.array([3.0, 2.9, 2.9 + 0.999 * margin]), variances, noise) is None
+    assert declare_winner(np.array([3.0, 2.9, np.nan]), variances, noise) == 1
+    assert declare_winner(np.array([3.0, 2.9]), variances[:2, :2], None) is None
 
 
 @pytest.mark.parametrize("runs", [[3] * 20, [5] + [1] * 19, [4, 4], [8, 2], [6, 1, 1], [1, 9, 9]])

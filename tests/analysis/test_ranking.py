@@ -12,7 +12,7 @@ from raytrain.errors import UserError
 
 
 def table(*rows):
-    common = {"status": "complete", "vocab_size": 256, "budget_flops": 1e18, "train_flops": 10**18}
+    common = {"status": "complete", "seed": 0, "vocab_size": 256, "budget_flops": 1e18, "train_flops": 10**18}
     return pd.DataFrame([common | row for row in rows])
 
 
@@ -106,7 +106,8 @@ def test_ties_within_the_noise_share_a_rank():
     """
 
     def ranks(*values):
-        return rank(seeds(**{name: [x - 0.01, x + 0.01] for name, x in zip("abc", values, strict=True)}))["rank"]
+        runs = seeds(**{name: [x - 0.01, x + 0.01] for name, x in zip("abc", values, strict=True)})
+        return rank(runs.assign(seed=range(6)))["rank"]  # no two share a seed
 
     assert list(ranks(2.0, 3.0, 3.0590)) == [1, 1, 2, 2, 2, 2]
     assert list(ranks(2.0, 3.0, 3.0592)) == [1, 1, 2, 2, 3, 3]
@@ -114,15 +115,25 @@ def test_ties_within_the_noise_share_a_rank():
     assert list(ranks(3.0, 3.0451, 4.0)) == [1, 1, 2, 2, 3, 3]
 
 
+def test_what_a_seed_does_to_all_is_no_noise():
+    """Would catch: functions that share a rank as their seeds are far apart, in the same way for all of them; or, where
+    one lacks a seed, a function that is ahead by its luck with the others."""
+    losses = {"a": [3.0, 3.5, 3.2], "b": [3.02, 3.521, 3.219], "c": [3.041, 3.54, 3.24]}
+    assert list(rank(seeds(**losses))["rank"]) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    without = seeds(**losses)[lambda runs: runs["trial"] != "c1"]  # its mean is now the least
+    ranked = rank(without)
+    assert ranked.groupby("hash")["rank"].first().to_dict() == {"a": 1, "b": 2, "c": 3}
+
+
 def test_a_chain_of_ties_is_not_one_tie():
     """Would catch: ranks shared from neighbour to neighbour, so that the first and the last of a long row are equal; or
     the middle one parted from a neighbour that it cannot be told from."""
     noise = Noise(0.01, 1000, "seeds")
-    runs = np.full(3, 4)
+    variances = np.full((3, 3), 1 / 4 + 1 / 4)
     margin = 3.32 * 0.01 / 2  # q of 3 means with 1,000 df
-    assert places(np.array([0, -0.7, -1.4]) * margin, runs, noise).tolist() == [1, 1, 2]
-    assert places(np.array([0, -0.7, -0.9]) * margin, runs, noise).tolist() == [1, 1, 1]
-    assert places(np.array([-1.4, 0, -2.8]) * margin, runs, noise).tolist() == [2, 1, 3]
+    assert places(np.array([0, -0.7, -1.4]) * margin, variances, noise).tolist() == [1, 1, 2]
+    assert places(np.array([0, -0.7, -0.9]) * margin, variances, noise).tolist() == [1, 1, 1]
+    assert places(np.array([-1.4, 0, -2.8]) * margin, variances, noise).tolist() == [2, 1, 3]
 
 
 def test_what_a_rank_says_is_so():
@@ -133,13 +144,14 @@ def test_what_a_rank_says_is_so():
     for _ in range(300):
         values, runs = draws.normal(0, 0.01, 6), draws.integers(1, 6, 6)
         noise = Noise(0.005, 12, "seeds")
-        found = places(values, runs, noise)
+        variances = 1 / runs[:, None] + 1 / runs
+        found = places(values, variances, noise)
         by_value = found[np.argsort(-values)]
         assert (np.diff(by_value) >= 0).all()
         margins = 2.179 * 0.005 * np.sqrt(1 / runs[:, None] + 1 / runs)  # t: the least that a claim may rest on
         better = np.sum(values[:, None] - values > margins, axis=0)
         assert (found - 1 <= better).all()
-        winner = declare_winner(-values, runs, noise)
+        winner = declare_winner(-values, variances, noise)
         assert (np.count_nonzero(found == 1) == 1) == (winner is not None)
         lone += winner is not None
     assert 10 < lone < 200
