@@ -38,7 +38,7 @@ MODELS = {
     "1.3b": ("llama", "1.3b", 8, 8),
 }
 SMOKE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
-VARIANTS = ("", "plain head", "fp32 stream", "selective", "flash attention", "device gelu", "two matrices", "fp8")
+VARIANTS = ("", "plain head", "fp32 stream", "selective", "flash attention", "two matrices", "fp8")
 STEPS = 6
 KERNELS = 40  # shown of a profile
 
@@ -223,8 +223,6 @@ def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss
         memory.HEAD_CHUNK_BYTES = int(float(variant.split()[2]) * 2**30)
     if variant == "fp32 stream":
         transformer.autocast = lambda x: x
-    if variant == "device gelu":
-        feed_forward.ACTIVATIONS["gelu"] = F.gelu
     if variant == "two matrices":
         feed_forward.SwiGLU.forward = lambda self, x: self.down(F.silu(self.gate(x)) * self.up(x))
     if variant == "flash attention":

@@ -4,9 +4,7 @@ Letters in names: B batch, T sequence, D n_embd, F FFN width.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,45 +13,8 @@ from torch import Tensor, nn
 from raytrain.architecture import Architecture
 from raytrain.model.precision import autocast
 
-
-class _ShortGELU(torch.autograd.Function):
-    """x Phi(x), with erf by formula 7.1.26 of Abramowitz and Stegun (1964): within 1.5e-7, from one exponential.
-
-    That is below bf16's rounding, and its derivative has the same exponential in it. The device library's erf takes a
-    GPU longer than reading and writing the numbers does.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        wide = x.float()
-        return (wide * _phi(wide)[0]).type_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        wide = x.float()
-        cumulative, exponential = _phi(wide)
-        slope = cumulative + wide * exponential * (2 * math.pi) ** -0.5
-        return (gradients[0].float() * slope).type_as(x)
-
-
-def _phi(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The cumulative normal distribution at x, and exp(-x^2 / 2)."""
-    exponential = torch.exp(-0.5 * x * x)
-    t = 1 / (1 + 0.3275911 * 0.5**0.5 * x.abs())
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    tail = 0.5 * series * exponential  # of the far side: 1 - Phi(|x|)
-    return torch.where(x < 0, tail, 1 - tail), exponential
-
-
-def gelu(x: Tensor) -> Tensor:
-    """x Phi(x) (Hendrycks and Gimpel, arXiv 1606.08415), not its tanh approximation."""
-    return _ShortGELU.apply(x) if x.itemsize == 2 else F.gelu(x)
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": gelu,
+    "gelu": F.gelu,  # exact, by erf (Hendrycks and Gimpel, arXiv 1606.08415)
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
     "relu": F.relu,
