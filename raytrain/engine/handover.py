@@ -89,6 +89,11 @@ class Desk(FIFOScheduler):
         )
         return TrialScheduler.STOP if schedule.is_over or is_wanted else TrialScheduler.CONTINUE
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tune keeps its trials as long as the study runs, with statistics of every metric, which nothing reads."""
+        trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
+        trial.last_result.pop("reports")
+
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """The lane broke. If it did not say so itself, its process died under the trial."""
         name = trial.config["trial"]["id"]
