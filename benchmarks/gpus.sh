@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # What has yet to be measured on a host with two GPUs, in order of weight, each part with a limit of its own:
 #
-#     bash benchmarks/gpus.sh OUT [PYTHON]
+#     bash benchmarks/gpus.sh OUT one    # what takes one GPU, on both at once: about 8 minutes
+#     bash benchmarks/gpus.sh OUT two    # what takes both: about 4
 #
-# OUT gets a text file a part, and the study as a tar ball. About 9 minutes. A part that fails leaves the others alone.
+# OUT gets a text file a part, and the study as a tar ball. A part that fails leaves the others alone.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-python=${2:-python3}
+python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 NCCL_NVLS_ENABLE=0
 
@@ -24,7 +25,7 @@ study() {
 }
 first_gpu() {
     study
-    part turnaround1 0 120 "$python" benchmarks/turnaround.py --ranks 1 --textbook 3
+    part turnaround1 0 180 "$python" benchmarks/turnaround.py --ranks 1 --textbook 3
 }
 second_gpu() {
     part axes 1 120 "$python" benchmarks/step.py --axes
@@ -32,11 +33,14 @@ second_gpu() {
     part llama 1 90 "$python" benchmarks/step.py --no-peer --models llama --variants "" "two matrices"
 }
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/machine.txt"
-first_gpu &
-first=$!
-second_gpu &
-second=$!
-wait "$first" "$second" # by name: a bare wait would also wait for whatever reads this script's output
-part turnaround2 0,1 120 "$python" benchmarks/turnaround.py --ranks 2 --textbook 3
-part reuse 0 60 "$python" benchmarks/reuse.py --compile False
+if [ "$2" = one ]; then
+    first_gpu &
+    first=$!
+    second_gpu &
+    second=$!
+    wait "$first" "$second" # by name: a bare wait would also wait for whatever reads this script's output
+else
+    part turnaround2 0,1 180 "$python" benchmarks/turnaround.py --ranks 2 --textbook 3
+    part reuse 0 60 "$python" benchmarks/reuse.py --compile False
+fi
 tail -n 30 "$out"/*.txt
