@@ -30,34 +30,29 @@ def main() -> None:
     parser.add_argument("--plain_steps", type=int, default=300, help="of the same schedule, after which plain ends")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32768, help="tokens a step")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--smoke", action="store_true")
     flags = parser.parse_args()
     if flags.smoke:
         flags.scale, flags.steps, flags.plain_steps, flags.batch = "tiny", 20, 10, 1024
     steps.heading()
     print(f"{flags.preset} at {flags.scale}, {flags.steps} steps of {flags.batch:,} tokens, {flags.seeds} seeds")
-    found: dict[str, list[dict[int, float]]] = {recipe: [] for recipe in RECIPES}
+    recipes = ["ours", *(recipe for recipe in flags.recipes if recipe != "ours")]
+    found: dict[str, list[dict[int, float]]] = {recipe: [] for recipe in recipes}
     for seed in range(flags.seeds):
-        for recipe in RECIPES:
+        for recipe in recipes:
             found[recipe].append(curve(recipe, seed, flags))
             step, loss = list(found[recipe][-1].items())[-1]
             print(f"seed {seed}, {recipe}: {loss:.4f} after {step} steps", flush=True)
-    print("  step   noise" + "".join(f"{recipe:>10}" for recipe in RECIPES) + "   plain from ours   fp8 from ours")
+    print("  step     noise      ours" + "".join(f"{recipe:>10}   from ours" for recipe in recipes[1:]))
     for step in found["ours"][0]:
         ours = [losses[step] for losses in found["ours"]]
-        noise = f"{statistics.stdev(ours):8.4f}" if len(ours) > 1 else "       -"
-        line = f"{step:6}{noise}"
-        means, away = "", ""
-        for recipe in RECIPES:
-            there = [losses.get(step) for losses in found[recipe]]
-            means += "         -" if None in there else f"{statistics.mean(there):10.4f}"
-            if recipe != "ours":
-                away += (
-                    "                 -"
-                    if None in there
-                    else f"{statistics.mean(there) - statistics.mean(ours):+18.4f}"
-                )
-        print(line + means + away, flush=True)
+        line = f"{step:6}{statistics.stdev(ours) if len(ours) > 1 else float('nan'):10.4f}{statistics.mean(ours):10.4f}"
+        for recipe in recipes[1:]:
+            there = [losses[step] for losses in found[recipe] if step in losses]
+            mean = statistics.mean(there) if there else float("nan")
+            line += f"{mean:10.4f}{mean - statistics.mean(ours):+12.4f}"
+        print(line, flush=True)
 
 
 def curve(recipe: str, seed: int, flags: argparse.Namespace) -> dict[int, float]:
