@@ -131,7 +131,7 @@ def check_graphs() -> None:
             torch._dynamo.reset()
             losses.append([r["loss"] for r in reports if r["event"] == "step"] + [result["val_loss"]])
         worst = max(abs(a - b) for a, b in zip(*losses, strict=True))
-        show(f"graphs {shown}: worst loss, nats", worst, 0.0, allowed=0.02)
+        show(f"graphs {shown}: worst loss, nats", worst, 0.0, allowed=0.0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def check_name(name: str) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another process may write the same
     partial.write_text(json.dumps(content, indent=1))
     partial.replace(path)
 

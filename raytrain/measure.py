@@ -12,7 +12,7 @@ from raytrain.files import kept, read_json
 from raytrain.plan import Machine
 from raytrain.training.config import TrainConfig
 
-_STEPS = 12  # the first ones, which compile, are not in the rate that a run reports
+_STEPS = 12  # without the first ones, which compile
 _TIMEOUT = 600.0
 
 
@@ -26,7 +26,7 @@ def measured_rate(config: TrainConfig, *, now: bool) -> float | None:
     speed = ("precision", "micro_batch", "compile", "global_batch", "activation_checkpointing")
     key = {name: getattr(config, name) for name in speed}
     key |= {"program": config.architecture.program().to_dict(), "device": gpus[:1] or f"{machine.cores} cores"}
-    key["torch"] = importlib.metadata.version("torch")
+    key |= {name: importlib.metadata.version(name) for name in ("torch", "raytrain")}
     rate = kept("speed", key)
     if rate is None and now:
         rate = kept("speed", key, _measure(config) / (1 if gpus else machine.cores))
@@ -37,7 +37,7 @@ def _measure(config: TrainConfig) -> float:
     """Model FLOP/s of this machine's one GPU, or all of its CPU cores."""
     short = config.replace(
         flops=None, max_iters=_STEPS, rungs=(), rung_decay=0.0, eval_tokens=config.architecture.block_size,
-        log_interval=1, stats_interval=0, checkpoint_interval=None, parallel="auto",
+        log_interval=_STEPS, stats_interval=0, checkpoint_interval=None, parallel="auto",
     )  # fmt: skip
     values = {k: v for k, v in short.to_dict().items() if k not in ("architecture", "rungs")}
     values |= short.architecture.to_dict()

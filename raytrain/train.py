@@ -156,7 +156,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
             os.kill(os.getpid(), signum)
         received.append(signum)
         signal.signal(signal.SIGINT, before[signal.SIGINT])
-        print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
+        print("stopping after the step under way or the next; Ctrl-C again to stop at once", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

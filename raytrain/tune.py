@@ -178,6 +178,8 @@ def _plan(flags: argparse.Namespace) -> Plan:
                     f"{name} ({layer}) is an axis of space {space.name}: leave it out, or vary something else"
                 )
     given = {name: value for _, values in layers for name, value in values.items()}
+    if (flags.trials_per_gpu or 1) > 1 and given.get("micro_batch") == configs.AUTO:
+        raise UserError("micro_batch (auto) has a GPU to itself while it tries; with --trials_per_gpu give a number")
 
     def resolve(values: Mapping[str, Any], *without: str) -> TrainConfig:
         data = str(values.get("data", given.get("data", STDLIB)))

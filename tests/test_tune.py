@@ -24,6 +24,7 @@ from raytrain import tune
         ("--seed 99999999999999999999999", "must be below 2^63"),
         ("--init_from /nowhere", "init_from (/nowhere) is no folder"),
         ("--max_trial 3", "Did you mean --max_trials?"),
+        ("--micro_batch auto --trials_per_gpu 2", "micro_batch (auto) has a GPU to itself while it tries"),
     ],
 )
 def test_mistakes(flags: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

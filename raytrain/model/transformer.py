@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         """Everything before the head: (B, T, D). Raises ValueError if T is above block_size."""
         if tokens_BT.size(1) > self.arch.block_size:
             raise ValueError(f"the sequence length ({tokens_BT.size(1)}) is above block_size ({self.arch.block_size})")
-        # The residual stream is in autocast's dtype; norms and sums are still taken in float32.
+        # The residual stream is in autocast's dtype; norms are still taken in float32.
         x_BTD = autocast(self.dropout(self.position.embed(self.embedding(tokens_BT))))
         for block in self.blocks:
             x_BTD = block(x_BTD)

@@ -54,6 +54,7 @@ class State:
 
     step: int = 0  # optimizer steps done
     sequences: int = 0  # training sequences seen
+    micro_batch: int = 0  # sequences of one rank at a time; 0 in checkpoints from before it was kept
     train_loss: float = float("nan")
     grad_norm: float = float("nan")
     evaluation: dict[str, float] = dataclasses.field(default_factory=dict)  # the last one

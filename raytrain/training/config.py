@@ -24,6 +24,7 @@ from raytrain.flops import flops_per_token
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, where nobody says
 RUNG_TOLERANCE = 0.001  # of its FLOPs, within which a trial must stop at a rung
 AUTO = "auto"
+FP8_MULTIPLE = 16  # of which kernels for fp8 take every side of a product
 STOPS = ("max_iters", "tokens", "flops")  # what may end a run; a run has one of them
 
 
@@ -129,6 +130,20 @@ class TrainConfig:
         if self.total_sequences < 1:
             raise UserError(f"The budget is less than one sequence of {block_size} tokens ({per_sequence:.3g} FLOPs)")
         self._check_rungs(per_sequence)
+        if self.precision == "fp8":
+            self._check_fp8()
+        if self.activation_checkpointing == "selective" and self.compile is False:
+            raise UserError("activation_checkpointing ('selective') is the compiler's doing: leave out --compile False")
+
+    def _check_fp8(self) -> None:
+        arch = self.architecture
+        widths = {"n_embd": arch.n_embd, "d_ff": arch.ffn_width, "block_size": arch.block_size}
+        widths["n_embd / n_head x (n_head + 2 n_kv_head)"] = arch.head_dim * (arch.n_head + 2 * arch.kv_heads)
+        for name, width in widths.items():
+            if width % FP8_MULTIPLE:
+                raise UserError(
+                    f"precision ('fp8') needs {name} ({width}) to be a multiple of {FP8_MULTIPLE}; try bf16"
+                )
 
     def _check_rungs(self, per_sequence: int) -> None:
         if not isinstance(self.rungs, tuple):  # as JSON has it
@@ -227,7 +242,12 @@ class TrainConfig:
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    return TrainConfig(**(dict(values) | {"architecture": architecture.from_dict(values["architecture"])}))
+    """A run as `to_dict` gave it, also that of 0.1.0 before activation checkpointing had three levels."""
+    checkpointing = values.get("activation_checkpointing", "none")
+    if isinstance(checkpointing, bool):
+        checkpointing = "full" if checkpointing else "none"
+    known = {"architecture": architecture.from_dict(values["architecture"]), "activation_checkpointing": checkpointing}
+    return TrainConfig(**(dict(values) | known))
 
 
 # Batch in tokens, learning rate and budget that suit each scale. A flag or a file overrides any of them.

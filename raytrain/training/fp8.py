@@ -10,16 +10,16 @@ Letters in names: M rows of the input (tokens), K its width, N that of the outpu
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.model.feed_forward import SwiGLU
 
-_MULTIPLE = 16  # the widths that the kernels take
-
 
 def convert(model: nn.Module) -> None:
-    """Let every Linear in `model` whose widths allow it multiply in fp8. Parameters stay as they are."""
+    """Let every Linear in `model` multiply in fp8. Parameters stay as they are.
+
+    All sides of its products must be multiples of `config.FP8_MULTIPLE`.
+    """
     for module in model.modules():
         if isinstance(module, SwiGLU):
             module.linear = linear
@@ -35,12 +35,9 @@ class Float8Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """As F.linear, in fp8 where both widths and the number of rows are multiples of 16."""
+    """As F.linear, in fp8."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    rows = x.numel() // x.size(-1)
-    if any(size % _MULTIPLE for size in (*weight_NK.shape, rows)):
-        return F.linear(x, weight_NK, bias_N)
     with torch.autocast(device, enabled=False):
         y_MN = _Product.apply(x.flatten(0, -2).to(dtype), weight_NK.to(dtype))
         y = y_MN.unflatten(0, x.shape[:-1])

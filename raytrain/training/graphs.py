@@ -23,11 +23,13 @@ MOST_FLOPS = 1e12
 def are_worth_it(config: TrainConfig, world: World, micro_batch: int) -> bool:
     """Whether launches dominate the passes of a micro-batch of so many sequences: by size, on one GPU.
 
-    Not where `compile` is off: then everything is to run as it is written.
+    Not where `compile` is off: then everything is to run as it is written. Nor where all is recomputed, which sets the
+    state of generators, as no graph can.
     """
     flops = micro_batch * flops_per_token(config.architecture).per_sequence
     is_alone = world.device.type == "cuda" and world.strategy == "single"
-    return is_alone and flops <= MOST_FLOPS and uses_compile(config, world)
+    is_plain = config.activation_checkpointing != "full"
+    return is_alone and is_plain and flops <= MOST_FLOPS and uses_compile(config, world)
 
 
 class Replay:

@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(tokens: int, bytes_per_token: int) -> list[slice]:
-    """Equal parts of the tokens with at most HEAD_CHUNK_BYTES of logits each, in whole tiles of a matrix product."""
+    """Equal parts of the tokens with about HEAD_CHUNK_BYTES of logits each, in whole tiles of a matrix product."""
     parts = math.ceil(tokens * bytes_per_token / memory.HEAD_CHUNK_BYTES)
     size = math.ceil(tokens / parts / 128) * 128
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]

@@ -71,14 +71,16 @@ def _train(
     model = parallel.spread(loss_model, config, world)
     adamw = optimizer.make_optimizer(model, config, world)
 
-    # Data
-    loader = Loader(dataset.train, arch.block_size, config.seed, arch.vocab_size)
-    batches = Batches(loader, micro_batch(model, config, world), world)
-    evaluator = Evaluator(dataset.val, config, world, batches.micro_batch)
-
     # Where it starts
     checkpoints = at_end.enter_context(Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw))
     state, notes = checkpoints.restore()
+    state.micro_batch = micro_batch(model, adamw, config, world, before=state.micro_batch)
+
+    # Data
+    loader = Loader(dataset.train, arch.block_size, config.seed, arch.vocab_size)
+    batches = Batches(loader, state.micro_batch, world)
+    evaluator = Evaluator(dataset.val, config, world, batches.micro_batch)
+
     flops_per_sequence = flops_per_token(arch).per_sequence
     start = monitor.start_report(config, world) | {"data": config.data, "data_fingerprint": dataset.fingerprint}
     start |= {
@@ -110,7 +112,7 @@ def _train(
     unread: collections.deque[Outcome] = collections.deque()
     interruptions = 0.0
     for step in steps:
-        is_first, is_last = step == start["first_step"], step + 1 == config.total_steps
+        warms_up, is_last = step < start["first_step"] + stepper.warm_up_steps, step + 1 == config.total_steps
         meter.start()
 
         # Gradients of the global batch
@@ -138,7 +140,7 @@ def _train(
         is_rung = state.step in config.rung_steps
         wants_eval = is_last or state.step % eval_interval == 0
         is_due = checkpoints.is_due(state, is_last=is_last)
-        is_reported = is_first or wants_eval or is_rung or state.step % config.log_interval == 0
+        is_reported = warms_up or wants_eval or is_rung or state.step % config.log_interval == 0
         while len(unread) > (0 if is_reported or is_due or interruptions else 1):
             outcome = unread.popleft()
             loss_sum, interrupted_ranks, state.grad_norm = outcome.read()
@@ -160,7 +162,7 @@ def _train(
         }
         if is_reported:
             meter.stop()
-            speed = meter.read() | monitor.memory(world.device)
+            speed = meter.read(warms_up=warms_up) | monitor.memory(world.device)
             found = {"loss": state.train_loss, "learning_rate": rate, "grad_norm": state.grad_norm}
             on_report({"event": "step", **progress, **found, **speed})
         stop = pause = False
@@ -205,6 +207,6 @@ def _train(
         result["decay_flops"] = state.decay_flops
     result |= meter.summary() | monitor.memory(world.device)
     if "mfu" in result:
-        result["hardware_flops"] = result["train_flops"] / result["mfu"]
+        result["hardware_flops"] = result["train_flops"] / result["mfu"] * monitor.reference_ratio(config, world)
     on_report({"event": "end", **result})
     return result

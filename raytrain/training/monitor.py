@@ -40,6 +40,16 @@ def device_peak(config: TrainConfig, world: World) -> float | None:
     return peak_flops(device_name(world.device), dtype)
 
 
+def reference_ratio(config: TrainConfig, world: World) -> float:
+    """The device's dense peak for bf16 over that at the compute dtype; 1 where either is not from the table.
+
+    Hardware FLOPs are counted at bf16's peak whatever a run computes in, or a slow run in fp32 would seem cheap beside
+    a fast one in fp8.
+    """
+    peak, reference = device_peak(config, world), peak_flops(device_name(world.device), "bfloat16")
+    return reference / peak if peak and reference and config.peak_tflops is None else 1.0
+
+
 def start_report(config: TrainConfig, world: World) -> Report:
     """The facts of a run before its first step."""
     arch, peak = config.architecture, device_peak(config, world)
@@ -132,7 +142,7 @@ class _Stretch:
 class Meter:
     """Counts the tokens and the seconds of training steps; evaluation, checkpoints and statistics are outside of it.
 
-    The first step of a process, which holds compilation and warm-up, is left out of the run's own speed. `before` is
+    The first steps of a process, which hold compilation and warm-up, are left out of the run's own speed. `before` is
     the `state` of the meter of a process that this one goes on from, maybe on other devices.
     """
 
@@ -142,10 +152,10 @@ class Meter:
         self._causal = flops_per_token(config.architecture, attention="causal")
         self._peak = device_peak(config, world)
         # Under fp8 the MFU is also told against the peak of bf16, beside which it is read.
-        self._bf16_peak = peak_flops(device_name(world.device), "bfloat16") if config.precision == "fp8" else None
+        self._reference = reference_ratio(config, world) if config.precision == "fp8" else 1.0
         self._started: float | None = None  # when the clock was started, if it runs
-        self._new, self._first, self._steady = _Stretch(), _Stretch(), _Stretch(**before)
-        self.train_seconds = 0.0  # in this process, its first step's included
+        self._new, self._steady = _Stretch(), _Stretch(**before)
+        self.train_seconds = 0.0  # in this process, its first steps' included
 
     def start(self) -> None:
         """Let the clock run, if it does not."""
@@ -176,8 +186,8 @@ class Meter:
         self._new.tokens += tokens
         self._new.steps += 1
 
-    def read(self) -> Report:
-        """The speed since the last reading, with the clock stopped.
+    def read(self, *, warms_up: bool) -> Report:
+        """The speed since the last reading, with the clock stopped; of steps that are left out if it `warms_up`.
 
         An MFU above 1 means a wrong peak. It is not logged, nor is the run's: `wrong_peak_tflops` stands in its place.
         """
@@ -186,10 +196,8 @@ class Meter:
         new.peak_flops = new.device_seconds * (self._peak or 0.0)
         if self._peak and self._flops.total * new.tokens > new.peak_flops:
             new.peak_flops = 0.0
-        if self._first.steps:
+        if not warms_up:
             self._steady += new
-        else:
-            self._first = new
         return self._speed(new)
 
     def state(self) -> dict[str, Any]:
@@ -197,7 +205,7 @@ class Meter:
         return dataclasses.asdict(self._steady)
 
     def summary(self) -> Report:
-        """The speed of the whole run, over all its processes, without the first step of each."""
+        """The speed of the whole run, over all its processes, without the first steps of each."""
         return self._speed(self._steady) if self._steady.steps else {}
 
     def _speed(self, stretch: _Stretch) -> Report:
@@ -210,8 +218,8 @@ class Meter:
         if stretch.peak_flops:
             mfu = flops / stretch.peak_flops
             speed |= {"mfu": mfu, "mfu_causal": mfu * self._causal.total / self._flops.total}
-            if self._bf16_peak:
-                speed["mfu_of_bf16_peak"] = flops / stretch.device_seconds / self._bf16_peak
+            if self._reference != 1.0:
+                speed["mfu_of_bf16_peak"] = mfu / self._reference
         elif self._peak is not None:
             speed["wrong_peak_tflops"] = self._peak / 1e12
         return speed

@@ -141,8 +141,13 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
     if uses_compile(config, world):
         # What is compiled computes anew what costs nothing more to read. Under "selective" that is also what a matrix
         # product of the backward pass then needs in memory, for one write more of each: activations and norms.
-        is_selective = config.activation_checkpointing == "selective"
-        torch._functorch.config.ban_recompute_materialized_backward = not is_selective
+        settings = torch._functorch.config
+        keeps_all = config.activation_checkpointing != "selective"
+        if settings.ban_recompute_materialized_backward != keeps_all:
+            torch._dynamo.reset()  # what this process compiled so far does not know of the change
+        settings.ban_recompute_materialized_backward = keeps_all
+        # Else what "full" recomputes draws its dropout from generators of its own, which no seed of a step reaches.
+        settings.graphsafe_rng_functionalization = False
         for block in blocks:
             block.compile(dynamic=False)
         model.finish = torch.compile(model.finish, dynamic=False)  # type: ignore[method-assign]
@@ -167,16 +172,14 @@ def _shard(loss_model: nn.Module, blocks: nn.ModuleList, world: World) -> nn.Mod
     """FSDP2, a group a block and one for the rest (embedding, head, final norm).
 
     A block's parameters are freed after its forward pass and gathered again for its backward pass; the root's stay,
-    since its backward pass comes first. Reductions are in fp32, whatever the compute dtype. So is the residual stream,
-    as it is under autocast alone: only the blocks' parameters are cast, not the root's nor what passes between modules.
+    since its backward pass comes first. Parameters are gathered and gradients reduced in fp32, and autocast casts what
+    it casts elsewhere: so a run computes what it would under another strategy.
     """
     mesh = _mesh(world.device.type, world.replicas, world.size // world.replicas, dist.group.WORLD)
-    param_dtype = world.dtype if world.dtype != torch.float32 else None
-    policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(loss_model, mesh=mesh, mp_policy=whole, reshard_after_forward=False)
+    fully_shard(loss_model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return loss_model
 
 

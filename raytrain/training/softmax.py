@@ -36,7 +36,7 @@ def _softmax_gradient(  # type: ignore[no-untyped-def]
 ):
     lanes = tl.arange(0, BLOCK)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        line = logits + row.to(tl.int64) * stride
+        line = logits + tl.cast(row, tl.int64) * stride
         target = tl.load(targets + row)
         counts = target != padding
         target = tl.where(counts, target, 0)

@@ -29,6 +29,11 @@ class Stepper:
         if graphs.are_worth_it(config, world, batches.micro_batch):
             self._graphed = graphs.GraphedStep(model, optimizer, world, self._clip_at)
 
+    @property
+    def warm_up_steps(self) -> int:
+        """The first steps of a process, which hold what is done once: compilation, and capture."""
+        return 1 if self._graphed is None else 2
+
     def gradients(self, micro_batches: MicroBatches, sequences: int, *seed_of: int) -> torch.Tensor:
         """Gather the gradients of the mean loss over the next `sequences` sequences of all ranks' `micro_batches`.
 

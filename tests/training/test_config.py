@@ -107,6 +107,10 @@ def test_text_is_read_as_the_field_s_type(field, given, value):
         ({"weight_decay": -0.1}, r"weight_decay \(-0.1\) must be 0 or above"),
         ({"beta2": 1.5}, r"beta2 \(1.5\) must be from 0 to 1"),
         ({"keep_checkpoints": 0}, r"keep_checkpoints \(0\) must be 1 or more"),
+        ({"micro_batch": "many"}, r"micro_batch \('many'\) must be a whole number"),
+        ({"activation_checkpointing": "some"}, "Unknown activation_checkpointing: 'some'.* none, selective, full"),
+        ({"activation_checkpointing": "selective", "compile": False}, r"\('selective'\) is the compiler's doing"),
+        ({"precision": "fp8", "d_ff": 100}, r"precision \('fp8'\) needs d_ff \(100\) to be a multiple of 16; try bf16"),
         ({"global_batch": 1000}, r"global_batch \(1000\) must be a multiple of block_size \(128\); try 1024"),
     ],
 )
@@ -175,3 +179,4 @@ def test_plain_values_and_back():
     """Would catch: a run that changes on its way between processes."""
     config = run({"preset": "llama", "n_kv_head": 1, "tokens": 10**16 + 1, "compile": False})
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert from_dict(config.to_dict() | {"activation_checkpointing": False}) == config  # as it was once written

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from raytrain.data import Loader, open_dataset
 from raytrain.flops import flops_per_token
 from raytrain.model import build
-from raytrain.training import parallel
+from raytrain.training import monitor, parallel
 from raytrain.training.loop import train
 from raytrain.training.objective import NextTokenLoss
 
@@ -172,3 +172,15 @@ def test_diverging_gradient_statistics_are_not_logged(tiny_run, monkeypatch):
     result, reports = reports_of(tiny_run(stats_interval=1))
     assert result["status"] == "diverged"
     assert [report["event"] for report in reports] == ["start", "end"]
+
+
+@pytest.mark.parametrize(("precision", "peak"), [("fp32", 67e12), ("bf16", 989e12), ("fp8", 1979e12)])
+def test_hardware_flops_are_time_whatever_a_run_computes_in(tiny_run, monkeypatch, precision, peak):
+    """Catches a peak of another dtype, and a slow run in fp32 that is charged less than a fast one in fp8."""
+    monkeypatch.setattr(monitor, "device_name", lambda device: "NVIDIA H200")
+    result, _ = reports_of(tiny_run(precision=precision, max_iters=12))
+    assert result["mfu"] == pytest.approx(result["tflops"] * 1e12 / peak)
+    assert result["hardware_flops"] == pytest.approx(result["train_flops"] / (result["tflops"] * 1e12) * 989e12)
+    assert ("mfu_of_bf16_peak" in result) == (precision == "fp8")
+    if precision == "fp8":
+        assert result["mfu_of_bf16_peak"] == pytest.approx(result["tflops"] / 989)

@@ -31,40 +31,42 @@ def test_auto_takes_the_smallest_that_none_beats_and_keeps_it(tiny_run, speeds):
     assert tried == [1, 2, 4, 8] * 2
 
 
-def test_the_global_batch_and_the_losses_stay(tiny_run, speeds):
-    """Catches trying that leaves gradients or random state behind, and a batch that follows the micro-batch."""
-    table, _ = speeds
-    table |= {1: (10.0, 0), 2: (1.0, 0)}
-    config = tiny_run(preset="llama", max_iters=5, seed=3)
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "fsdp"])
+def test_trying_leaves_the_run_as_it_was(tiny_run, strategy):
+    """Catches gradients or random state of the tries in the first step, under each strategy's hooks."""
+    config = tiny_run(preset="gpt2", dropout=0.1, max_iters=3, global_batch=256, parallel=strategy)
     auto, fixed = [], []
-    train(config.replace(micro_batch="auto"), auto.append)
-    train(config.replace(micro_batch=1), fixed.append)
+    result = train(config.replace(micro_batch="auto", seed=5), auto.append)
+    train(config.replace(micro_batch=result["micro_batch"], seed=5), fixed.append)
     losses = [[r["loss"] for r in run if r["event"] == "step"] for run in (auto, fixed)]
     assert losses[0] == losses[1]
 
 
-def test_really_trying_leaves_the_run_as_it_was(tiny_run):
-    """Catches gradients of the tries that go into the first step, here under ddp's hooks too."""
-    config = tiny_run(preset="gpt2", dropout=0.1, max_iters=3, global_batch=1024)
-    auto = []
-    result = train(config.replace(micro_batch="auto"), auto.append)
-    fixed = []
-    train(config.replace(micro_batch=result["micro_batch"]), fixed.append)
-    losses = [[r["loss"] for r in run if r["event"] == "step"] for run in (auto, fixed)]
-    assert losses[0] == losses[1]
+def test_a_resumed_run_keeps_its_micro_batch(tiny_run, speeds, tmp_path):
+    """Catches a run that goes on with other sums, and other masks, where another size is the fastest now."""
+    table, tried = speeds
+    table |= {1: (10.0, 0), 2: (18.0, 0), 4: (10.0, 0)}
+    config = tiny_run(micro_batch="auto", dropout=0.1, max_iters=6, checkpoint_interval=3, global_batch=128)
+    whole = []
+    train(config, whole.append)
+    train(config, lambda report: None, tmp_path, lambda: True)
+    table[2] = (1.0, 0)
+    module_key = module._key
+    module._key = lambda *arguments: module_key(*arguments) | {"machine": "another"}
+    try:
+        resumed = []
+        assert train(config, resumed.append, tmp_path)["micro_batch"] == 2
+    finally:
+        module._key = module_key
+    losses = [{r["step"]: r["loss"] for r in run if r["event"] == "step"} for run in (whole, resumed)]
+    assert losses[1].items() <= losses[0].items()
+    assert 6 in losses[1]
+    assert tried == [1, 2, 4]
 
 
-def test_what_memory_will_not_hold_is_not_tried(monkeypatch, tiny_run):
+def test_what_memory_will_not_hold_is_not_tried():
     """Catches a search that ends in an out-of-memory error."""
-
-    class Device:
-        type = "cuda"
-
-    class World:
-        device = Device()
-
-    monkeypatch.setattr(module.torch.cuda, "get_device_properties", lambda device: type("P", (), {"total_memory": 100}))
-    assert module._fits([(4, 20.0)], 8, World())
-    assert not module._fits([(4, 50.0)], 8, World())
-    assert module._fits([(4, 30.0), (8, 50.0)], 16, World())
-    assert not module._fits([(4, 30.0), (8, 55.0)], 16, World())
+    assert module._fits([(4, 20.0)], 8, 90.0)
+    assert not module._fits([(4, 50.0)], 8, 90.0)
+    assert module._fits([(4, 30.0), (8, 50.0)], 16, 90.0)
+    assert not module._fits([(4, 30.0), (8, 55.0)], 16, 90.0)

@@ -53,14 +53,14 @@ def test_two_processes_train_as_one(losses, name, variant):
     assert losses[name, variant] == pytest.approx(losses[name, "single"], rel=1e-5)
 
 
-def test_fsdp_in_bf16_keeps_the_residual_stream_in_fp32(tiny_run, tmp_path):
-    """Catches FSDP's mixed precision computing another function than autocast does: the first losses are the same."""
-    run = tiny_run(preset="llama", precision="bf16", max_iters=2)
+def test_fsdp_in_bf16_computes_what_autocast_does(tiny_run, tmp_path):
+    """Catches FSDP casting what autocast leaves in fp32, such as norm weights, which after ten steps are not 1."""
+    run = tiny_run(preset="llama", precision="bf16", max_iters=10, learning_rate=1e-2, warmup_fraction=0.0)
     assert Ranks(2, write_losses, run.replace(parallel="fsdp"), tmp_path / "fsdp.jsonl").join() == [0, 0]
     write_losses(run, tmp_path / "single.jsonl")
     two, one = read_losses(tmp_path / "fsdp.jsonl"), read_losses(tmp_path / "single.jsonl")
     assert two[1] == pytest.approx(one[1], rel=1e-6)
-    assert two[2] == pytest.approx(one[2], rel=1e-3)
+    assert two == pytest.approx(one, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
