@@ -29,8 +29,8 @@ import torch
 from raytrain.tracking.log import read_log
 
 SMALL = (
-    "--space presets --scale tiny --max_iters 30 --log_interval 1 --stats_interval 0 --eval_interval 1000 "
-    "--eval_tokens 128 --compile False"
+    "--space presets --scale tiny --max_iters 10 --global_batch 256 --log_interval 1 --stats_interval 0 "
+    "--eval_interval 1000 --eval_tokens 128 --compile False"
 )
 
 
