@@ -19,6 +19,7 @@ all lanes there share and which outlives them.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import os
@@ -403,6 +404,8 @@ class _TorchState:
             # Compiled code is kept by function: without this, the ninth model through one class is no longer compiled.
             torch._dynamo.reset()
         gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # glibc keeps what was freed, unless it is told
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
