@@ -58,3 +58,13 @@ def test_it_needs_neither_torch_nor_ray_nor_mlflow(runs):
         "sys.exit(len({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_function_that_came_through(tmp_path):
+    """Would catch: a study without a report, as all trials of all functions but one diverged."""
+    diverged = {"status": "diverged", "val_loss": None}
+    folder = write_study(
+        tmp_path / "one", axes={"bias": (False, True)}, results=lambda index: diverged if index > 1 else {}
+    )
+    assert main([str(folder)]) == 0
+    assert "No effects: all trials with a loss are of one function" in (folder / "report" / "summary.md").read_text()

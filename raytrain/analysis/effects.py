@@ -61,7 +61,8 @@ def effects(
     benchmarks/coverage.py). Trials without a loss are counted, in `statuses` and `rates`.
 
     p-values are adjusted for all effects together (Holm, Scandinavian Journal of Statistics 6, 1979), so that a study
-    makes any false claim with a chance of at most 5%. Raises UserError if fewer than two trials have a loss.
+    makes any false claim with a chance of at most 5%. Raises UserError if fewer than two trials have a loss, or all
+    that have one are of one function.
     """
     axes = list(axes)
     used = table[table["status"].isin(WITH_LOSS) & table["val_loss"].notna()]
@@ -71,6 +72,8 @@ def effects(
     budget = budgets(used["train_flops"].to_numpy(float))
     offsets = np.eye(budget.max() + 1)[budget][:, 1:]
     full = Model(population(runs, candidates), baseline, interactions=interactions)
+    if not full.effects:
+        raise UserError("all trials with a loss are of one function")
     model, fit = fit_model(full, runs, offsets)
     source = "residuals"
     shared = np.hstack([offsets, np.eye(used["seed"].nunique())[pd.factorize(used["seed"])[0]][:, 1:]])

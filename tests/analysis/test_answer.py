@@ -121,3 +121,15 @@ def test_a_gain_that_vanishes_over_rungs(make_study):
     assert row["slope"] == pytest.approx(-0.2, abs=0.01)
     assert row["low"] < row["slope"] < row["high"] < 0
     assert any("the gain of norm_position=pre" in told and "shrinks (-0.2" in told for told in found.sentences)
+
+
+def test_one_function_that_came_through(tmp_path):
+    """Would catch: a study without an answer, as all trials of all functions but one diverged."""
+    diverged = {"status": "diverged", "val_loss": None}
+    found = answer(
+        write_study(tmp_path / "one", axes={"bias": (False, True)}, results=lambda index: diverged if index > 1 else {})
+    )
+    assert found.effects is None
+    assert found.sentences[0].startswith("No winner: of 2 functions gpt2 alone came to the end of the budget")
+    assert "No effects: all trials with a loss are of one function." in found.sentences
+    assert "2 diverged: bias=True." in found.sentences

@@ -204,3 +204,10 @@ def test_too_few_trials():
     """Bug: a traceback from an empty table."""
     with pytest.raises(UserError, match="two trials or more with a loss; this study has 0"):
         effects(trials(CUBE, lambda p: np.nan, status="diverged"), ["a", "b", "c"], CUBE[0])
+
+
+def test_one_function_left():
+    """Bug: a traceback where all trials with a loss are of one function, as there is no effect to take a p-value of."""
+    one = trials(CUBE[:1], lambda p: 3.0, seeds=3, sd=0.01)
+    with pytest.raises(UserError, match="all trials with a loss are of one function"):
+        effects(one, ["a", "b", "c"], CUBE[0], candidates=CUBE)

@@ -381,3 +381,15 @@ def test_the_ui_command_survives_a_shell():
     words = shlex.split(ui_command("sqlite:////my runs/mlflow.db"))
     assert words == ["mlflow", "ui", "--backend-store-uri", "sqlite:////my runs/mlflow.db"]
     assert "http://host:5000" in ui_command("http://host:5000")
+
+
+def test_one_function_that_came_through(runs):
+    """Would catch: a study that no sync brings to MLflow, as all trials of all functions but one diverged."""
+    diverged = {"status": "diverged", "val_loss": None}
+    folder = write_study(
+        runs / "one", axes={"bias": (False, True)}, results=lambda index: diverged if index > 1 else {}
+    )
+    Uploader(folder).sync()
+    _, found, _ = children(folder)
+    assert found[""].info.status == "FINISHED"
+    assert "all trials with a loss are of one function" in found[""].data.tags["mlflow.note.content"]
