@@ -9,11 +9,17 @@ from typing import Any
 
 from raytrain.errors import UserError
 
+_NAME_LENGTH = 128  # a file's name may have 255 bytes, and others are made of this one
+_STUDY = ["name", "space", "base", "scale", "created", "command", "git_commit"]
+_STUDY += ["budget_flops", "counts", "versions", "trials"]
+
 
 def check_name(name: str) -> str:
     """`name`, if it may be that of a folder. Raises UserError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise UserError(f"name ({name!r}) may have letters, digits, '.', '_' and '-'")
+    if len(name) > _NAME_LENGTH:
+        raise UserError(f"name ({name[:16]}...) has {len(name)} characters, and may have {_NAME_LENGTH}")
     return name
 
 
@@ -35,6 +41,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object")
     return content
+
+
+def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
+    """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`."""
+    study = read_json(folder / "study.json")
+    if missing := [field for field in (*_STUDY, *more) if field not in study]:
+        raise UserError(f"{folder / 'study.json'} is no whole study's: it lacks {', '.join(missing)}")
+    return study
 
 
 def cache_folder() -> Path:

@@ -12,6 +12,7 @@ import rich.markup
 import rich.table
 from ray import tune
 
+from raytrain.analysis.ranking import budget_noise
 from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
 from raytrain.engine.scheduler import Schedule
 
@@ -79,15 +80,19 @@ class Progress(tune.CLIReporter):
 def ranking_table(table: pd.DataFrame) -> rich.table.Table:
     """The trials of a study, as `analysis.ranking.rank` orders them, with the gains of `analysis.answer` if it has any.
 
-    Trials that share a rank cannot be told apart. Where the order by hardware FLOPs is another, the row is bold and has
-    a star. Below are the reasons of trials that failed.
+    Trials that share a rank cannot be told apart; without replicates, the title says that chance may have made the
+    order. Where that by hardware FLOPs is another, the row is bold and has a star. Below are the reasons of trials that
+    failed.
     """
     moved = table.get("rank_note", pd.Series("", index=table.index)) != ""
     below = ["* by hardware FLOPs, where MFU counts, the order is another"] if moved.any() else []
     failed = table[table["reason"].notna()] if "reason" in table else table[:0]
     below += [f"{row['short_name']} {row['status']}: {row['reason']}" for row in failed.to_dict("records")]
+    told = "a shared rank: no difference beyond the noise"
+    if budget_noise(table) is None:
+        told = "no function has two seeds: chance may have made this order"
     shown = rich.table.Table(
-        title="Loss bought per model FLOP, best first (a shared rank: no difference beyond the noise)",
+        title=f"Loss bought per model FLOP, best first ({told})",
         caption=rich.markup.escape("\n".join(below)) or None,
         title_justify="left",
         caption_justify="left",

@@ -35,7 +35,7 @@ from raytrain.engine.show import Progress, ranking_table
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
-from raytrain.files import check_name, read_json, write_json
+from raytrain.files import check_name, read_study_json, write_json
 from raytrain.interrupts import INTERRUPTED
 from raytrain.plan import Plan, Wish, duration
 
@@ -71,9 +71,12 @@ def run_study(
     trials = [trial.to_dict() for trial in plan.trials]
     with ray_started() as is_local:
         lanes = plan_lanes(trials, wish, is_local=is_local)
+        on_gpus = any(shape.gpus for shape in lanes.counts)
+        if wish.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
+            wish = dataclasses.replace(wish, gpus_per_trial=int(on_gpus))
         described = plan.to_dict()
         for trial in trials:
-            if trial["id"] in lanes.shapes and not lanes.shapes[trial["id"]].gpus:
+            if not on_gpus:
                 # Else a rank without a GPU of its own would take the node's first.
                 trial["config"] = trial["config"] | {"device": "cpu"}
             if trial["config"]["checkpoint_interval"] is not None or trial["config"].get("rungs"):
@@ -119,7 +122,7 @@ def resume_study(
     folder = (_home(runs) / check_name(name)).absolute()
     if not (folder / "study.json").exists():
         raise UserError(f"resume ({name}): no study of this name in {runs}")
-    study = read_json(folder / "study.json")
+    study = read_study_json(folder, "lanes", "scheduler", "plan")
     wish = Wish(**study["lanes"])
     if concurrent is not None:
         wish = dataclasses.replace(wish, concurrent=concurrent)
@@ -171,8 +174,11 @@ def _run(
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
                     _tune(folder, record, lanes, train, console, to_stderr=as_json)
             is_over = record.schedule.is_over
-            table = answer(folder).table if is_over else rank(read_study(folder))
+            found = answer(folder) if is_over else None
+            table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
+            if found:
+                console.print(found.sentences[0], markup=False)
             if unfinished < len(table):
                 console.print(ranking_table(table))
             if is_over:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import json
@@ -20,8 +21,9 @@ from raytrain.engine.scheduler import LOST_RETRIES
 from raytrain.errors import UserError
 from raytrain.plan import Halving, Plan, Wish, make_plan
 from raytrain.space import Space, expand
-from raytrain.tracking.log import read_log
+from raytrain.tracking.log import JsonLog, read_log
 from raytrain.training.config import resolve
+from tests.studies import write_study
 
 
 def make(seeds: int) -> Plan:
@@ -144,6 +146,50 @@ def test_interrupted_before_tune_listens(
     monkeypatch.setattr(study, "holding", interrupt)
     assert study.resume_study("i", runs=tmp_path) == 130
     assert "go on with: python -m raytrain.tune --resume i" in capsys.readouterr().out
+
+
+def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
+    """A study that has ended, to be taken up without Ray and MLflow."""
+    one_lane(monkeypatch)
+    monkeypatch.setattr(study, "ray_started", lambda: contextlib.nullcontext(True))
+    monkeypatch.setattr(study, "Sync", lambda *args: contextlib.nullcontext(Sync(*args)))
+    write_study(folder, lanes=dataclasses.asdict(Wish()), **given)
+    for result in folder.glob("trials/*/result.json"):
+        event = {"event": "end", "trial": result.parent.name, "status": json.loads(result.read_text())["status"]}
+        JsonLog(folder / "events.jsonl").write(event)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told", "title"),
+    [
+        (1, "but the noise is not known", "(no function has two seeds: chance may have made this order)"),
+        (2, "No winner: ", "(a shared rank: no difference beyond the noise)"),
+    ],
+)
+def test_the_end_says_what_the_ranking_is_worth(
+    seeds: int,
+    told: str,
+    title: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Would catch a ranking of one seed a function shown as one beyond the noise, or without the answer's own word."""
+    finished(tmp_path / "s", monkeypatch, seeds=seeds)
+    assert study.resume_study("s", runs=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert out.index(told) < out.index(f"Loss bought per model FLOP, best first {title}")
+
+
+def test_one_function_that_came_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a traceback in place of the ranking, as all trials of all functions but one diverged."""
+    diverged = {"status": "diverged", "val_loss": None}
+    results = {"axes": {"bias": (False, True)}, "results": lambda index: diverged if index > 1 else {}}
+    finished(tmp_path / "s", monkeypatch, **results)
+    assert study.resume_study("s", runs=tmp_path) == 0
+    assert "No winner: of 2 functions gpt2 alone came to the end" in capsys.readouterr().out
 
 
 def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) -> None:
