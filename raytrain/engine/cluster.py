@@ -136,9 +136,13 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
     Raises UserError if no trial fits.
     """
     resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     device = trials[0]["config"]["device"]
+    # A cluster that grows has what is asked for only once it is asked; --concurrent says that it does.
+    grows = not is_local and wish.concurrent is not None
+    if grows and device == "auto" and not gpus and wish.gpus_per_trial is None and not wish.trials_per_gpu:
+        raise UserError("gpus_per_trial (none) must be given with concurrent where there is no GPU yet; 0 for CPUs")
     on_gpus = wish.gpus_per_trial != 0 and (
         bool(wish.gpus_per_trial or wish.trials_per_gpu) or device == "cuda" or (gpus > 0 and device == "auto")
     )
@@ -150,8 +154,6 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
     usual = (wish.gpus_per_trial or 1) if on_gpus else (wish.workers_per_trial or 1)
     workers = {trial["id"]: int(trial.get("workers") or usual) for trial in trials}
     have = gpus if on_gpus else cpus
-    # A cluster that grows has what is asked for only once it is asked; --concurrent says that it does.
-    grows = not is_local and wish.concurrent is not None
     unit = "GPU" if on_gpus else "CPU"
     misfits = {
         name: f"it needs {ranks} ranks with a {unit} each, and Ray finds {have} {unit}s"
@@ -169,12 +171,12 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
         if not names:
             continue
         most = min(len(names), wish.concurrent or len(names))
+        share = wish.trials_per_gpu or 1 if on_gpus and ranks == 1 else 1
+        fit = min(gpus * share, cpus) // ranks if on_gpus else cpus // ranks  # each rank takes a CPU too
+        count = most if grows else max(1, min(most, fit))
         if on_gpus:
-            share = wish.trials_per_gpu or 1 if ranks == 1 else 1
-            count = min(most, gpus * share // ranks or most, cpus // ranks or most)  # each rank takes a CPU too
             shape = LaneShape(workers=ranks, gpus=1 / share)
         else:
-            count = max(1, min(most, cpus // ranks))
             largest = max(int(node.get("CPU", 0)) for node in nodes)
             shape = LaneShape(workers=ranks, cpus=max(1, min(cpus // (count * ranks), largest)))
         shapes |= dict.fromkeys(names, shape)

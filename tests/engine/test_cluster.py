@@ -1,12 +1,17 @@
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from raytrain import tune
 from raytrain.engine.cluster import _free_orphans, plan_lanes
 from raytrain.engine.lane import LaneShape
 from raytrain.errors import UserError
 from raytrain.plan import Wish
+
+ROOT = Path(__file__).parents[2]
 
 
 @ray.remote(num_cpus=0)
@@ -81,10 +86,40 @@ def test_trials_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         plan_lanes(trials(8), Wish(), is_local=True)
 
 
-def test_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a study that is refused, or asks for one lane, as its nodes come only once they are asked for."""
-    cluster(monkeypatch, {"CPU": 0.0})
-    lanes = plan_lanes(trials(*[None] * 40), Wish(gpus_per_trial=1, concurrent=16), is_local=False)
+def documented(count: int) -> list[list[str]]:
+    """The arguments of the `count` commands for a cluster that grows, in cluster.yaml and docs/cluster.md."""
+    texts = [(ROOT / name).read_text() for name in ("cluster.yaml", "docs/cluster.md")]
+    found = re.findall(r"python -m raytrain\.tune( [^`#]*?--storage \S+)", "\n".join(texts))
+    assert len(found) == count
+    return [command.split() for command in found]
+
+
+@pytest.mark.parametrize("argv", documented(3))
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [{"memory": 1e9}],  # Ray leaves out what there is none of
+        [{"memory": 1e9}, {"memory": 1e12, "CPU": 192.0, "GPU": 8.0}],
+    ],
+)
+def test_the_documented_study_on_a_cluster_that_grows(
+    argv: list[str], nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a study that is refused, trains on CPUs, or asks for as many lanes as there are GPUs already, since
+    its nodes come only once they are asked for."""
+    cluster(monkeypatch, *nodes)
+    wish = tune._wish(tune._parser().parse_args(argv))
+    lanes = plan_lanes(trials(*[None] * 40), wish, is_local=False)
     assert (lanes.counts, lanes.misfits) == ({LaneShape(1, 1, 1): 16}, {})
+
+
+def test_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a study that trains on CPUs for days as it did not say that it wants GPUs, which are yet to come, and
+    one that is refused without a word on how to have it."""
+    cluster(monkeypatch, {"memory": 1e9})
+    lanes = plan_lanes(trials(*[None] * 40), Wish(gpus_per_trial=0, concurrent=16), is_local=False)
+    assert (lanes.counts, lanes.misfits) == ({LaneShape(1, 0, 1): 16}, {})
+    with pytest.raises(UserError, match=r"gpus_per_trial \(none\) must be given"):
+        plan_lanes(trials(None), Wish(concurrent=16), is_local=False)
     with pytest.raises(UserError, match="give --concurrent too"):
         plan_lanes(trials(None), Wish(gpus_per_trial=1), is_local=False)
