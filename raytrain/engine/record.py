@@ -52,6 +52,8 @@ class Record:
             self.schedule.apply(event)
         for trial in self.schedule.running:
             self._make_good(trial)
+        for trial in self.schedule.retried:  # before the event: what would say that it has ended must not outlive it
+            (self._folder / trial / "result.json").unlink(missing_ok=True)
         self._apply(event="driver", host=socket.gethostname(), pid=os.getpid())
 
     def _make_good(self, trial: str) -> None:
@@ -59,7 +61,7 @@ class Record:
         rung, result = self.schedule.target(trial).rung, self._folder / trial / "result.json"
         for report in read_log(self._folder / trial / "log.jsonl"):
             if report["event"] == "pause" and report["rung"] == rung:
-                self._apply(event="rung", trial=trial, rung=rung, score=report["val_loss"])
+                self._apply(event="rung", trial=trial, rung=rung, score=_finite(report["val_loss"]))
                 break
         if result.exists() and not self.schedule.has_ended(trial):
             self._apply(event="end", trial=trial, status=read_json(result)["status"])

@@ -2,7 +2,7 @@
 
 The state is what a list of events makes of it, so a driver that starts again reads the events and has it whole:
 
-    driver   a driver took the study up: what ran under the one before waits again
+    driver   a driver took the study up: what ran under the one before waits again, and so do `retried`
     begin    a lane has the trial
     rung     the trial is paused at `rung`, with `score` (val_loss; None where there is none)
     lost     its lane died; it waits again
@@ -80,6 +80,19 @@ class Schedule:
     def running(self) -> list[str]:
         return [name for name, trial in self._trials.items() if trial.state == "running"]
 
+    @property
+    def retried(self) -> list[str]:
+        """The trials that a new driver tries again: lost, as a lane that died says nothing of the trial.
+
+        But not where others went on from the same rung without it: were it better, more would go on than are to.
+        """
+        furthest = max(trial.rung for trial in self._trials.values())
+        return [
+            name
+            for name, trial in self._trials.items()
+            if trial.status == "lost" and (trial.rung == trial.rungs or trial.rung == furthest)
+        ]
+
     def next(self, fits: Callable[[str], bool] = lambda trial: True) -> Segment | None:
         """The segment to run next among trials that `fits`; None if there is none now.
 
@@ -106,9 +119,9 @@ class Schedule:
         """Take in an event. Returns the trials that it stops at their rung: each wants an `end` of its own."""
         kind = event["event"]
         if kind == "driver":
-            for trial in self._trials.values():
-                # A lane that died says nothing of the trial, so a new driver tries those again too.
-                if trial.state == "running" or trial.status == "lost":
+            again = {*self.running, *self.retried}
+            for name, trial in self._trials.items():
+                if name in again:
                     trial.state, trial.status = "waiting", ""
                 trial.losses = 0
             return self._decide()

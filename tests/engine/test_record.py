@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from raytrain.engine.record import Record
+from raytrain.engine.scheduler import LOST_RETRIES
 from raytrain.tracking.log import read_log
 from raytrain.training.config import resolve
 
@@ -102,3 +103,25 @@ def test_a_driver_that_dies_between_two_writes(tmp_path: Path, lost: int) -> Non
     assert again.schedule.is_over
     ends = [event["trial"] for event in read_log(path) if event["event"] == "end"]
     assert sorted(ends) == ["t0", "t1"]
+
+
+def test_a_lost_trial_that_is_tried_again(tmp_path: Path) -> None:
+    """Would catch a study that counts as ended while a new driver trains what was lost: MLflow would get final ranks,
+    and a Ctrl-C a word of success."""
+    record = Record(tmp_path, trials(1))
+    for _ in range(LOST_RETRIES + 1):
+        record.lane_died(start(record), "lost", "the lane died")
+    assert (status(tmp_path, "t0"), record.schedule.is_over) == ("lost", True)
+    again = Record(tmp_path, trials(1))
+    assert (status(tmp_path, "t0"), again.schedule.is_over) == (None, False)
+
+
+def test_a_pause_without_a_loss(tmp_path: Path) -> None:
+    """Would catch events.jsonl that is no JSON, with NaN for the loss of a pause that is made good."""
+    record = Record(tmp_path, trials(2), {"keep": [1]})
+    finish(record, start(record), status="paused", val_loss=float("nan"))
+    path = tmp_path / "events.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if json.loads(line)["event"] == "begin"))
+    Record(tmp_path, trials(2), {"keep": [1]})
+    assert [event["score"] for event in read_log(path) if event["event"] == "rung"] == [None]

@@ -108,6 +108,23 @@ def test_retries() -> None:
     assert (segment.micro_batch, schedule.retries_after_oom("t0")) == (4, False)
 
 
+def test_a_lost_trial_that_others_went_on_without() -> None:
+    """Would catch a rung from which more go on than are to, as a new driver tries a trial again that was lost there;
+    and one that is given up though nobody went on yet, or nothing is decided any more."""
+    schedule = Schedule(trials(2), {"keep": [1]})
+
+    def lose(trial: str) -> list[str]:
+        schedule.apply({"event": "end", "trial": trial, "status": "lost"})
+        schedule.apply({"event": "driver"})
+        return [name for name in ("t0", "t1") if not schedule.has_ended(name)]
+
+    assert lose("t0") == ["t0", "t1"]
+    schedule.apply({"event": "end", "trial": "t0", "status": "lost"})
+    schedule.apply({"event": "rung", "trial": "t1", "rung": 0, "score": 1.0})
+    assert schedule.target("t1").rung is None
+    assert lose("t1") == ["t1"]
+
+
 def test_frontier_runs_have_no_rungs() -> None:
     """Would catch a baseline's run at another budget that is halved, or that a rung waits for."""
     schedule = Schedule([*trials(1), {"id": "f", "role": "frontier"}], {"keep": [1]})
