@@ -14,13 +14,14 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 import raytrain
-from raytrain.engine.lane import LaneShape
+from raytrain.engine.lane import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
 from raytrain.plan import Wish
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _WATCH_SECONDS = 2.0
+_DEAF_WATCHES = 10  # in a row without an answer of Ray's, after which it is dead; its head may be busy for seconds
 _OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
 # Settings that Ray reads from the driver's environment (Tune hands those of Train on to the lanes), unless the user has
 # set them.
@@ -82,10 +83,11 @@ def ray_started() -> Iterator[bool]:
             code = {} if is_job() else {"py_modules": [str(Path(raytrain.__file__).parent)]}
             with held():
                 ray.init(runtime_env=code, **quiet)
-        except ConnectionError:
+        except (ConnectionError, ValueError, RuntimeError) as error:  # an address that is none; another version of Ray
             address = os.environ["RAY_ADDRESS"]
             raise UserError(
-                f"RAY_ADDRESS ({address}): no cluster answers. If it wants a token, export RAY_AUTH_MODE=token here too"
+                f"RAY_ADDRESS ({address}): no cluster answers ({one_line(error)}). "
+                "If it wants a token, export RAY_AUTH_MODE=token here too"
             ) from None
     try:
         yield is_local
@@ -101,11 +103,18 @@ def watching_ray(on_death: Callable[[], None]) -> Iterator[None]:
     here = ray.get_runtime_context().get_node_id()
 
     def watch() -> None:
+        deaf = 0
         while not is_over.wait(_WATCH_SECONDS):
-            if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here):
+            try:
+                is_alive, deaf = any(node["Alive"] for node in ray.nodes() if node["NodeID"] == here), 0
+            except Exception:  # whatever Ray raises once, the next time it may answer
+                deaf += 1
+                is_alive = deaf < _DEAF_WATCHES
+            if not is_alive:
                 on_death()
                 return
-            _free_orphans()
+            with contextlib.suppress(Exception):  # the next time, again
+                _free_orphans()
 
     thread = threading.Thread(target=watch, name="watch ray", daemon=True)
     thread.start()

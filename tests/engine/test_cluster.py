@@ -1,4 +1,5 @@
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,8 @@ import pytest
 import ray
 
 from raytrain import tune
-from raytrain.engine.cluster import _free_orphans, plan_lanes
+from raytrain.engine import cluster as cluster_module
+from raytrain.engine.cluster import _free_orphans, plan_lanes, ray_started, watching_ray
 from raytrain.engine.lane import LaneShape
 from raytrain.errors import UserError
 from raytrain.plan import Wish
@@ -41,6 +43,56 @@ def test_what_a_dead_lane_holds_is_freed(ray_here: None) -> None:
     assert [states[name] for name in (kept, own.id.hex())] == ["CREATED"] * 2
     ray.util.remove_placement_group(own)
     ray.kill(alive)
+    while states[kept] != "REMOVED":  # other tests want its CPU
+        _free_orphans()
+        states = {name: group["state"] for name, group in ray.util.placement_group_table().items()}
+
+
+@pytest.mark.parametrize("deaf", [1, cluster_module._DEAF_WATCHES])
+def test_the_watch_outlives_an_error(deaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a watch that ends at the first error, after which nobody frees what dead lanes hold, or says that Ray
+    is dead; and a Ray that never answers again taken for one that lives."""
+    calls: list[str] = []
+    died = threading.Event()
+
+    def nodes() -> list[dict[str, Any]]:
+        calls.append("nodes")
+        if calls.count("nodes") <= deaf:
+            raise ConnectionError
+        return [{"NodeID": "here", "Alive": calls.count("nodes") < deaf + 3}]
+
+    def free_orphans() -> None:
+        calls.append("free")
+        raise ValueError
+
+    class Context:
+        def get_node_id(self) -> str:
+            return "here"
+
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "nodes", nodes)
+    monkeypatch.setattr(cluster_module, "_free_orphans", free_orphans)
+    monkeypatch.setattr(cluster_module, "_WATCH_SECONDS", 0.0)
+    with watching_ray(died.set):
+        assert died.wait(60)
+    # Two watches with an answer and the third with that of a death; none, where ten in a row had no answer.
+    answered = 3 if deaf < cluster_module._DEAF_WATCHES else 0
+    assert calls.count("nodes") == deaf + answered
+    assert calls.count("free") == calls.count("nodes") - 1
+
+
+@pytest.mark.parametrize("error", [ConnectionError, ValueError, RuntimeError])
+def test_an_address_where_there_is_no_cluster(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a traceback for the address of a dashboard, or of a cluster with another version of Ray."""
+
+    def init(**kwargs: Any) -> None:
+        raise error("not this one\nmore")
+
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS \(http://127.0.0.1:8265\): no cluster answers .*not this one\)"):
+        ray_started().__enter__()
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
