@@ -7,37 +7,55 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from raytrain.errors import UserError
 
 _BEAT_SECONDS = 5.0  # how often a driver shows that it lives, by the file's time
+_MISSED_BEATS = 2  # in a row without a file, after which it is another's
 _DEAD_SECONDS = 60.0  # one on another machine that has not for so long is gone; file systems of clusters are slow
 
 
 @contextlib.contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def holding(folder: Path, on_loss: Callable[[str], None]) -> Iterator[None]:
     """Hold the study in `folder`. Raises UserError, with the holder named, if another process does.
 
     A holder on this machine is dead if its process is; one elsewhere, if its file has not been touched for a minute.
+    If this one is taken for dead, as a machine that slept may be, `on_loss` is called from a thread, with the reason:
+    the study is another's now.
     """
     path = folder / "holder.json"
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": since}
+    mine = json.dumps(facts | {"key": uuid.uuid4().hex})
     while True:
         try:
             with path.open("x") as file:  # made by one process only, on network file systems too
-                json.dump(mine | {"since": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}, file)
+                file.write(mine)
             break
         except FileExistsError:
-            _check_dead(path, folder.name)
-            path.unlink(missing_ok=True)
+            dead = _dead_holder(path, folder.name)
+            if dead is not None:
+                _remove(path, dead)
     is_over = threading.Event()
 
     def beat() -> None:
+        missed = 0
         while not is_over.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(path)
+            try:
+                missed = 0 if path.read_text() == mine else _MISSED_BEATS
+                if not missed:
+                    os.utime(path)
+            except FileNotFoundError:  # another looks whose it is, or has held the study and ended
+                missed += 1
+            except OSError:  # the file system's, which may pass
+                continue
+            if missed >= _MISSED_BEATS:
+                on_loss(f"study {folder.name} was taken over by another process")
+                return
 
     thread = threading.Thread(target=beat, name="holder", daemon=True)
     thread.start()
@@ -46,26 +64,48 @@ def holding(folder: Path) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        _remove(path, mine)
 
 
-def _check_dead(path: Path, name: str) -> None:
+def _remove(path: Path, text: str) -> None:
+    """Remove the holder's file if it is the one with this `text`, and not that of another who took the study since."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)  # by one process only
+        if aside.read_text() == text:
+            aside.unlink()
+        else:
+            aside.rename(path)
+
+
+def _dead_holder(path: Path, name: str) -> str | None:
+    """What the file of a dead holder says; None if there is no file any more. Raises UserError if the holder lives."""
     try:
-        holder, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
+        text, age = path.read_text(), time.time() - path.stat().st_mtime
+        holder = _parsed(text)
+        if holder is None:  # its writer died at once, or writes now
+            time.sleep(1)
+            text, age = path.read_text(), 0.0
+            holder = _parsed(text)
     except FileNotFoundError:
-        return
-    except ValueError:  # its writer died at once, or writes now
-        time.sleep(1)
-        try:
-            holder, age = json.loads(path.read_text()), 0.0
-        except (OSError, ValueError):
-            return
+        return None
+    if holder is None:
+        return text
     here = holder["host"] == socket.gethostname()
     if _started(holder["pid"]) == holder["started"] if here else age < _DEAD_SECONDS:
         raise UserError(
             f"study {name} is held by process {holder['pid']} on {holder['host']} since {holder['since']}; "
             "end that one first"
         )
+    return text
+
+
+def _parsed(text: str) -> Any:
+    """None for a text that is not whole."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _started(pid: int) -> str | None:

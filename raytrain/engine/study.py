@@ -161,7 +161,7 @@ def _run(
     *,
     as_json: bool,
 ) -> int:
-    with holding(folder):
+    with holding(folder, lambda reason: _give_up(folder, console, reason)):
         if study.pop("interrupted", False):
             write_json(folder / "study.json", study)
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
@@ -233,13 +233,13 @@ def _tune(
             verbose=1,
         ),
     )
-    with _signals(), watching_ray(lambda: _give_up(folder, console)):
+    with _signals(), watching_ray(lambda: _give_up(folder, console, "Ray died on this machine")):
         tuner.fit()
 
 
-def _give_up(folder: Path, console: rich.console.Console) -> None:
+def _give_up(folder: Path, console: rich.console.Console, reason: str) -> None:
     """End this process, whose main thread may wait for Ray for ever. The record is whole at any moment."""
-    console.print(f"interrupted: Ray died on this machine\n{_how_to_resume(folder)}", markup=False)
+    console.print(f"interrupted: {reason}\n{_how_to_resume(folder)}", markup=False)
     console.file.flush()
     os._exit(INTERRUPTED)
 
