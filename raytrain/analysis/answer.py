@@ -12,11 +12,20 @@ import pandas as pd
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, group_means, pooled
-from raytrain.analysis.ranking import UNFINISHED, at_budget, budget_noise, numbers, programs, rank, read_study
+from raytrain.analysis.ranking import (
+    UNFINISHED,
+    at_budget,
+    budget_noise,
+    numbers,
+    programs,
+    rank,
+    read_study,
+    unlike_devices,
+)
 from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
 from raytrain.errors import UserError
 from raytrain.factorial import Point, live
-from raytrain.files import read_json
+from raytrain.files import read_study_json
 
 _TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
 _TOLD = 3  # of the gains, and of the trials whose two ranks differ
@@ -53,7 +62,7 @@ class Answer:
 def answer(folder: str | Path) -> Answer:
     """Read the study in `folder`, ended or not, and answer its question. Raises UserError if it holds none."""
     folder = Path(folder)
-    study, table = read_json(folder / "study.json"), rank(read_study(folder))
+    study, table = read_study_json(folder), rank(read_study(folder))
     axes, baseline = axes_of(study)
     table["val_loss"] = numbers(table, "val_loss")
     noise, done = budget_noise(table), table[at_budget(table) & (table["status"] == "complete")]
@@ -61,6 +70,9 @@ def answer(folder: str | Path) -> Answer:
     reasons: dict[str, str] = {}
     if noise is None:
         reasons["noise"] = "no function was completed at the study's budget with two seeds"
+    ranked = table["rank"].notna() & numbers(table, "hardware_flops").notna()
+    if unlike := unlike_devices(table[ranked]):
+        reasons["hardware_rank"] = unlike
 
     found, effects_flops = None, float(study["budget_flops"])
     try:
@@ -169,6 +181,8 @@ def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column
     if flops.isna().any():
         raise UserError("hardware FLOPs are not known, as the device's peak is not: give --peak_tflops")
     known = done & numbers(table, column).notna()
+    if unlike := unlike_devices(table[known]):
+        raise UserError(f"hardware FLOPs cannot be compared: {unlike}")
     clock = pooled(np.log(numbers(table, column)[known]), groups[known])
     return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock)
 
@@ -246,6 +260,7 @@ def _sentences(answer: Answer) -> list[str]:
             out.append(_at_rung(answer, stopped))
         out += answer.effects.sentences
     out += _spread_told(table)
+    out += _unlike_told(answer)
     out += _gains_told(answer)
     out += _trends_told(answer)
     out += _hardware_told(answer)
@@ -315,6 +330,18 @@ def _spread_told(table: pd.DataFrame) -> list[str]:
     ]
 
 
+def _unlike_told(answer: Answer) -> list[str]:
+    """What else than functions and seeds the ranked losses differ in: devices, and dtypes where they are no axis."""
+    ranked = answer.table[answer.table["rank"].notna()]
+    columns = {"device": "devices"} | ({} if "precision" in answer.axes else {"dtype": "compute dtypes"})
+    out = []
+    for column, what in columns.items():
+        values = sorted({*ranked[column].dropna()}) if column in ranked else []
+        if len(values) > 1:
+            out.append(f"Trials had different {what} ({', '.join(values)}): what those do to a loss is in it too.")
+    return out
+
+
 def _gains_told(answer: Answer) -> list[str]:
     if answer.frontier is None:
         return [f"No compute gains: {answer.reasons['frontier']}."]
@@ -378,6 +405,8 @@ def _gain(row: dict[Any, Any], gain: str) -> str:
 
 def _hardware_told(answer: Answer) -> list[str]:
     table = answer.table
+    if reason := answer.reasons.get("hardware_rank"):
+        return [f"No rank by hardware FLOPs: {reason}."]
     if answer.table["hardware_rank"].isna().all():
         return []
     differs = table[table["rank_note"] != ""]

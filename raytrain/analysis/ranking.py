@@ -11,7 +11,7 @@ result.json holds, such as val_loss (nats per token), train_flops and hardware_f
     loss_per_hardware_flop   the same over hardware_flops, where those are known
     budget_ok                1 if train_flops is within 0.5% of budget_flops, else 0
     rank                     place by loss_per_flop among trials whose budget is ok, shared within the noise: see `rank`
-    hardware_rank            the same by loss_per_hardware_flop
+    hardware_rank            the same by loss_per_hardware_flop, where all ran on the same devices
     rank_note                where the two orders differ: both ranks, and the MFU that makes the difference
 """
 
@@ -28,7 +28,7 @@ from raytrain import architecture
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner, group_means, pooled
 from raytrain.analysis.trials import BUDGET_TOLERANCE, RECIPE
 from raytrain.factorial import Array
-from raytrain.files import read_json
+from raytrain.files import read_json, read_study_json
 from raytrain.training.config import STOPS
 
 UNFINISHED = ("waiting", "running", "interrupted")
@@ -58,7 +58,7 @@ def short_name(trial: dict[str, Any]) -> str:
 def read_study(study_dir: str | Path) -> pd.DataFrame:
     """A row a trial, in the order of study.json. Raises UserError for a folder that holds no study."""
     folder = Path(study_dir)
-    study = read_json(folder / "study.json")
+    study = read_study_json(folder)
     return pd.DataFrame([_row(trial, folder / "trials" / trial["id"], study) for trial in study["trials"]])
 
 
@@ -102,6 +102,16 @@ def budget_noise(table: pd.DataFrame) -> Noise | None:
     return pooled(numbers(done, "val_loss"), programs(done))
 
 
+def unlike_devices(runs: pd.DataFrame) -> str:
+    """Why `runs` cannot be compared by hardware FLOPs: they had several kinds, or numbers, of devices. "" if one.
+
+    Their MFU would say who was given which, as one kind is easier to keep busy than another, and one device than eight.
+    """
+    kinds = zip(numbers(runs, "world_size"), runs.get("device", pd.Series("", index=runs.index)), strict=True)
+    names = sorted({f"{size:.0f} x {device}" for size, device in kinds})
+    return f"trials had different devices ({', '.join(names)})" if len(names) > 1 else ""
+
+
 def rank(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with the columns above, best first; trials without a rank follow, those without a loss come last.
 
@@ -112,7 +122,8 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     are better than it beyond the noise (`places`); nothing is said of the order of two that share one. The noise is
     that over seeds, less what a seed does to all (`noise.group_means`); without replicates none is known, and ranks are
     the order of the figures, which chance may have made. By hardware FLOPs the noise is that of the logarithm of
-    loss_per_hardware_flop, which has the noise of the clock in it too.
+    loss_per_hardware_flop, which has the noise of the clock in it too; there are no ranks by them where trials had
+    different devices (`unlike_devices`).
     """
     ranked = at_budget(table)
     ended = table["status"].isin(("complete", "stopped"))
@@ -123,6 +134,8 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     hardware_merit = loss_per_flop(loss, vocab_size, hardware)
     with np.errstate(divide="ignore"):  # a loss no better than the guess has bought nothing: the last place
         logs = np.log(hardware_merit.clip(lower=0))
+    by_hardware = ranked & hardware.notna()
+    by_hardware &= not unlike_devices(table[by_hardware])
     program = programs(table)
     bought = (merit * budget / _EFLOP).where(ranked)  # nats, if the trial's FLOPs were the budget's to the last
     out = table.assign(
@@ -130,7 +143,7 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
         loss_per_hardware_flop=hardware_merit,
         budget_ok=((flops / budget - 1).abs() <= BUDGET_TOLERANCE).astype(int),
         rank=_ranks(bought, program, table["seed"]),
-        hardware_rank=_ranks(logs.where(ranked), program, table["seed"]),
+        hardware_rank=_ranks(logs.where(by_hardware), program, table["seed"]),
     )
     out["rank_note"] = _notes(out)
     order = pd.DataFrame(

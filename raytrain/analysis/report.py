@@ -290,7 +290,7 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
         )
         blocks.append(_some(notes))
     elif table["hardware_rank"].isna().all():
-        blocks.append(Missing(f"No rank by hardware FLOPs: {_NO_PEAK}."))
+        blocks.append(Missing(f"No rank by hardware FLOPs: {found.reasons.get('hardware_rank', _NO_PEAK)}."))
     blocks += _lacking(entries)
     blocks.append(Text("Every trial, with all its columns and the reason for each gain that is missing: table.csv."))
     return blocks

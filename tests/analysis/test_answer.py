@@ -133,3 +133,43 @@ def test_one_function_that_came_through(tmp_path):
     assert found.sentences[0].startswith("No winner: of 2 functions gpt2 alone came to the end of the budget")
     assert "No effects: all trials with a loss are of one function." in found.sentences
     assert "2 diverged: bias=True." in found.sentences
+
+
+@pytest.mark.parametrize(
+    ("change", "devices"),
+    [
+        ({"device": "NVIDIA B200", "world_size": 8}, "1 x NVIDIA H200, 8 x NVIDIA B200"),
+        ({"world_size": 2}, "1 x NVIDIA H200, 2 x NVIDIA H200"),
+        ({}, None),
+    ],
+)
+def test_no_hardware_figures_over_different_devices(change, devices, tmp_path):
+    """Would catch: a rank, a gain or a change of places that is the devices', told as the function's; or one withheld
+    from a study on one kind of device."""
+    budgets = (2.5e14, 5e14, 2e15)
+    folder = write_study(
+        tmp_path / "s", frontier_budgets=budgets, results=lambda index: change if index == 3 else {}, seeds=3
+    )
+    found = answer(folder)
+    assert found.table["hardware_rank"].isna().all() == bool(devices)
+    assert found.table["hardware_gain"].isna().all() == bool(devices)
+    assert found.table["compute_gain"].notna().any()
+    told = " ".join(found.sentences)
+    reason = f"trials had different devices ({devices})"
+    assert (f"No rank by hardware FLOPs: {reason}." in told) == bool(devices)
+    assert ("in hardware FLOPs, over what was used" in told) != bool(devices)
+    if devices:
+        assert set(found.table["hardware_gain_reason"]) == {f"hardware FLOPs cannot be compared: {reason}"}
+    assert ("different devices (NVIDIA B200, NVIDIA H200): what those do to a loss" in told) == ("device" in change)
+
+
+def test_losses_of_different_dtypes_are_told(make_study):
+    """Would catch: a function in float32 against one in bfloat16 without a word; or a word where that is the axis."""
+    for axes, is_told in (({"norm_position": ["post", "pre"]}, True), ({"precision": ["bf16", "fp32"]}, False)):
+        study = make_study(next(iter(axes)), axes=axes)
+        ((axis, levels),) = axes.items()
+        for level, dtype in zip(levels, ("bfloat16", "float32"), strict=True):
+            for seed in (0, 1):
+                study.add({axis: level}, 3 + seed / 100, seed=seed, dtype=dtype)
+        told = [told for told in answer(study.write()).sentences if "compute dtypes (bfloat16, float32)" in told]
+        assert bool(told) == is_told

@@ -204,6 +204,23 @@ def test_where_hardware_makes_another_order():
     assert list(ranked.loc[["c0", "c1"], "rank_note"]) == ["", ""]
 
 
+def test_no_hardware_rank_over_different_devices():
+    """Would catch: of two functions with equal losses one ranked before the other, as it ran on a device that is easier
+    to keep busy, or on fewer of them. What has no hardware FLOPs, as on a CPU, is not ranked by them anyway."""
+    trials = seeds(a=[2.0, 2.001], b=[2.0, 2.001]).assign(device="NVIDIA H100", world_size=1)
+    trials.loc[trials["hash"] == "b", "hardware_flops"] = 3e18
+    assert list(rank(trials)["hardware_rank"]) == [1, 1, 2, 2]
+    for column, value in (("device", "NVIDIA B200"), ("world_size", 8)):
+        mixed = trials.assign(**{column: trials[column].where(trials["hash"] == "a", value)})
+        ranked = rank(mixed)
+        assert ranked["hardware_rank"].isna().all()
+        assert not ranked["rank_note"].any()
+        assert list(ranked["rank"]) == [1] * 4
+        assert ranked["loss_per_hardware_flop"].notna().all()
+        without = mixed.assign(hardware_flops=mixed["hardware_flops"].where(mixed["hash"] == "a"))
+        assert list(rank(without).sort_values("trial")["hardware_rank"].dropna()) == [1, 1]
+
+
 def test_the_clock_s_noise_is_in_the_hardware_rank():
     """Would catch: two functions told apart by hardware FLOPs on the strength of a clock that is off by a tenth."""
     trials = seeds(a=[2.0, 2.0001], b=[2.001, 2.0011])
@@ -226,7 +243,9 @@ def test_read_study(tmp_path):
     trials = [
         {"id": name, "label": name, "labels": [name], "hash": name, "seed": 1, "config": config} for name in "abc"
     ]
-    (tmp_path / "study.json").write_text(json.dumps({"name": "s", "budget_flops": 10**18, "trials": trials}))
+    about = dict.fromkeys(("name", "space", "base", "scale", "created", "command", "git_commit"), "")
+    about |= {"budget_flops": 10**18, "counts": {}, "versions": {}, "trials": trials}
+    (tmp_path / "study.json").write_text(json.dumps(about))
     for name in "ab":
         (tmp_path / "trials" / name).mkdir(parents=True)
         (tmp_path / "trials" / name / "log.jsonl").touch()
@@ -245,10 +264,16 @@ def test_read_study(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "is not a JSON object")]
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "is no whole study's: it lacks name, space, base"),
+    ],
 )
 def test_not_a_study(tmp_path, text, message):
-    """Would catch: a traceback for a folder that holds no study."""
+    """Would catch: a traceback for a folder that holds no study, or a file of that name that lacks what one says."""
     if text is not None:
         (tmp_path / "study.json").write_text(text)
     with pytest.raises(UserError, match=f"study.json {message}"):

@@ -239,6 +239,13 @@ def test_what_is_missing_says_why(tmp_path):
     assert "command is not known" in found.text["reproduce"]
 
 
+def test_no_hardware_rank_over_different_devices_says_why(tmp_path):
+    """Would catch: the peak of the device blamed, which is known, where trials had different devices."""
+    found, _ = report(write_study(tmp_path / "s", results=lambda i: {"device": "NVIDIA B200"} if i == 3 else {}))
+    reason = "trials had different devices (1 x NVIDIA B200, 1 x NVIDIA H200)"
+    assert f"No rank by hardware FLOPs: {reason}." in found.text["ranking"]
+
+
 def test_an_a_a_study_finds_no_difference(tmp_path):
     """Would catch: a winner, an effect, or a crash, where all trials are one function."""
     found, text = report(write_study(tmp_path / "s", axes={"bias": (False,)}, seeds=20))
