@@ -6,6 +6,7 @@ The trials of one study come in its ranking's order, with the ranks that its rep
 import dataclasses
 import itertools
 import json
+import os.path
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,8 @@ class Run:
     """A run's folder and facts. `axes` has no dead axis; `setting` is all else that the run's loss depends on.
 
     Both are empty for a folder without a config.json. `ranking` is what `analysis.ranking.rank` says of a study's
-    trial: its `rank`, `hardware_rank`, `rank_note` and `place` in the order; empty for other runs.
+    trial: its `rank`, `hardware_rank`, `rank_note`, `role` and `place` in the order, and whether its study `has_noise`
+    to rank by; empty for other runs.
     """
 
     folder: Path
@@ -66,10 +68,11 @@ def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = Non
         raise UserError(f"latest ({latest}) must be 1 or more")
     found: dict[Path, float] = {}
     for path in map(Path, paths or [root]):
-        if path.is_file() and path.name not in _FILES:
+        is_file = os.path.isfile(path)  # Path.is_file raises for a name too long for any file
+        if is_file and path.name not in _FILES:
             raise UserError(f"{path} is neither a run folder nor one of a run's files ({', '.join(_FILES)})")
-        folder = path.parent if path.is_file() else path
-        files = [file for name in _FILES for file in folder.rglob(name)]
+        folder = path.parent if is_file else path
+        files = [file for name in _FILES for file in folder.rglob(name)] if os.path.isdir(folder) else []
         if not files:
             raise UserError(f"{path} holds no runs: no {' or '.join(_FILES)} in it")
         for file in files:
@@ -106,16 +109,18 @@ def read_run(folder: Path) -> Run:
 
 def with_rankings(runs: Iterable[Run]) -> list[Run]:
     """`runs`, best first, those of studies with their ranking. All of one study: in its order; else by loss."""
-    from raytrain.analysis.ranking import rank, read_study  # here: SciPy, which takes a while to import
+    from raytrain.analysis.ranking import budget_noise, rank, read_study  # here: SciPy, which takes a while to import
 
     runs = list(runs)
     studies = {run.study for run in runs}
     found: dict[Path, dict[str, Any]] = {}
     for study in filter(None, studies):
-        rows = rank(read_study(study)).to_dict("records")
-        for place, row in enumerate(rows):
+        table = rank(read_study(study))
+        has_noise = budget_noise(table) is not None
+        for place, row in enumerate(table.to_dict("records")):
             ranks = {name: None if pd.isna(row[name]) else int(row[name]) for name in ("rank", "hardware_rank")}
-            found[study / "trials" / row["trial"]] = ranks | {"rank_note": row["rank_note"], "place": place}
+            ranks |= {"rank_note": row["rank_note"], "role": row["role"], "place": place, "has_noise": has_noise}
+            found[study / "trials" / row["trial"]] = ranks
     runs = [dataclasses.replace(run, ranking=found.get(run.folder.absolute(), {})) for run in runs]
     one_study = len(studies) == 1 and all(run.ranking for run in runs)
     return sorted(runs, key=lambda run: (run.ranking["place"] if one_study else 0, run.loss is None, run.loss or 0))
@@ -178,7 +183,14 @@ def warnings(runs: Iterable[Run]) -> list[str]:
         found.append("data or vocabularies differ: these losses are not of one task")
     if any(run.facts["status"] in ("unfinished", "interrupted") for run in runs):
         found.append("some runs have not ended: their losses are those so far, and count in no axis value's difference")
+    if any(run.facts["status"] == "stopped" or run.ranking.get("role") == "frontier" for run in runs):
+        found.append("runs stopped at a rung, and those for a frontier, count in no axis value's difference")
     return found
+
+
+def has_whole_budget(run: Run) -> bool:
+    """Whether the run's loss is that of what it was to spend: not of a rung, nor of another budget for a frontier."""
+    return run.facts["status"] == "complete" and run.ranking.get("role") != "frontier"
 
 
 @command
@@ -191,7 +203,7 @@ def main(argv: list[str] | None = None) -> int | None:
     flags = parser.parse_args(argv)
 
     runs = with_rankings(read_run(folder) for folder in find_runs(flags.paths, flags.runs, flags.latest))
-    found = effects(run for run in runs if run.facts["status"] in ("complete", "stopped"))
+    found = effects(filter(has_whole_budget, runs))
     cautions = warnings(runs)
     if flags.json:
         empty = dict.fromkeys(("rank", "hardware_rank", "rank_note"))
@@ -218,7 +230,10 @@ def main(argv: list[str] | None = None) -> int | None:
 def _run_table(runs: list[Run]) -> Table:
     is_ranked = any(run.ranking for run in runs)
     moved = any(run.ranking.get("rank_note") for run in runs)
-    caption = "rank: place in its study, shared within the noise; by hw: the same by hardware FLOPs"
+    is_strict = any(run.ranking and not run.ranking["has_noise"] for run in runs)
+    caption = "rank: place in its study, shared within the noise"
+    caption += " (where no function has two seeds, chance may have made the order)" if is_strict else ""
+    caption += "; by hw: the same by hardware FLOPs"
     caption += ", * where that order is another" if moved else ""
     table = Table(
         box=box.SIMPLE, padding=0, caption=caption if is_ranked else None, caption_justify="left", caption_style="none"

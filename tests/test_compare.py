@@ -9,7 +9,7 @@ from raytrain.compare import effects, find_runs, main, read_run, warnings
 from raytrain.errors import UserError
 from raytrain.tracking.log import JsonLog
 from raytrain.training.config import TrainConfig
-from tests.studies import write_study
+from tests.studies import BUDGET, write_study
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def test_a_study_has_its_own_ranking(make_run, compare, tmp_path, capsys):
     for name in ("rank", "hardware_rank", "rank_note"):
         assert [run[name] for run in found] == ranked[name].tolist()
     assert main([str(folder)]) == 0
-    assert "shared within the noise" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "shared within the noise" in out
+    assert "chance" not in out
 
     make_run("alone", 2.95)
     mixed = compare()["runs"]
@@ -159,6 +161,35 @@ def test_what_is_not_a_pair(make_run):
     assert effect(effects(runs), "bias", True)["pairs"] == 1
 
 
+def test_runs_of_other_budgets_are_in_no_difference(compare, tmp_path):
+    """Would catch: a function stopped at a sixteenth of the budget, or the baseline's runs for the frontier, that make
+    an axis value seem bad or good. Whole runs are 3.0 (neither), 2.8 (pre) and 2.9 (bias)."""
+    early = {"status": "stopped", "rung": 0, "val_loss": 4.0, "train_flops": BUDGET // 16}
+    changes = [{"val_loss": 3.0}, {"val_loss": 2.8}, {"val_loss": 2.9}, early]
+    folder = write_study(
+        tmp_path / "runs" / "study",
+        axes={"bias": (False, True), "norm_position": ("post", "pre")},
+        seeds=1,
+        frontier_budgets=(BUDGET / 16,),
+        results=lambda index: changes[index] if index < 4 else {},
+    )
+    for trial in json.loads((folder / "study.json").read_text())["trials"]:
+        (folder / "trials" / trial["id"] / "config.json").write_text(json.dumps(trial["config"]))
+    found = compare()
+    bias = effect(found["effects"], "bias", True)
+    assert (bias["runs_with"], bias["runs_without"], bias["pairs"]) == (1, 2, 1)
+    assert bias["paired"] == pytest.approx(-0.1)
+    assert bias["difference"] == pytest.approx(0)
+    assert "runs stopped at a rung, and those for a frontier, count in no axis value's difference" in found["warnings"]
+
+
+def test_ranks_without_replicates(tmp_path, capsys):
+    """Would catch: the order of single seeds said to be shared within the noise, of which nothing is known."""
+    assert main([str(write_study(tmp_path / "study", seeds=1))]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(where no function has two seeds, chance may have made the order)" in out
+
+
 def test_warnings(make_run):
     """Would catch: differences that seeds or budgets explain, shown as if the axes did."""
     runs = [read_run(make_run("a", 3.0)), read_run(make_run("b", 2.9, bias=True))]
@@ -184,6 +215,7 @@ def test_table(make_run, tmp_path, capsys):
     ("argv", "message"),
     [
         (["none"], "none holds no runs"),
+        (["a" * 300], "holds no runs"),
         (["notes.txt"], "notes.txt is neither a run folder nor one of a run's files"),
         (["--latest", "0"], "latest (0) must be 1 or more"),
         (["broken"], "result.json is not JSON"),
