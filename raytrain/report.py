@@ -1,5 +1,6 @@
 """`python -m raytrain.report STUDY`: a study's report as one page of HTML, a summary in Markdown, and its pictures."""
 
+import os.path
 from pathlib import Path
 
 from raytrain.analysis.report import write_report
@@ -20,9 +21,9 @@ def main(argv: list[str] | None = None) -> None:
 def find_study(study: str, runs: Path) -> Path:
     """The folder of `study`: a path, or a name in `runs`. Raises UserError if there is neither."""
     for folder in (Path(study), runs / study):
-        if (folder / "study.json").is_file():
+        if os.path.isfile(folder / "study.json"):  # Path.is_file raises for a name too long for any file
             return folder
-    if Path(study).is_dir():
+    if os.path.isdir(study):
         raise UserError(f"study ({study}) is a folder, but no study's: it has no study.json")
     raise unknown_value("study", study, sorted(path.parent.name for path in runs.glob("*/study.json")))
 

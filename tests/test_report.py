@@ -27,6 +27,7 @@ def test_by_name_and_by_folder(runs, tmp_path, capsys):
     ("argv", "message"),
     [
         (["frist"], "Unknown study: 'frist'. Available: first. Did you mean first?"),
+        (["a" * 300], f"Unknown study: '{'a' * 300}'. Available: first."),
         ([], "the following arguments are required: study"),
         (["first", "--output", "x"], "Unknown argument: --output. Did you mean --out?"),
         (["first", "--out", "/dev/null/x"], "out (/dev/null/x) cannot be written: Not a directory"),
@@ -44,11 +45,14 @@ def test_a_folder_that_is_no_study(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: study ({tmp_path}) is a folder, but no study's: it has no study.json\n"
 
 
-def test_a_damaged_study(tmp_path, capsys):
-    """Would catch: a traceback for a study.json that is cut off."""
-    (tmp_path / "study.json").write_text("{")
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is no whole study's: it lacks name")])
+def test_a_damaged_study(text, message, tmp_path, capsys):
+    """Would catch: a traceback for a study.json that is cut off, or has not what a study's has."""
+    (tmp_path / "study.json").write_text(text)
     assert main([str(tmp_path)]) == 2
-    assert "study.json is not JSON" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"study.json {message}" in said
+    assert said.count("\n") == 1
 
 
 def test_it_needs_neither_torch_nor_ray_nor_mlflow(runs):

@@ -41,11 +41,15 @@ def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ("sync nothing", "name (nothing): no study of this name in"),
         ("sync ../s", "may have letters"),
+        (f"sync {'a' * 300}", "name (aaaaaaaaaaaaaaaa...) has 300 characters, and may have 128"),
+        ("sync empty", "study.json is no whole study's: it lacks name, space"),
         ("synk s", "invalid choice: 'synk'"),
     ],
 )
 def test_mistakes(flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a traceback, or an experiment made for a study that is not there."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "study.json").write_text("{}")
     assert track.main([*flags.split(), "--runs", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert words in said

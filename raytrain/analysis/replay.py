@@ -6,6 +6,7 @@ smaller than the real one by sqrt((k - 1) / k). A point with a single seed has n
 """
 
 import dataclasses
+import os.path
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def read_record(path: str | Path) -> Record:
 
     Raises UserError for a file that cannot be read, or a folder that holds no study.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a name too long for any file
         return record(rung_table(path))
     try:
         table = pd.read_parquet(path)
@@ -139,10 +140,16 @@ def replay(
 ) -> Replay:
     """Replay `design`, chosen among the record's points with `base` (the number of one) and `options` as in `choose`.
 
-    Under halving a `factor`-th part of the trials goes on after each rung but the last.
+    Under halving a `factor`-th part of the trials goes on after each rung but the last. Raises UserError for a number
+    outside what it may be.
     """
     if scheduler not in SCHEDULERS:
         raise unknown_value("scheduler", scheduler, SCHEDULERS)
+    for name, value, least in (("replays", replays, 1), ("seed", seed, 0), ("factor", factor, 2)):
+        if value < least:
+            raise UserError(f"{name} ({value}) must be {least} or more")
+    if not 0 <= base < len(record.points):
+        raise UserError(f"base ({base}) must be the number of a point, 0 to {len(record.points) - 1}")
     truth, draws = record.truth, np.random.default_rng(seed)
     batches = min(_DESIGNS, replays) if options.get("trials") else 1  # the other designs do not depend on their seed
     found: dict[str, list[Array]] = {}

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from raytrain.architecture import AXES, PRESETS
+from raytrain.errors import UserError
 from raytrain.factorial import Array, live
-from raytrain.files import read_json
+from raytrain.files import read_json, read_study_json
 from raytrain.space import AXIS_FIELDS
 
 BUDGET_TOLERANCE = 0.005
@@ -86,7 +87,7 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
     that holds no study.
     """
     folder = Path(folder)
-    study = read_json(folder / "study.json")
+    study = read_study_json(folder)
     axes, _ = axes_of(study)
     trials = [trial for trial in study["trials"] if trial.get("role") != "frontier"]
     rows = [
@@ -100,8 +101,14 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
 
 
 def export(folder: str | Path, path: str | Path) -> None:
-    """Write the `rung_table` of the study in `folder` to `path`, a Parquet file, which `raytrain.replay` reads."""
-    rung_table(folder).to_parquet(path, index=False)
+    """Write the `rung_table` of the study in `folder` to `path`, a Parquet file, which `raytrain.replay` reads.
+
+    Raises UserError if it cannot be written.
+    """
+    try:
+        rung_table(folder).to_parquet(path, index=False)
+    except OSError as error:
+        raise UserError(f"table ({path}) cannot be written: {error.strerror or error}") from None
 
 
 def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.analysis.report import markdown
 from raytrain.architecture import AXES
 from raytrain.errors import UserError
-from raytrain.files import read_json
+from raytrain.files import read_json, read_study_json
 from raytrain.tracking.log import read_log
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
@@ -95,7 +95,7 @@ class Uploader:
 
     def sync(self) -> None:
         """Raises UserError if the tracking server does not take it; nothing is lost, a later sync sends the rest."""
-        study, table = read_json(self._dir / "study.json"), read_study(self._dir)
+        study, table = read_study_json(self._dir), read_study(self._dir)
         ended = ~table["status"].isin(UNFINISHED)
         found = answer(self._dir) if ended.all() else None
         table = found.table if found else rank(table)

@@ -10,6 +10,7 @@ from raytrain.analysis.simulate import coverage, functions, rung_survival, study
 from raytrain.errors import UserError
 from raytrain.factorial import Model
 from raytrain.replay import main
+from tests.studies import write_study
 
 CUBE = [dict(zip("abc", levels, strict=True)) for levels in itertools.product((0, 1), repeat=3)]
 
@@ -136,13 +137,33 @@ def test_the_command_prints_a_thousand_replays(study, tmp_path, capsys):
         (["--design", "ful"], "Did you mean full?"),
         (["--scheduler", "asha"], "Unknown scheduler: 'asha'. Available: none, halving"),
         (["--design", "d_optimal"], "design d_optimal needs trials"),
+        (["--replays", "-3"], "replays (-3) must be 1 or more"),
+        (["--replays", "0"], "replays (0) must be 1 or more"),
+        (["--seed", "-1"], "seed (-1) must be 0 or more"),
+        (["--factor", "1"], "factor (1) must be 2 or more"),
+        (["--seeds", "0"], "seeds (0) must be 1 or more"),
+        (["--base", "8"], "base (8) must be the number of a point, 0 to 7"),
+        (["--base", "-1"], "base (-1) must be the number of a point, 0 to 7"),
     ],
 )
 def test_mistakes_are_one_line(flags, message, tmp_path, capsys):
-    """Bug: a traceback for a mistyped flag or a file that is no table."""
+    """Bug: a traceback for a mistyped flag or a file that is no table; a number that makes no sense taken for another,
+    as the last point for a base of -1."""
     table([3.0] * 8).to_parquet(tmp_path / "study.parquet")
     assert main([str(tmp_path / "study.parquet"), *flags]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("place", "message"), [("none/t.parquet", "none/t.parquet) cannot be"), (".", ") cannot be")])
+def test_a_table_that_cannot_be_written(place, message, tmp_path, capsys):
+    """Bug: a traceback for a table in a folder that is none, or a folder in place of a file."""
+    study = write_study(tmp_path / "s", seeds=1)
+    assert main([str(tmp_path / place), "--export", str(study)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_tables_that_cannot_be_replayed(tmp_path, capsys):
@@ -150,7 +171,10 @@ def test_tables_that_cannot_be_replayed(tmp_path, capsys):
     assert main([str(tmp_path / "none.parquet")]) == 2
     (tmp_path / "text.parquet").write_text("no parquet")
     assert main([str(tmp_path / "text.parquet")]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    (tmp_path / "study.json").write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    assert main(["a" * 300]) == 2
+    assert capsys.readouterr().err.count("\n") == 4
     with pytest.raises(UserError, match="missing: rung"):
         record(table([3.0] * 8).drop(columns="rung"))
     with pytest.raises(UserError, match="8 rows of stopped trials"):
