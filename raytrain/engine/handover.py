@@ -32,7 +32,10 @@ class Suggestions(Searcher):
         self._live: dict[str, LaneShape] = {}  # Tune's trials that have not ended
 
     def suggest(self, trial_id: str) -> Any:
-        """A config for Tune's trial `trial_id`; None if there is none now."""
+        """A config for Tune's trial `trial_id`; None if there is none now.
+
+        A trial that fits in no lane is left; when none but such wait, and none is on a lane, it is over.
+        """
         schedule = self._record.schedule
         if schedule.is_over:
             return Searcher.FINISHED
@@ -40,9 +43,9 @@ class Suggestions(Searcher):
         open_shapes = [
             shape for shape, most in self._lanes.items() if taken[shape] < most and (not taken or shape in taken)
         ]
-        segment = schedule.next(lambda trial: self._shapes[trial] in open_shapes)
+        segment = schedule.next(lambda trial: self._shapes.get(trial) in open_shapes)
         if segment is None:
-            return None
+            return None if self._live else Searcher.FINISHED
         planned, shape = self._record.trials[segment.trial], self._shapes[segment.trial]
         self._live[trial_id] = shape
         self._record.begin(segment)

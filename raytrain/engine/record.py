@@ -48,7 +48,9 @@ class Record:
         self._logs: dict[str, JsonLog] = {}  # of the trials on lanes
         path = folder / "events.jsonl"
         self._events = JsonLog(path)
-        for event in read_log(path):
+        earlier = read_log(path)
+        self.is_new = not earlier  # no driver took the study up before
+        for event in earlier:
             self.schedule.apply(event)
         for trial in self.schedule.running:
             self._make_good(trial)
@@ -161,13 +163,18 @@ class Sync:
 
     def __exit__(self, *exception: object) -> None:
         self._is_over.set()
-        self._thread.join(_LAST_SYNC_SECONDS)
-        if self._thread.is_alive():
-            self._error = f"it has not answered for {_LAST_SYNC_SECONDS:g} s"
-        if self._error is not None:
+        error = None
+        try:
+            self._thread.join(_LAST_SYNC_SECONDS)
+            if self._thread.is_alive():
+                error = f"it has not answered for {_LAST_SYNC_SECONDS:g} s"
+        except KeyboardInterrupt:  # the study itself is over, or was interrupted before
+            error = "the last sync was interrupted"
+        error = error or self._error
+        if error is not None:
             again = ["python", "-m", "raytrain.track", "sync", self._folder.name, "--runs", str(self._folder.parent)]
             again += ["--tracking_uri", self._tracking_uri] if self._tracking_uri else []
-            self._console.print(f"MLflow does not have it all: {self._error}", markup=False)
+            self._console.print(f"MLflow does not have it all: {error}", markup=False)
             self._console.print(f"send the rest later with: {shlex.join(again)}", markup=False)
 
     def _run(self) -> None:

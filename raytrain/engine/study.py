@@ -8,11 +8,13 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -31,13 +33,13 @@ from raytrain.engine.handover import Desk, Suggestions
 from raytrain.engine.holder import holding
 from raytrain.engine.lane import Report, one_line
 from raytrain.engine.record import Record, Sync
-from raytrain.engine.show import Progress, ranking_table
+from raytrain.engine.show import Progress, ranking_table, short_name
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
 from raytrain.files import check_name, read_study_json, write_json
 from raytrain.interrupts import INTERRUPTED
-from raytrain.plan import Plan, Wish, duration
+from raytrain.plan import Plan, Wish
 
 NO_WISH = Wish()
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
@@ -99,8 +101,7 @@ def run_study(
             "lanes": dataclasses.asdict(wish),
             "trials": trials,
         }
-        folder.mkdir(parents=True)
-        write_json(folder / "study.json", study)
+        _make(folder, study)
         return _drive(folder, study, lanes, tracking_uri, started, train, as_json=as_json)
 
 
@@ -115,8 +116,8 @@ def resume_study(
 ) -> int:
     """Go on with the study `name` in `runs`, whatever ended it; otherwise as `run_study`.
 
-    Trials that have ended are not run again, but those that were lost are. Raises UserError if there is no such study,
-    or another process holds it.
+    Trials that have ended are not run again, but those that were lost are (`Schedule.retried`). Those that fit in no
+    lane here wait for a resume elsewhere. Raises UserError if there is no such study, or another process holds it.
     """
     started = time.time()
     folder = (_home(runs) / check_name(name)).absolute()
@@ -168,9 +169,12 @@ def _run(
         record = Record(folder, study["trials"], study["scheduler"])
         for trial, reason in lanes.misfits.items():
             if not record.schedule.has_ended(trial):
-                record.fail(trial, reason)
+                if record.is_new:
+                    record.fail(trial, reason)
+                else:  # it fitted where the study began, and may where it goes on next
+                    console.print(f"waits       {short_name(record.trials[trial])}: {reason}", markup=False)
         with Sync(folder, tracking_uri, console) as sync:
-            if not record.schedule.is_over:
+            if record.schedule.next(lanes.shapes.__contains__) is not None:
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
                     _tune(folder, record, lanes, train, console, to_stderr=as_json)
             is_over = record.schedule.is_over
@@ -187,7 +191,8 @@ def _run(
                 write_json(folder / "study.json", study | {"interrupted": True})
 
     spent = overhead(record.timings.values(), started, lanes.most)
-    for line in (spent, _against_estimate(study, table, lanes), sync.ui and f"compare     {sync.ui}"):
+    planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
+    for line in (spent, planned, sync.ui and f"compare     {sync.ui}"):
         if line:
             console.print(str(line), markup=False)
     if as_json:
@@ -195,7 +200,7 @@ def _run(
         result |= {"ui": sync.ui, "overhead": spent and dataclasses.asdict(spent)}
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(result | {"trials": rows}))
-    if unfinished:
+    if not is_over:
         console.print(f"interrupted: {unfinished} of {len(table)} trials have not ended", markup=False)
         console.print(_how_to_resume(folder), markup=False)
         return INTERRUPTED
@@ -211,7 +216,7 @@ def _tune(
     *,
     to_stderr: bool,
 ) -> None:
-    """Have Tune run segments until the schedule is over. A Ctrl-C, or a SIGTERM, makes it stop and return."""
+    """Have Tune run segments until none is left that fits. A Ctrl-C, or a SIGTERM, makes it stop and return."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(lanes.most)  # else lanes start one after another
     tuner = tune.Tuner(
         trainable(train),
@@ -294,12 +299,15 @@ class _CtrlCTold(tune.Callback):
 
 
 def _against_estimate(study: dict[str, Any], table: pd.DataFrame, lanes: Lanes) -> str | None:
-    """What the plan said of the time on all devices, beside what it took."""
+    """What the plan said of device-hours of training, beside what all trials took on these `lanes`."""
     estimate = study["plan"].get("estimate")
     if estimate is None or "train_seconds" not in table:
         return None
-    took = float(table["train_seconds"].sum()) / lanes.most
-    return f"planned     about {duration(estimate['seconds'])} of training; it took {duration(took)}"
+    devices = {trial: shape.workers * (shape.gpus or shape.cpus) for trial, shape in lanes.shapes.items()}
+    took = float((table["train_seconds"] * table["trial"].map(devices)).sum()) / 3600
+    said = f"{estimate['seconds'] * estimate['devices'] / 3600:.3g} {estimate['device']}-hours"
+    unit = "GPU" if any(shape.gpus for shape in lanes.counts) else "core"
+    return f"planned     about {said} of training; it took {took:.3g} {unit}-hours"
 
 
 def _console(*, as_json: bool) -> rich.console.Console:
@@ -315,13 +323,32 @@ def _home(runs: Path) -> Path:
 
 def _free_folder(runs: Path, name: str) -> Path:
     """Where the study goes. Raises UserError if the name is taken or unfit, or the place cannot be written."""
-    if (runs / check_name(name)).exists():
-        raise UserError(f"name ({name}) is taken in {runs}; choose another, or go on with it by --resume {name}")
     try:
+        if (runs / check_name(name)).exists():
+            raise _taken(runs / name)
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"runs ({runs}) cannot be written: {error.strerror}") from None
     return (runs / name).absolute()
+
+
+def _make(folder: Path, study: dict[str, Any]) -> None:
+    """Make the study's folder, whole or not at all. Raises UserError if the name was taken since, or it cannot be."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        partial.mkdir()
+        write_json(partial / "study.json", study)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            raise _taken(folder) from None
+        raise UserError(f"runs ({folder.parent}) cannot be written: {error.strerror}") from None
+
+
+def _taken(folder: Path) -> UserError:
+    name = folder.name
+    return UserError(f"name ({name}) is taken in {folder.parent}; choose another, or go on with it by --resume {name}")
 
 
 def _git_commit() -> str | None:

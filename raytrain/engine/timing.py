@@ -65,12 +65,16 @@ class Overhead:
 
 
 def overhead(timings: Iterable[Timing], started: float, lanes: int) -> Overhead | None:
-    """The overhead of a sweep on `lanes` lanes that began at `started` (Unix seconds); None if no trial has ended."""
+    """The overhead of a sweep on `lanes` lanes that began at `started` (Unix seconds); None if no trial has ended.
+
+    Lanes that were asked for and never came, as those of a cluster that does not grow so far, are left out.
+    """
     by_lane: dict[str, list[Timing]] = {}
     for timing in sorted((timing for timing in timings if timing.ended), key=lambda timing: timing.ended):
         by_lane.setdefault(timing.lane, []).append(timing)
     if not by_lane:
         return None
+    lanes = min(lanes, len(by_lane))
     trials = [timing for lane in by_lane.values() for timing in lane]
     pairs = [pair for lane in by_lane.values() for pair in itertools.pairwise(lane)]
     warm = [after.ended - before.ended - after.spent for before, after in pairs]

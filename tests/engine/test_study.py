@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import rich.console
 from mlflow import MlflowClient
@@ -142,7 +143,9 @@ def test_interrupted_before_tune_listens(
     said = capsys.readouterr().out
     assert "interrupted: 1 of 1 trials have not ended" in said
     assert f"go on with: python -m raytrain.tune --resume i --runs {tmp_path}" in said
-    assert json.loads((tmp_path / "i" / "study.json").read_text())["interrupted"] is True
+    left = json.loads((tmp_path / "i" / "study.json").read_text())
+    assert left["interrupted"] is True
+    assert left["lanes"]["gpus_per_trial"] == 0  # also where it is taken up with GPUs
     monkeypatch.setattr(study, "holding", interrupt)
     assert study.resume_study("i", runs=tmp_path) == 130
     assert "go on with: python -m raytrain.tune --resume i" in capsys.readouterr().out
@@ -190,6 +193,98 @@ def test_one_function_that_came_through(
     finished(tmp_path / "s", monkeypatch, **results)
     assert study.resume_study("s", runs=tmp_path) == 0
     assert "No winner: of 2 functions gpt2 alone came to the end" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_the_last_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a study that has ended and is called interrupted, since the user did not wait for MLflow."""
+
+    class Impatient(Sync):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._thread = self  # type: ignore[assignment]
+
+        def start(self) -> None:
+            pass
+
+        def join(self, timeout: float) -> None:
+            raise KeyboardInterrupt
+
+    finished(tmp_path / "s", monkeypatch)
+    monkeypatch.setattr(study, "Sync", Impatient)
+    assert study.resume_study("s", runs=tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "MLflow does not have it all: the last sync was interrupted" in out
+    assert f"send the rest later with: python -m raytrain.track sync s --runs {tmp_path}" in out
+    assert "go on with" not in out
+
+
+def test_interrupted_while_what_was_lost_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a Ctrl-C that is called a success, and a time that is called the study's while it is not over."""
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    lost = {"status": "lost", "val_loss": None}
+    finished(tmp_path / "s", monkeypatch, results=lambda index: lost if index == 1 else {})
+    monkeypatch.setattr(study, "_tune", interrupt)
+    assert study.resume_study("s", runs=tmp_path) == 130
+    out = capsys.readouterr().out
+    assert "go on with: python -m raytrain.tune --resume s" in out
+    assert "planned " not in out
+
+
+def test_resumed_where_a_trial_fits_in_no_lane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a trial that is failed for good since the study was taken up on a smaller cluster."""
+    folder = tmp_path / "s"
+    finished(folder, monkeypatch, results=lambda index: {"status": None} if index == 1 else {})
+    names = [trial["id"] for trial in json.loads((folder / "study.json").read_text())["trials"]]
+    shapes = {name: LaneShape() for name in names if name != "t1"}
+    lanes = Lanes(shapes, {LaneShape(): 1}, {"t1": "it needs 8 ranks"})
+    monkeypatch.setattr(study, "plan_lanes", lambda *args, **kwargs: lanes)
+    assert study.resume_study("s", runs=tmp_path) == 130
+    out = capsys.readouterr().out
+    assert "it needs 8 ranks" in out
+    assert f"interrupted: 1 of {len(names)} trials have not ended" in out
+    assert not (folder / "trials" / "t1" / "result.json").exists()
+
+
+def test_the_estimate_beside_what_it_took() -> None:
+    """Would catch seconds of lanes of several sizes divided by one count of lanes, and cores compared as GPUs."""
+    planned = {"plan": {"estimate": {"seconds": 1800.0, "devices": 2, "device": "core"}}}
+    table = pd.DataFrame({"trial": ["t0", "t1", "misfit"], "train_seconds": [1800.0, 3600.0, float("nan")]})
+    one, two = LaneShape(1, 0, 2), LaneShape(2, 0, 1)
+    lanes = Lanes({"t0": one, "t1": two}, {one: 1, two: 1}, {"misfit": ""})
+    said = "planned     about 1 core-hours of training; it took"
+    assert study._against_estimate(planned, table, lanes) == f"{said} 3 core-hours"
+    half, two = LaneShape(1, 0.5, 1), LaneShape(2, 1, 4)
+    lanes = Lanes({"t0": half, "t1": two}, {half: 2, two: 1}, {"misfit": ""})
+    assert study._against_estimate(planned, table, lanes) == f"{said} 2.25 GPU-hours"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a traceback once Ray is up, as another driver took the name meanwhile or --runs cannot be written;
+    and a name that is taken by a folder without its study, as the driver died between two writes."""
+    study._make(tmp_path / "s", {"name": "s"})
+    assert json.loads((tmp_path / "s" / "study.json").read_text()) == {"name": "s"}
+    with pytest.raises(UserError, match=rf"name \(s\) is taken in {tmp_path}"):
+        study._make(tmp_path / "s", {"name": "other"})
+    with pytest.raises(UserError, match="Not a directory"):
+        study._make(tmp_path / "s" / "study.json" / "t", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+    def die(path: Path, content: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        study._make(tmp_path / "u", {})
+    assert not (tmp_path / "u").exists()
 
 
 def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) -> None:

@@ -37,6 +37,13 @@ def test_overhead_with_failures() -> None:
     assert "6.0 s on 1 lane" in str(spent)
 
 
+def test_lanes_that_never_came() -> None:
+    """Would catch lanes that a cluster never had counted as idle for the whole study."""
+    spent = overhead([trial("a", 110.0, 118.0)], started=100.0, lanes=16)
+    assert spent is not None
+    assert (spent.lanes, spent.overhead) == (1, 18.0 - 8.0)
+
+
 def test_a_retried_trial_counts_from_its_last_start() -> None:
     """Would catch overhead below zero: what a trial trained before its lane died is not in the new lane's time."""
     timing = Timing("dead")

@@ -1,0 +1,22 @@
+from pathlib import Path
+
+from ray.tune.search import Searcher
+
+from raytrain.engine.handover import Suggestions
+from raytrain.engine.lane import LaneShape
+from raytrain.engine.record import Record
+from tests.engine.test_record import finish, trials
+
+
+def test_trials_that_fit_in_no_lane_wait_for_another_driver(tmp_path: Path) -> None:
+    """Would catch a study that hangs, or breaks, on a trial that fits in no lane here, and one that ends while a trial
+    is on a lane; also where the rest pause at a rung that waits for it."""
+    record = Record(tmp_path, [trial | {"labels": ["gpt2"]} for trial in trials(2)], {"keep": [1]})
+    suggestions = Suggestions(record, {"t1": LaneShape()}, {LaneShape(): 2})
+    assert suggestions.suggest("first")["trial"]["id"] == "t1"
+    assert suggestions.suggest("second") is None
+    finish(record, "t1", status="paused", val_loss=1.0)
+    suggestions.on_trial_complete("first")
+    assert suggestions.suggest("second") == Searcher.FINISHED
+    assert not record.schedule.is_over
+    assert not record.schedule.has_ended("t0")
