@@ -23,6 +23,7 @@ from raytrain import tune
         ("--parallel single --workers_per_trial 2", "parallel 'single' runs on one rank, but there are 2"),
         ("--seed 99999999999999999999999", "must be below 2^63"),
         ("--init_from /nowhere", "init_from (/nowhere) is no folder"),
+        ("--frontier_budgets 1,x", "--frontier_budgets: '1,x' must be numbers with commas between"),
         ("--max_trial 3", "Did you mean --max_trials?"),
         ("--micro_batch auto --trials_per_gpu 2", "micro_batch (auto) has a GPU to itself while it tries"),
     ],
