@@ -21,7 +21,7 @@ from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.effects import Effects
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.plots import Picture
-from raytrain.analysis.ranking import UNFINISHED, numbers, programs
+from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, points
 from raytrain.errors import UserError
 from raytrain.factorial import live
@@ -478,6 +478,8 @@ def _speed(table: pd.DataFrame) -> list[Block]:
         f"val_loss against {what}, each function's mean: down and to the right is better. The dashed line joins those "
         "that no other beats in both."
     )
+    if unlike := unlike_devices(table):
+        caption += f" But {unlike}, and a speed is theirs as much as the function's."
     if len(entries) < 2:
         return [*blocks, Missing("No picture: all trials with a loss are one function.")]
     entries["val_loss"] = entries["losses"].map(np.mean)
