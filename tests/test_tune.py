@@ -66,6 +66,7 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
         ("--resume s --learning_rate 1", "learning_rate (1) does not go with --resume"),
         ("--resume s", "resume (s): no study of this name"),
         ("--resume ../s", "may have letters"),
+        (f"--resume {'a' * 300}", "has 300 characters, and may have 128"),
         ("--scheduler asha", "Unknown scheduler: 'asha'. Available: none, halving"),
         ("--factor 1", "factor (1) must be 2 or more"),
         ("--frontier_budgets -1", "must be above 0 and finite"),
