@@ -288,7 +288,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) -> None:
-    """Two rungs, then the end; its position is a file in `folder`. The loss is the seed."""
+    """Two rungs, then the end; its position is a file in `folder`. The loss is the seed. As the loop does, it says
+    again what it found at the rung that it goes on from: who wanted to know may not have heard."""
     from pathlib import Path
 
     position = Path(folder) / "position"
@@ -296,7 +297,7 @@ def pausing_train(config: Any, on_report: Any, folder: str, interrupted: Any) ->
     begin = int(position.read_text()) if position.exists() else 0
     facts = {"val_loss": float(config.seed), "vocab_size": 256}
     on_report({"event": "start", "first_step": begin})
-    for rung in range(begin, 2):
+    for rung in range(max(0, begin - 1), 2):
         stop = on_report({"event": "rung", "rung": rung, **facts})
         position.write_text(str(rung + 1))
         if stop:
@@ -322,7 +323,9 @@ def test_rungs(ray_here: None, tmp_path: Path) -> None:
         starts[trial.config.seed] = [report["first_step"] for report in reports if report["event"] == "start"]
     # 6 -> 3 -> 2, the lowest seeds.
     assert statuses == {**dict.fromkeys((1, 2), "complete"), **dict.fromkeys((3, 4, 5, 6), "stopped")}
-    assert starts == {1: [0, 1, 2], 2: [0, 1, 2], 3: [0, 1], 4: [0], 5: [0], 6: [0]}
+    # Tune may move a segment that has just begun to another lane, where it starts again, but not from the beginning.
+    assert all(first[0] == 0 and 0 not in first[1:] and first == sorted(first) for first in starts.values())
+    assert {seed: first[-1] for seed, first in starts.items()} == {1: 2, 2: 2, 3: 1, 4: 0, 5: 0, 6: 0}
     lanes = {event["trial"] for event in read_log(tmp_path / "h" / "events.jsonl") if event["event"] == "lost"}
     assert lanes == set()
 
