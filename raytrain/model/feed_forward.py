@@ -38,7 +38,7 @@ class Standard(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202).
 
-    Gate and up are one matrix product: x is read once, and its gradient needs no sum of two.
+    Gate and up are one matrix product, so that x is read once. (Whether two are faster is open: docs/log.md.)
     """
 
     def __init__(self, arch: Architecture) -> None:
