@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from raytrain.architecture import CATEGORICAL_AXES, PRESETS
-from raytrain.model import build
+from raytrain.model import activations, build
 from raytrain.training import config as configs
 from raytrain.training import fp8, graphs
 from raytrain.training.head import PADDING, linear_cross_entropy
@@ -27,6 +27,7 @@ def main() -> int:
     steps.heading()
     print("what                                                     ours     plain")
     check_head()
+    check_activations()
     check_fp8()
     check_models()
     check_graphs()
@@ -68,6 +69,28 @@ def check_head() -> None:
         for name, ours, plain, true in zip(("loss", "d hidden", "d weight"), *found, exact, strict=True):
             plain_error = error(plain, true)
             show(f"head {tokens}x{width}x{vocabulary}: {name}", error(ours, true), plain_error, allowed=0.008)
+
+
+def check_activations() -> None:
+    """Those with forms of their own on a GPU, also where the width is no multiple of anything."""
+    for name, width, work, plain in (
+        ("gelu", 3072, activations.gelu, F.gelu),
+        ("silu product", 2 * 6144, activations.silu_product, steps.plain_silu_product),
+        ("silu product", 2 * 333, activations.silu_product, steps.plain_silu_product),
+    ):
+        x = torch.randn(3, 512, width, device="cuda", dtype=torch.bfloat16).mul_(3).requires_grad_()
+        wide = x.detach().double().requires_grad_()
+        exact = plain(wide)
+        outer = torch.randn_like(exact).bfloat16()
+        (true,) = torch.autograd.grad(exact, wide, outer.double())
+        theirs = plain(x)
+        (their_gradient,) = torch.autograd.grad(theirs, x, outer)
+        for compiled in (False, True):
+            found = (torch.compile(work, dynamic=False) if compiled else work)(x)
+            (gradient,) = torch.autograd.grad(found, x, outer)
+            title = f"{name} {width} {'compiled' if compiled else 'eager'}"
+            show(title, error(found, exact), error(theirs, exact), allowed=0.004)
+            show(f"{title}: gradient", error(gradient, true), error(their_gradient, true), allowed=0.004)
 
 
 def check_fp8() -> None:

@@ -25,7 +25,7 @@ from raytrain import memory
 from raytrain.architecture import CATEGORICAL_AXES, PRESETS, SCALES, Architecture
 from raytrain.flops import flops_per_token
 from raytrain.hardware import peak_flops
-from raytrain.model import build, feed_forward, transformer
+from raytrain.model import activations, build, feed_forward, transformer
 from raytrain.training import config as configs
 from raytrain.training import head, parallel
 from raytrain.training.objective import PADDING, NextTokenLoss
@@ -38,7 +38,7 @@ MODELS = {
     "1.3b": ("llama", "1.3b", 8, 8),
 }
 SMOKE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
-VARIANTS = ("", "plain head", "fp32 stream", "selective", "flash attention", "two matrices", "fp8")
+VARIANTS = ("", "plain head", "fp32 stream", "selective", "flash attention", "plain activations", "fp8")
 STEPS = 6
 KERNELS = 40  # shown of a profile
 
@@ -223,8 +223,8 @@ def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss
         memory.HEAD_CHUNK_BYTES = int(float(variant.split()[2]) * 2**30)
     if variant == "fp32 stream":
         transformer.autocast = lambda x: x
-    if variant == "two matrices":
-        feed_forward.SwiGLU.forward = lambda self, x: self.down(F.silu(self.gate(x)) * self.up(x))
+    if variant == "plain activations":
+        activations.ACTIVATIONS["gelu"], feed_forward.silu_product = F.gelu, plain_silu_product
     if variant == "flash attention":
         torch.backends.cuda.enable_cudnn_sdp(False)
     return NextTokenLoss(build(arch))
@@ -234,6 +234,11 @@ def plain_head(self: NextTokenLoss, hidden_BTD: torch.Tensor, targets_BT: torch.
     """All logits at once, as autograd has them."""
     logits = self.model.head(hidden_BTD).flatten(0, 1).float()
     return F.cross_entropy(logits, targets_BT.flatten(), ignore_index=PADDING, reduction="sum")
+
+
+def plain_silu_product(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def their_model(family: str, arch: Architecture, compiled: bool) -> torch.nn.Module:

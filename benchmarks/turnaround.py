@@ -116,6 +116,16 @@ def gaps(logs: list[Path]) -> tuple[list[float], list[float]]:
     return begin, end
 
 
+def show(ranks: int, name: str, logs: list[Path], medians: list[float]) -> None:
+    begin, end = gaps(logs)
+    medians.append(statistics.median(begin))
+    print(
+        f"{ranks} x {name:12} {len(logs):6} {medians[-1]:27.2f} {max(begin):6.2f} "
+        f"{statistics.median(end):21.2f} {max(end):6.2f}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
@@ -128,24 +138,16 @@ def main() -> None:
     print(f"{device}; Python {platform.python_version()}, torch {torch.__version__}, ray {ray.__version__}")
     print("seconds          trials   to the first step: median   most    to its end: median   most")
     for ranks in flags.ranks:
-        medians = []
+        medians: list[float] = []
         with tempfile.TemporaryDirectory(prefix="turnaround-") as temporary:
             folder = Path(temporary)
-            warm = ours(folder, ranks, flags.trials, gpu=gpu)
-            some = list(_planned(folder).values())[: flags.textbook]
-            threads = 1 if gpu else max(1, (os.cpu_count() or 1) // ranks)
-            for name, logs in (
-                ("warm lane", warm),
-                ("textbook", textbook(some, folder, ranks, gpu=gpu, threads=threads)),
-            ):
-                begin, end = gaps(logs)
-                medians.append(statistics.median(begin))
-                print(
-                    f"{ranks} x {name:12} {len(logs):6} {medians[-1]:27.2f} {max(begin):6.2f} "
-                    f"{statistics.median(end):21.2f} {max(end):6.2f}",
-                    flush=True,
-                )
-        print(f"{ranks} x the textbook takes {medians[1] / medians[0]:.0f} times as long", flush=True)
+            show(ranks, "warm lane", ours(folder, ranks, flags.trials, gpu=gpu), medians)
+            if flags.textbook:
+                some = list(_planned(folder).values())[: flags.textbook]
+                threads = 1 if gpu else max(1, (os.cpu_count() or 1) // ranks)
+                show(ranks, "textbook", textbook(some, folder, ranks, gpu=gpu, threads=threads), medians)
+        if flags.textbook:
+            print(f"{ranks} x the textbook takes {medians[1] / medians[0]:.0f} times as long", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("raytrain")
+        try:
+            return importlib.metadata.version("raytrain")
+        except importlib.metadata.PackageNotFoundError:  # run from a working tree
+            return "unknown"
     if name in _HOMES:
         return getattr(importlib.import_module(f"raytrain.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'raytrain' has no attribute {name!r}")

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import raytrain
 from raytrain.errors import UserError
 from raytrain.files import kept, read_json
 from raytrain.plan import Machine
@@ -26,7 +27,7 @@ def measured_rate(config: TrainConfig, *, now: bool) -> float | None:
     speed = ("precision", "micro_batch", "compile", "global_batch", "activation_checkpointing")
     key = {name: getattr(config, name) for name in speed}
     key |= {"program": config.architecture.program().to_dict(), "device": gpus[:1] or f"{machine.cores} cores"}
-    key |= {name: importlib.metadata.version(name) for name in ("torch", "raytrain")}
+    key |= {"torch": importlib.metadata.version("torch"), "raytrain": raytrain.__version__}
     rate = kept("speed", key)
     if rate is None and now:
         rate = kept("speed", key, _measure(config) / (1 if gpus else machine.cores))

@@ -362,10 +362,6 @@ def _git_commit() -> str | None:
         return None
 
 
-def _versions() -> dict[str, str | None]:
-    try:
-        own = importlib.metadata.version("raytrain")
-    except importlib.metadata.PackageNotFoundError:  # run from a working tree
-        own = None
-    torch = importlib.metadata.version("torch")
+def _versions() -> dict[str, str]:
+    own, torch = raytrain.__version__, importlib.metadata.version("torch")
     return {"python": platform.python_version(), "torch": torch, "ray": ray.__version__, "raytrain": own}

@@ -1,9 +1,8 @@
-"""Feed-forward networks and their activations. (B, T, D) to (B, T, D).
+"""Feed-forward networks. (B, T, D) to (B, T, D).
 
 Letters in names: B batch, T sequence, D n_embd, F FFN width.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -11,15 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
+from raytrain.model.activations import ACTIVATIONS, silu_product
 from raytrain.model.precision import autocast
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # exact, by erf (Hendrycks and Gimpel, arXiv 1606.08415)
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,  # slope 0.01 below zero
-}
 
 
 class Standard(nn.Module):
@@ -38,7 +30,7 @@ class Standard(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202).
 
-    Gate and up are one matrix product, so that x is read once. (Whether two are faster is open: docs/log.md.)
+    Gate and up are one matrix product, so that x is read once.
     """
 
     def __init__(self, arch: Architecture) -> None:
@@ -51,8 +43,7 @@ class SwiGLU(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         weight = torch.cat((autocast(self.gate.weight), autocast(self.up.weight)))
         bias = None if self.gate.bias is None else torch.cat((self.gate.bias, self.up.bias))
-        gate_BTF, up_BTF = self.linear(x_BTD, weight, bias).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        return self.down(silu_product(self.linear(x_BTD, weight, bias)))
 
 
 FFN_TYPES: dict[str, type[Standard] | type[SwiGLU]] = {"standard": Standard, "swiglu": SwiGLU}

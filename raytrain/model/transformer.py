@@ -9,7 +9,7 @@ Its configuration is `raytrain.architecture.Architecture`; every axis of it is l
     normalization          norm.NORMALIZATIONS
     norm_position          norm.NORM_POSITIONS
     attention_backend      attention.ATTENTION_BACKENDS
-    ffn_type, activation   feed_forward.FFN_TYPES, feed_forward.ACTIVATIONS
+    ffn_type, activation   feed_forward.FFN_TYPES, activations.ACTIVATIONS
     bias, weight_tying, dropout   arguments of the modules
 
 Letters in names: B batch, T sequence, D n_embd, V vocab_size.

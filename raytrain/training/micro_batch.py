@@ -4,13 +4,13 @@ The global batch stays what it is: a larger micro-batch means fewer of them. Wha
 follows from, so that a sweep tries once for each architecture; and in a run's checkpoints, since sums depend on it.
 """
 
-import importlib.metadata
 import time
 from typing import Any
 
 import torch
 from torch import nn
 
+import raytrain
 from raytrain.files import kept
 from raytrain.training import parallel
 from raytrain.training.config import AUTO, DEFAULT_TOKENS, TrainConfig
@@ -55,7 +55,7 @@ def _key(config: TrainConfig, world: World) -> dict[str, Any]:
     names = ("precision", "compile", "global_batch", "activation_checkpointing", "fsdp_shard_size")
     key = {name: getattr(config, name) for name in names} | {"program": config.architecture.program().to_dict()}
     place = {"device": device_name(world.device), "strategy": world.strategy, "ranks": world.size}
-    return key | place | {name: importlib.metadata.version(name) for name in ("torch", "raytrain")}
+    return key | place | {"torch": torch.__version__, "raytrain": raytrain.__version__}
 
 
 def _fastest(

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from raytrain.architecture import preset
-from raytrain.model.feed_forward import ACTIVATIONS, SwiGLU
+from raytrain.model.activations import ACTIVATIONS, ShortGELU
+from raytrain.model.feed_forward import SwiGLU
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 8, "d_ff": 12, "block_size": 4, "vocab_size": 5}
 
@@ -39,3 +40,13 @@ def test_swiglu(bias: bool):
     x = torch.randn(3, 4, 8)
     gate, up = ffn.gate(x), ffn.up(x)
     torch.testing.assert_close(ffn(x), ffn.down(gate * torch.sigmoid(gate) * up))
+
+
+def test_short_gelu_errs_by_the_rounding_of_bf16_alone():
+    """Catches: a wrong coefficient or slope of the short formula."""
+    x = torch.linspace(-12, 12, 20001, dtype=torch.float64).bfloat16().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    ours, true = ShortGELU.apply(x), nn.functional.gelu(wide)
+    torch.testing.assert_close(ours.double(), true, rtol=2**-8, atol=1e-6)
+    slopes = [torch.autograd.grad(y.sum(), leaf)[0].double() for y, leaf in ((ours, x), (true, wide))]
+    torch.testing.assert_close(*slopes, rtol=2**-8, atol=1e-6)

@@ -11,8 +11,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from raytrain.architecture import CATEGORICAL_AXES, Architecture, preset
 from raytrain.model import Transformer, build, init_weights
+from raytrain.model.activations import ACTIVATIONS
 from raytrain.model.attention import ATTENTION_BACKENDS
-from raytrain.model.feed_forward import ACTIVATIONS, FFN_TYPES
+from raytrain.model.feed_forward import FFN_TYPES
 from raytrain.model.norm import NORM_POSITIONS, NORMALIZATIONS
 from raytrain.model.position import POSITION_ENCODINGS
 
