@@ -85,7 +85,8 @@ def answer(folder: str | Path) -> Answer:
     frontiers: dict[str, Frontier | None] = {}
     for part, column in (("frontier", "train_flops"), ("hardware_frontier", "hardware_flops")):
         try:
-            frontiers[part] = _frontier(table, groups, is_base, column)
+            known = frontiers.get("frontier")
+            frontiers[part] = _frontier(table, groups, is_base, column, known.stretch if known else 1.0)
         except UserError as error:
             frontiers[part], reasons[part] = None, str(error)
     for gain, part, column in (
@@ -164,7 +165,8 @@ def _is_baseline(table: pd.DataFrame, axes: list[str], baseline: Point) -> pd.Se
     return pd.Series(is_there, index=table.index) | (table["role"] == "frontier")
 
 
-def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str) -> Frontier:
+def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str, stretch: float) -> Frontier:
+    """That in the FLOPs of `column`; `stretch` is that of the one in model FLOPs, if this is the other."""
     done = groups >= 0
     runs = table[done & is_base]
     count = len(np.unique(budgets(numbers(runs, "train_flops").to_numpy()))) if len(runs) else 0
@@ -184,7 +186,7 @@ def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column
     if unlike := unlike_devices(table[known]):
         raise UserError(f"hardware FLOPs cannot be compared: {unlike}")
     clock = pooled(np.log(numbers(table, column)[known]), groups[known])
-    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock)
+    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock, stretch=stretch)
 
 
 def _gains(
@@ -373,7 +375,8 @@ def _gains_told(answer: Answer) -> list[str]:
         own = answer.table.loc[_is_baseline(answer.table, answer.axes, answer.baseline), "compute_gain"]
         out.append(
             f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, "
-            f"which should be 1, are {own.min():.3f} to {own.max():.3f}, and those of others are off by as much."
+            f"which should be 1, are {own.min():.3f} to {own.max():.3f}. Intervals of gains take the fit to be off by "
+            f"{answer.frontier.stretch:.1f} times the noise."
         )
     return out
 

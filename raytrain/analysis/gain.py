@@ -31,7 +31,8 @@ class Frontier:
     scale and alpha of refits to bootstrapped runs, the noise sd behind each, and the sd of ln FLOPs (0 if exact).
     `misfit` is the p-value of the budgets' mean losses lying no further from the fit than the noise puts them; None if
     the fit has as many coefficients as budgets, or FLOPs are not exact. A small one says that the baseline's losses do
-    not fall in this way, and that gains are wrong by as much as the baseline's own are not 1.
+    not fall in this way, and that gains are wrong by as much as the baseline's own are not 1. The refits then have
+    `stretch` times the noise (Birge, Physical Review 40, 1932): as much as puts the budgets where they are.
     """
 
     floor: float
@@ -43,6 +44,7 @@ class Frontier:
     noise: Noise
     draws: Array
     misfit: float | None
+    stretch: float
 
     def loss(self, flops: float) -> float:
         return self.floor + self.scale * (flops / self.unit) ** -self.alpha
@@ -65,13 +67,19 @@ class Estimate:
 
 
 def fit_frontier(
-    flops: Array, losses: Array, noise: Noise | None = None, seed: int = 0, *, clock: Noise | None = None
+    flops: Array,
+    losses: Array,
+    noise: Noise | None = None,
+    seed: int = 0,
+    *,
+    clock: Noise | None = None,
+    stretch: float = 1.0,
 ) -> Frontier:
     """Fit the frontier to the baseline's runs, one entry each.
 
     `noise` is by default their spread about the mean of their budget; give it for hardware FLOPs, which no two runs
-    share, and `clock`, the noise of their logarithm, which is then a part of every interval. Raises UserError for fewer
-    than three budgets, or no noise to be had.
+    share, with `clock`, the noise of their logarithm, which is then a part of every interval, and the `stretch` of the
+    frontier in model FLOPs. Raises UserError for fewer than three budgets, or no noise to be had.
 
     Variable projection (Golub and Pereyra, SIAM Journal on Numerical Analysis 10, 1973): for a fixed alpha the best E
     and A are linear least squares in closed form, here with E, A >= 0, so only alpha is searched, on a grid that is
@@ -96,6 +104,15 @@ def fit_frontier(
     unit = float(np.exp(np.mean(np.log(flops))))
     floor, scale, alpha = (float(value) for value in _fit(flops / unit, losses[:, None])[:, 0])
     fitted = floor + scale * (flops / unit) ** -alpha
+    misfit = None
+    free = 3 - (not floor) - (not _ALPHAS[0] < alpha < _ALPHAS[1])  # coefficients that are not at a bound
+    if clock is None and count > free and noise.sd:
+        runs = np.bincount(budget)
+        off = (np.bincount(budget, losses - fitted) / runs) ** 2
+        ratio = float(np.sum(runs * off)) / (count - free) / noise.sd**2
+        misfit = float(scipy.stats.f.sf(ratio, count - free, noise.df))
+        if misfit < SIGNIFICANCE:
+            stretch = math.sqrt(ratio)
     draws = np.random.default_rng(seed)
     shape = (len(flops), _DRAWS)
     sds, clocks = (
@@ -104,17 +121,10 @@ def fit_frontier(
     )
     refits = _fit(
         flops[:, None] / unit * np.exp(clocks * draws.standard_normal(shape)) if clock else flops / unit,
-        fitted[:, None] + sds * draws.standard_normal(shape),
+        fitted[:, None] + stretch * sds * draws.standard_normal(shape),
     )
     ends = float(flops.min()), float(flops.max())
-    misfit = None
-    free = 3 - (not floor) - (not _ALPHAS[0] < alpha < _ALPHAS[1])  # coefficients that are not at a bound
-    if clock is None and count > free and noise.sd:
-        runs = np.bincount(budget)
-        off = (np.bincount(budget, losses - fitted) / runs) ** 2
-        ratio = float(np.sum(runs * off)) / (count - free) / noise.sd**2
-        misfit = float(scipy.stats.f.sf(ratio, count - free, noise.df))
-    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]), misfit)
+    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]), misfit, stretch)
 
 
 def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
