@@ -683,6 +683,7 @@ th, td { padding: .3rem .7rem .3rem 0; text-align: right; vertical-align: top; w
 th { border-bottom: 1px solid #555; vertical-align: bottom; font-weight: 600; }
 .words { text-align: left; white-space: normal; max-width: 26rem; overflow-wrap: break-word; }
 th { white-space: normal; }
+#ranking td { white-space: normal; }
 #ranking td.words { min-width: 5rem; }
 #ranking td.words:nth-child(3) { min-width: 12rem; }
 #reproduce td { overflow-wrap: anywhere; }
@@ -792,11 +793,18 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     for number in numbers:
         names = [name for name in ("marked", "kept") if number in getattr(table, name)]
         row = zip(table.rows[number], kinds, said, strict=True)
-        cells = "".join(f"<td{kind}{name}>{_html(cell)}</td>" for cell, kind, name in row)
+        cells = "".join(f"<td{kind}{name}>{_html(_INTERVAL.sub(_unbroken, cell))}</td>" for cell, kind, name in row)
         lines.append(f'<tr class="{" ".join(names)}">{cells}</tr>' if names else f"<tr>{cells}</tr>")
     head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
     style = ' class="cards"' if is_wide else ""
     return _box(title, f"<table{style}>{head}<tbody>{''.join(lines)}</tbody></table>")
+
+
+_INTERVAL = re.compile(r"\([^)]*\)")
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _box(title: str, content: str) -> str:

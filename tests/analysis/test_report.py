@@ -40,7 +40,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data):
-        self.text[self.section] = self.text.get(self.section, "") + " " + data
+        self.text[self.section] = self.text.get(self.section, "") + " " + data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def effect(point):
