@@ -42,8 +42,8 @@ def main() -> None:
     for seed in range(flags.seeds):
         for recipe in recipes:
             found[recipe].append(curve(recipe, seed, flags))
-            step, loss = list(found[recipe][-1].items())[-1]
-            print(f"seed {seed}, {recipe}: {loss:.4f} after {step} steps", flush=True)
+            told = ", ".join(f"{loss:.4f} after {step}" for step, loss in found[recipe][-1].items())
+            print(f"seed {seed}, {recipe}: {told}", flush=True)
     print("  step     noise      ours" + "".join(f"{recipe:>10}   from ours" for recipe in recipes[1:]))
     for step in found["ours"][0]:
         ours = [losses[step] for losses in found["ours"]]
