@@ -178,6 +178,8 @@ def _run(
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
                     _tune(folder, record, lanes, train, console, to_stderr=as_json)
             is_over = record.schedule.is_over
+            if not is_over:  # all are to know that nobody works on the rest any more, MLflow at the last sync
+                write_json(folder / "study.json", study | {"interrupted": True})
             found = answer(folder) if is_over else None
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
@@ -187,8 +189,6 @@ def _run(
                 console.print(ranking_table(table))
             if is_over:
                 _report(folder, console)
-            else:  # MLflow is to know, at the last sync, that nobody works on them any more
-                write_json(folder / "study.json", study | {"interrupted": True})
 
     spent = overhead(record.timings.values(), started, lanes.most)
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None

@@ -240,9 +240,12 @@ def test_interrupted_while_what_was_lost_is_tried_again(
 def test_resumed_where_a_trial_fits_in_no_lane(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Would catch a trial that is failed for good since the study was taken up on a smaller cluster."""
+    """Would catch a trial that is failed for good since the study was taken up on a smaller cluster; and one that is
+    said to run when nobody works on it."""
     folder = tmp_path / "s"
     finished(folder, monkeypatch, results=lambda index: {"status": None} if index == 1 else {})
+    (folder / "trials" / "t1").mkdir(exist_ok=True)
+    (folder / "trials" / "t1" / "log.jsonl").touch()
     names = [trial["id"] for trial in json.loads((folder / "study.json").read_text())["trials"]]
     shapes = {name: LaneShape() for name in names if name != "t1"}
     lanes = Lanes(shapes, {LaneShape(): 1}, {"t1": "it needs 8 ranks"})
@@ -251,6 +254,7 @@ def test_resumed_where_a_trial_fits_in_no_lane(
     out = capsys.readouterr().out
     assert "it needs 8 ranks" in out
     assert f"interrupted: 1 of {len(names)} trials have not ended" in out
+    assert "running" not in out
     assert not (folder / "trials" / "t1" / "result.json").exists()
 
 
