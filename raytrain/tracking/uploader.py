@@ -23,8 +23,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from raytrain.analysis.answer import answer
+from raytrain.analysis.document import markdown
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
-from raytrain.analysis.report import markdown
 from raytrain.architecture import AXES
 from raytrain.errors import UserError
 from raytrain.files import read_json, read_study_json

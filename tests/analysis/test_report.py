@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from raytrain.analysis.answer import answer
-from raytrain.analysis.report import Table, page, sections, summary, write_report
+from raytrain.analysis.document import Table, page, summary
+from raytrain.analysis.report import sections, write_report
 from raytrain.errors import UserError
 from tests.studies import AXES, write_study
 

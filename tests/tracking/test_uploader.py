@@ -9,7 +9,7 @@ import pytest
 
 from raytrain import architecture
 from raytrain.analysis.answer import answer
-from raytrain.analysis.report import markdown
+from raytrain.analysis.document import markdown
 from raytrain.errors import UserError
 from raytrain.tracking.log import JsonLog
 from raytrain.tracking.uploader import Uploader, resolve_uri, ui_command
