@@ -92,7 +92,7 @@ def choose(
         raise unknown_value("design", design, DESIGNS)
     sampled = design in ("random", "d_optimal")
     if sampled != (trials is not None):
-        raise UserError(f"design {design} {'needs' if sampled else 'takes no'} trials")
+        raise UserError(f"design {design} {'needs' if sampled else 'takes no'} --trials N")
     for name, value in (("seeds", seeds), ("base_seeds", base_seeds), ("trials", trials), ("starts", starts)):
         if value is not None and value < 1:
             raise UserError(f"{name} ({value}) must be 1 or more")

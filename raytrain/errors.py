@@ -23,7 +23,7 @@ def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserE
     names = [str(name) for name in allowed]
     near = difflib.get_close_matches(str(value).lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return UserError(f"Unknown {field}: {value!r}. Available: {', '.join(names)}.{hint}")
+    return UserError(f"Unknown {field}: {value!r}. Available: {', '.join(names) or 'none'}.{hint}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,12 +13,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser("python -m raytrain.export", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--to", nargs=2, metavar=("FORMAT", "DIR"), required=True, help="huggingface, and where")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     flags = parser.parse_args(argv)
     form, folder = flags.to
     if form not in FORMATS:
         raise UserError(f"Unknown format: {form!r}. Available: {', '.join(FORMATS)}.")
     _, model = load_run(Path(flags.run))
-    save_hugging_face(model, Path(folder))
+    save_hugging_face(model, Path(folder), overwrite=flags.overwrite)
     print(f"wrote {model.arch.name} to {folder}")
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from raytrain.errors import UserError
+from raytrain.errors import UserError, unknown_value
 
 _NAME_LENGTH = 128  # a file's name may have 255 bytes, and others are made of this one
 _STUDY = ["name", "space", "base", "scale", "created", "command", "git_commit"]
@@ -41,6 +41,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object")
     return content
+
+
+def no_study(field: str, name: str, runs: Path) -> UserError:
+    """The error for a `name`, given as `field`, that is none of the studies in `runs`."""
+    return unknown_value(field, name, sorted(path.parent.name for path in runs.glob("*/study.json")))
 
 
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import os.path
 from pathlib import Path
 
 from raytrain.analysis.report import write_report
-from raytrain.errors import Parser, UserError, command, unknown_value
+from raytrain.errors import Parser, UserError, command
+from raytrain.files import no_study
 
 
 @command
@@ -25,7 +26,7 @@ def find_study(study: str, runs: Path) -> Path:
             return folder
     if os.path.isdir(study):
         raise UserError(f"study ({study}) is a folder, but no study's: it has no study.json")
-    raise unknown_value("study", study, sorted(path.parent.name for path in runs.glob("*/study.json")))
+    raise no_study("study", study, runs)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from raytrain.errors import Parser, UserError, command
-from raytrain.files import check_name
+from raytrain.errors import Parser, command
+from raytrain.files import check_name, no_study
 
 
 @command
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     folder = Path(flags.runs) / check_name(flags.name)
     if not (folder / "study.json").exists():
-        raise UserError(f"name ({flags.name}): no study of this name in {flags.runs}")
+        raise no_study("name", flags.name, Path(flags.runs))
 
     from raytrain.tracking.uploader import Uploader, ui_command  # importing MLflow takes seconds
 

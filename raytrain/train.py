@@ -85,6 +85,8 @@ def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     """The configuration of an earlier run, with what the flags change: the checkpoint says whether they may."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"resume ({folder}) is no run folder: it has no config.json; give the path of one")
     values = read_json(folder / "config.json")
     for name in ("preset", "scale", "config", "name"):
         if getattr(flags, name) is not None:

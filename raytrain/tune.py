@@ -16,6 +16,7 @@ from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.design import DESIGNS
 from raytrain.errors import Parser, UserError, command, unknown_value
+from raytrain.files import check_name
 from raytrain.interrupts import held
 from raytrain.measure import measured_rate
 from raytrain.plan import Halving, Plan, Wish, make_plan
@@ -66,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--space", default="presets", help="presets, one_factor, full, or a YAML file [presets]")
     sweep.add_argument("--base", help="preset that the space varies around [the space's own]")
     sweep.add_argument("--max_trials", type=int, help="train a fixed random part of the space, the base first")
-    sweep.add_argument("--seeds", type=int, default=1, help="trials of each function, from --seed upwards [1]")
+    sweep.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="trials of each function, from --seed upwards; of the base 3 or more under --design [1]",
+    )
     sweep.add_argument("--design", help=f"which points to run: {', '.join(DESIGNS)} [every one, or --max_trials]")
     sweep.add_argument("--reference", default="gpt2", help="preset that leave_one_out puts each choice back to [gpt2]")
     sweep.add_argument("--trials", type=int, help="runs in all, for the designs random and d_optimal")
@@ -149,6 +155,8 @@ def _check(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < least:
             raise UserError(f"{name} ({value}) must be {least} or more")
+    if flags.name is not None:
+        check_name(flags.name)
     if flags.trials is not None and flags.design is None:
         raise UserError(
             f"trials ({flags.trials}) goes with --design random or d_optimal; --max_trials cuts a sweep short"

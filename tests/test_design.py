@@ -196,8 +196,8 @@ def test_user_axes_with_conditions():
     ("arguments", "message"),
     [
         ({"design": "d-optimal"}, "Did you mean d_optimal"),
-        ({"design": "d_optimal"}, "needs trials"),
-        ({"design": "full", "trials": 10}, "takes no trials"),
+        ({"design": "d_optimal"}, "needs --trials N"),
+        ({"design": "full", "trials": 10}, "takes no --trials N"),
         ({"design": "random", "trials": 3}, "more than the 3 of the base"),
         ({"design": "d_optimal", "trials": 60}, "must be 73 or more for the 71 coefficients of main effects and inter"),
         ({"design": "full", "seeds": 0}, "seeds .0. must be 1 or more"),

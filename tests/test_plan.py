@@ -8,6 +8,7 @@ import pytest
 
 from raytrain import plan as plans
 from raytrain import tune
+from raytrain.analysis.ranking import short_name
 from raytrain.errors import UserError
 from raytrain.flops import flops_per_token
 from raytrain.memory import peak_memory
@@ -81,6 +82,19 @@ def test_ids_of_runs_that_differ_beside_the_architecture(tmp_path: Path) -> None
     assert all("learning_rate=" in trial.id and "/" not in trial.id for trial in plan.trials)
 
 
+def test_long_labels_of_runs_that_differ_beside_the_architecture(tmp_path: Path) -> None:
+    """Would catch a table in which trials of one architecture at two learning rates have one name."""
+    space = tmp_path / "rates.yaml"
+    space.write_text("axes: {learning_rate: [1e-3, 3e-3], position_encoding: [rope, learned_absolute]}")
+    plan = make(f"--space {space} --frontier_budgets 0.25,0.5")
+    names = [short_name(trial.to_dict()) for trial in plan.trials if not trial.role]
+    assert len(set(names)) == 4
+    assert sum("learning_rate=0.003" in name for name in names) == 2
+    assert {short_name(trial.to_dict()) for trial in plan.trials if trial.role} == {
+        f"gpt2 at {multiple} x the budget" for multiple in ("0.25", "0.5")
+    }
+
+
 def on(monkeypatch: pytest.MonkeyPatch, gpus: list[str]) -> None:
     """Plan for a machine of 4 cores and 16 GB, and `gpus` of 80 GB."""
     machine = plans.Machine(tuple(gpus), 80e9 if gpus else 0.0, 4, 16e9)
@@ -144,7 +158,7 @@ def test_a_d_optimal_plan_says_what_it_resolves(capsys: pytest.CaptureFixture[st
     [
         ("--trials 9", "goes with --design"),
         ("--design d_optimal --max_trials 9", "would spoil design"),
-        ("--design d_optimal", "needs trials"),
+        ("--design d_optimal", "needs --trials N"),
         ("--design leave_one_out", "the base is the reference"),
     ],
 )

@@ -46,13 +46,16 @@ def loss_per_flop(loss: Numbers, vocab_size: Numbers, flops: Numbers) -> Numbers
 def short_name(trial: dict[str, Any]) -> str:
     """What a planned trial is called in a table: its label, or its architecture without the size if that is too long.
 
-    The architecture comes with the start of its hash, since its name does not say all of it.
+    The architecture comes with the start of its hash, since its name does not say all of it, and with what the label
+    says of other fields than its own.
     """
     label = str(trial.get("label", trial["labels"][0]))
-    if len(label) <= _LABEL_LENGTH:
+    if len(label) <= _LABEL_LENGTH or trial.get("role"):
         return label
-    name = architecture.from_dict(trial["config"]["architecture"]).name
-    return f"{name.split('-', 3)[3]}-{trial['hash'][:6]}"
+    arch = trial["config"]["architecture"]
+    rest = [part for part in label.split() if part.split("=")[0] not in arch and "=" in part]
+    name = architecture.from_dict(arch).name.split("-", 3)[3]
+    return " ".join([f"{name}-{trial['hash'][:6]}", *rest])
 
 
 def read_study(study_dir: str | Path) -> pd.DataFrame:

@@ -86,6 +86,8 @@ def read_record(path: str | Path) -> Record:
     """
     if os.path.isdir(path):  # Path.is_dir raises for a name too long for any file
         return record(rung_table(path))
+    if not os.path.exists(path):
+        raise UserError(f"table ({path}) is neither a file nor a study's folder")
     try:
         table = pd.read_parquet(path)
     except (OSError, pyarrow.ArrowInvalid) as error:

@@ -37,7 +37,7 @@ from raytrain.engine.show import Progress, ranking_table, short_name
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.errors import UserError
-from raytrain.files import check_name, read_study_json, write_json
+from raytrain.files import check_name, no_study, read_study_json, write_json
 from raytrain.interrupts import INTERRUPTED
 from raytrain.plan import Plan, Wish
 
@@ -122,7 +122,7 @@ def resume_study(
     started = time.time()
     folder = (_home(runs) / check_name(name)).absolute()
     if not (folder / "study.json").exists():
-        raise UserError(f"resume ({name}): no study of this name in {runs}")
+        raise no_study("resume", name, folder.parent)
     study = read_study_json(folder, "lanes", "scheduler", "plan")
     wish = Wish(**study["lanes"])
     if concurrent is not None:
@@ -174,7 +174,9 @@ def _run(
                 else:  # it fitted where the study began, and may where it goes on next
                     console.print(f"waits       {short_name(record.trials[trial])}: {reason}", markup=False)
         with Sync(folder, tracking_uri, console) as sync:
-            if record.schedule.next(lanes.shapes.__contains__) is not None:
+            if record.schedule.is_over:
+                console.print("nothing is left to run", markup=False)
+            elif record.schedule.next(lanes.shapes.__contains__) is not None:
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
                     _tune(folder, record, lanes, train, console, to_stderr=as_json)
             is_over = record.schedule.is_over

@@ -44,6 +44,7 @@ class Overhead:
     wall: float  # from the start of the sweep to the end of its last trial, counted once
     training: float
     evaluation: float
+    restored: float  # of these two, what trials spent before they were started again
     overhead: float  # all the rest: wall x lanes, less the training and evaluation of each trial's last start
     startup: float  # the part of it before the first step of the first trial on each lane
     trial_median: float | None  # overhead of one trial on a lane that was warm
@@ -52,9 +53,11 @@ class Overhead:
 
     def __str__(self) -> str:
         lanes = f"{self.lanes} lane{'s' * (self.lanes > 1)}"
+        restored = f" ({self.restored:.1f} s of both before they were resumed)" if self.restored else ""
         lines = [
             f"time        {self.wall:.1f} s on {lanes}: training {self.training:.1f} s, "
-            f"evaluation {self.evaluation:.1f} s, overhead {self.overhead:.1f} s ({self.startup:.1f} s of it to start)"
+            f"evaluation {self.evaluation:.1f} s{restored}, overhead {self.overhead:.1f} s "
+            f"({self.startup:.1f} s of it to start)"
         ]
         if self.trial_median is not None and self.turnaround_median is not None:
             lines.append(
@@ -88,6 +91,7 @@ def overhead(timings: Iterable[Timing], started: float, lanes: int) -> Overhead 
         wall=wall,
         training=training,
         evaluation=evaluation,
+        restored=sum(t.restored_seconds for t in trials),
         overhead=wall * lanes - spent,
         startup=sum(first_step - started for first_step in first_steps[:lanes]),
         trial_median=statistics.median(warm) if warm else None,

@@ -299,7 +299,9 @@ def read_yaml(path: Path, what: str, content: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{what} ({path}) is not YAML: {' '.join(str(error).split())}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{what} ({path}) is not YAML: {place}{problem or ' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{what} ({path}) must be a mapping {content}, not a {type(values).__name__}")

@@ -28,7 +28,9 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
     try:
         config = configs.from_dict(json.loads((run / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"run ({run}) is not a run folder: {error}") from None
+        is_study = (run / "study.json").exists()
+        why = f"it is a study's, whose runs are in {run / 'trials'}" if is_study else getattr(error, "strerror", error)
+        raise UserError(f"run ({run}) is not a run folder: {why}") from None
     storage = open_storage(run)
     manifest, damaged = newest(storage)
     if manifest is None:
@@ -40,11 +42,14 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
     return config, model.eval()
 
 
-def save_hugging_face(model: Transformer, folder: Path) -> None:
+def save_hugging_face(model: Transformer, folder: Path, *, overwrite: bool = False) -> None:
     """Write `config.json` and `model.safetensors`, which `transformers` loads to the same logits.
 
-    Raises UserError naming the axis that prevents it, or a folder that cannot be written.
+    Raises UserError naming the axis that prevents it, a folder that holds such files unless these may be lost
+    (`overwrite`), or one that cannot be written.
     """
+    if not overwrite and any((folder / name).exists() for name in (_CONFIG, _WEIGHTS)):
+        raise UserError(f"folder ({folder}) holds a model; choose another, or --overwrite it")
     hf_config, state = to_hf(model.arch, model.state_dict())
     if model.arch.weight_tying:
         del state["lm_head.weight"]

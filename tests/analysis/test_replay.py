@@ -136,7 +136,7 @@ def test_the_command_prints_a_thousand_replays(study, tmp_path, capsys):
     [
         (["--design", "ful"], "Did you mean full?"),
         (["--scheduler", "asha"], "Unknown scheduler: 'asha'. Available: none, halving"),
-        (["--design", "d_optimal"], "design d_optimal needs trials"),
+        (["--design", "d_optimal"], "design d_optimal needs --trials N"),
         (["--replays", "-3"], "replays (-3) must be 1 or more"),
         (["--replays", "0"], "replays (0) must be 1 or more"),
         (["--seed", "-1"], "seed (-1) must be 0 or more"),

@@ -51,3 +51,12 @@ def test_a_retried_trial_counts_from_its_last_start() -> None:
     timing.note({"event": "start", "time": 50.0, "restored_seconds": 30.0}, "new")
     timing.note({"event": "end", "time": 60.0, "train_seconds": 36.0, "eval_seconds": 2.0}, "new")
     assert (timing.lane, timing.spent) == ("new", 8.0)
+
+
+def test_the_parts_of_a_resumed_sweep_add_up() -> None:
+    """Would catch a line of times that sum to more than the lanes had, without a word of what came before."""
+    resumed = Timing("a", ended=120.0, first_step=108.0, train_seconds=36.0, eval_seconds=2.0, restored_seconds=30.0)
+    spent = overhead([resumed, trial("b", 105.0, 118.0)], started=100.0, lanes=2)
+    assert spent is not None
+    assert spent.training + spent.evaluation - spent.restored + spent.overhead == 2 * 20.0
+    assert "(30.0 s of both before they were resumed)" in str(spent)

@@ -133,7 +133,7 @@ def test_a_vocabulary_below_the_data_s():
     ("text", "message"),
     [
         (None, "cannot be read: No such file"),
-        ("a: [1", "is not YAML"),
+        ("a: [1", "is not YAML: line 1, column 6: expected ',' or ']'"),
         ("- gpt2", "must be a mapping of field to value, not a list"),
         ("learning_rat: 1", "Unknown field in .*: 'learning_rat'.* Did you mean learning_rate?"),
     ],

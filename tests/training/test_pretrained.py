@@ -22,8 +22,11 @@ def run(request, tiny_run, tmp_path_factory):
 
 
 def test_exported_weights_give_the_same_logits_and_start_a_run(run, tiny_run, tmp_path):
-    """Catches weights that `transformers` loads with some missing, and an --init_from that is ignored."""
+    """Catches weights that `transformers` loads with some missing, an --init_from that is ignored, and an export that
+    replaces another without being told to."""
     assert export.main([str(run), "--to", "huggingface", str(tmp_path)]) == 0
+    assert export.main([str(run), "--to", "huggingface", str(tmp_path)]) == 2  # it holds a model now
+    assert export.main([str(run), "--to", "huggingface", str(tmp_path), "--overwrite"]) == 0
     config, model = load_run(run)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
