@@ -24,6 +24,7 @@ from raytrain.architecture import AXES
 from raytrain.errors import Parser, UserError, command
 from raytrain.files import read_json
 from raytrain.tracking.log import read_log
+from raytrain.training.config import STOPS
 
 _FILES = ("result.json", "log.jsonl")
 _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops", "tokens_per_second")
@@ -181,6 +182,11 @@ def warnings(runs: Iterable[Run]) -> list[str]:
         found.append(f"train_flops differ by a factor of {max(flops) / min(flops):.4g}: a longer run has a lower loss")
     if len({(run.facts["data_fingerprint"], run.facts["vocab_size"]) for run in runs}) > 1:
         found.append("data or vocabularies differ: these losses are not of one task")
+    fields = sorted({field for run in runs for field in run.setting} - {"seed", "data", "vocab_size", *STOPS})
+    unlike = [field for field in fields if len({_key(run.setting.get(field)) for run in runs}) > 1]
+    if unlike:
+        words = "is in the differences of all runs, not in paired ones"
+        found.append(f"runs differ in {', '.join(unlike)} too, which {words}")
     if any(run.facts["status"] in ("unfinished", "interrupted") for run in runs):
         found.append("some runs have not ended: their losses are those so far, and count in no axis value's difference")
     if any(run.facts["status"] == "stopped" or run.ranking.get("role") == "frontier" for run in runs):

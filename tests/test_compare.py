@@ -199,6 +199,14 @@ def test_warnings(make_run):
     runs.append(read_run(make_run("longer", 2.0, flops=1_006 * 10**9)))
     assert warnings(runs) == ["train_flops differ by a factor of 1.006: a longer run has a lower loss"]
     assert warnings(runs[:1]) == []
+    rates = [
+        read_run(make_run(f"{rate} {seed}", 2.5, learning_rate=rate, seed=seed))
+        for rate in (1e-3, 2e-3)
+        for seed in (1, 2)
+    ]
+    assert warnings(rates) == [
+        "runs differ in learning_rate too, which is in the differences of all runs, not in paired ones"
+    ]
 
 
 def test_table(make_run, tmp_path, capsys):
