@@ -38,6 +38,11 @@ class Effects:
     sentences: list[str]
 
 
+def span(low: float, high: float) -> str:
+    """Such as `0.0019 to 0.0024`; one number where both look the same."""
+    return " to ".join(dict.fromkeys((f"{low:.4f}", f"{high:.4f}")))
+
+
 def effects(
     table: pd.DataFrame,
     axes: Sequence[str],
@@ -250,7 +255,7 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
             )
         if claims.empty:
             finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
-            out.append(f"No difference stands out; effects are known to +-{finest:.4f} to {coarsest:.4f} nats.")
+            out.append(f"No difference stands out; effects are known to +-{span(finest, coarsest)} nats.")
     if stopped := effects.statuses.get("stopped", 0):
         out.append(
             f"{stopped} trials were stopped at a rung and count with their loss there, less an offset for its budget. "

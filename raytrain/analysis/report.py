@@ -15,7 +15,7 @@ import pandas as pd
 from raytrain.analysis import plots
 from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
-from raytrain.analysis.effects import Effects
+from raytrain.analysis.effects import Effects, span
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, points
@@ -445,7 +445,7 @@ def _noise(found: Answer) -> list[Block]:
         ):
             widths = ((part["high"] - part["low"]) / 2).dropna()
             if len(widths):
-                text = f"{kind} are known to {_PLUS_MINUS}{widths.min():.4f} to {widths.max():.4f} nats"
+                text = f"{kind} are known to {_PLUS_MINUS}{span(widths.min(), widths.max())} nats"
                 blocks.append(Text(f"{text}{_promised(found, part)}."))
         if found.effects.noise is not None and found.effects.noise.source != "seeds":
             blocks.append(Text(f"The intervals of effects rest on sd {found.effects.noise.describe()}."))
