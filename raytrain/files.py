@@ -45,7 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def no_study(field: str, name: str, runs: Path) -> UserError:
     """The error for a `name`, given as `field`, that is none of the studies in `runs`."""
-    return unknown_value(field, name, sorted(path.parent.name for path in runs.glob("*/study.json")))
+    studies = sorted(path.parent.name for path in runs.glob("[!.]*/study.json"))
+    return unknown_value(f"{field} in {runs}", name, studies)
 
 
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     """The configuration of an earlier run, with what the flags change: the checkpoint says whether they may."""
-    if not (folder / "config.json").exists():
+    if not os.path.exists(folder / "config.json"):  # Path.exists raises for a name too long for any file
         raise UserError(f"resume ({folder}) is no run folder: it has no config.json; give the path of one")
     values = read_json(folder / "config.json")
     for name in ("preset", "scale", "config", "name"):

@@ -26,8 +26,8 @@ def test_by_name_and_by_folder(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["frist"], "Unknown study: 'frist'. Available: first. Did you mean first?"),
-        (["a" * 300], f"Unknown study: '{'a' * 300}'. Available: first."),
+        (["frist"], "Unknown study in {runs}: 'frist'. Available: first. Did you mean first?"),
+        (["a" * 300], f"Unknown study in {{runs}}: '{'a' * 300}'. Available: first."),
         ([], "the following arguments are required: study"),
         (["first", "--output", "x"], "Unknown argument: --output. Did you mean --out?"),
         (["first", "--out", "/dev/null/x"], "out (/dev/null/x) cannot be written: Not a directory"),
@@ -36,7 +36,7 @@ def test_by_name_and_by_folder(runs, tmp_path, capsys):
 def test_mistakes_are_one_line_and_exit_2(runs, argv, message, capsys):
     """Would catch: a traceback, or an exit code of 0, for a mistake in the command line."""
     assert main([*argv, "--runs", str(runs)]) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr().err == f"error: {message.format(runs=runs)}\n"
 
 
 def test_a_folder_that_is_no_study(tmp_path, capsys):

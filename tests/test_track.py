@@ -39,7 +39,7 @@ def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("sync nothing", "Unknown name: 'nothing'. Available: "),
+        ("sync nothing", ": 'nothing'. Available: "),
         ("sync ../s", "may have letters"),
         (f"sync {'a' * 300}", "name (aaaaaaaaaaaaaaaa...) has 300 characters, and may have 128"),
         ("sync empty", "study.json is no whole study's: it lacks name, space"),

@@ -64,7 +64,7 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
     [
         ("--resume s --seeds 3", "seeds (3) does not go with --resume"),
         ("--resume s --learning_rate 1", "learning_rate (1) does not go with --resume"),
-        ("--resume s", "Unknown resume: 's'. Available: none."),
+        ("--resume s", "runs: 's'. Available: none."),
         ("--resume ../s", "may have letters"),
         (f"--resume {'a' * 300}", "has 300 characters, and may have 128"),
         ("--scheduler asha", "Unknown scheduler: 'asha'. Available: none, halving"),

@@ -41,6 +41,7 @@ class Answer:
     those of `axes` against `baseline`, at `effects_flops`: the study's budget, or the last rung that every trial
     reached if some were stopped. `trends` has a row for each function but the baseline that ran at several budgets:
     `label`, `hash`, the `slope` of ln gain against ln FLOPs with `low` and `high`, or the `reason` that there is none.
+    `rung_frontier` is the one that they follow from where budgets are rungs.
     `reasons` says of each part that is None, or empty, why.
     """
 
@@ -55,6 +56,7 @@ class Answer:
     frontier: Frontier | None
     hardware_frontier: Frontier | None
     trends: pd.DataFrame
+    rung_frontier: Frontier | None
     sentences: list[str]
     reasons: dict[str, str]
 
@@ -85,8 +87,7 @@ def answer(folder: str | Path) -> Answer:
     frontiers: dict[str, Frontier | None] = {}
     for part, column in (("frontier", "train_flops"), ("hardware_frontier", "hardware_flops")):
         try:
-            known = frontiers.get("frontier")
-            frontiers[part] = _frontier(table, groups, is_base, column, known.stretch if known else 1.0)
+            frontiers[part] = _frontier(table, groups, is_base, column, frontiers.get("frontier"))
         except UserError as error:
             frontiers[part], reasons[part] = None, str(error)
     for gain, part, column in (
@@ -99,11 +100,11 @@ def answer(folder: str | Path) -> Answer:
         table[f"{gain}_high"] = np.array([estimate.high for estimate in gains], float)
         table[f"{gain}_reason"] = [estimate.reason for estimate in gains]
 
-    trends = _trends(table[~is_base], groups[~is_base], frontiers["frontier"])
+    trends, rungs = _trends(table[~is_base], groups[~is_base], frontiers["frontier"]), None
     if trends.empty:
         reasons["trends"] = reasons.get("frontier", "no function but the baseline ran at two budgets or more")
         try:
-            trends = _rung_trends(rung_table(folder), table, is_base)
+            trends, rungs = _rung_trends(rung_table(folder), table, is_base)
         except UserError as error:
             reasons["trends"] = str(error)
     out = Answer(
@@ -118,6 +119,7 @@ def answer(folder: str | Path) -> Answer:
         frontier=frontiers["frontier"],
         hardware_frontier=frontiers["hardware_frontier"],
         trends=trends,
+        rung_frontier=rungs,
         sentences=[],
         reasons=reasons,
     )
@@ -165,8 +167,10 @@ def _is_baseline(table: pd.DataFrame, axes: list[str], baseline: Point) -> pd.Se
     return pd.Series(is_there, index=table.index) | (table["role"] == "frontier")
 
 
-def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str, stretch: float) -> Frontier:
-    """That in the FLOPs of `column`; `stretch` is that of the one in model FLOPs, if this is the other."""
+def _frontier(
+    table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str, like: Frontier | None
+) -> Frontier:
+    """That in the FLOPs of `column`; `like` is the one in model FLOPs, if this is the other and there is one."""
     done = groups >= 0
     runs = table[done & is_base]
     count = len(np.unique(budgets(numbers(runs, "train_flops").to_numpy()))) if len(runs) else 0
@@ -186,7 +190,7 @@ def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column
     if unlike := unlike_devices(table[known]):
         raise UserError(f"hardware FLOPs cannot be compared: {unlike}")
     clock = pooled(np.log(numbers(table, column)[known]), groups[known])
-    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock, stretch=stretch)
+    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock, like=like)
 
 
 def _gains(
@@ -234,7 +238,7 @@ def _slopes(runs: pd.DataFrame, budget: str, frontier: Frontier) -> pd.DataFrame
     return pd.DataFrame(rows, columns=_TRENDS)
 
 
-def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -> pd.DataFrame:
+def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -> tuple[pd.DataFrame, Frontier | None]:
     """As `_trends`, over the rungs that trials were scored at after a decay, which are as good as runs of so few FLOPs.
 
     The frontier is then the baseline's over the same rungs and its end. Raises UserError if it was not at three.
@@ -245,11 +249,11 @@ def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -
     branch = scored.groupby("trial")["decay_flops"].diff().fillna(scored["decay_flops"]).clip(lower=0)
     scored = scored.assign(flops=scored["train_flops"] + branch)
     if scored.empty:
-        return pd.DataFrame(columns=_TRENDS)
+        return pd.DataFrame(columns=_TRENDS), None
     noise = pooled(scored["val_loss"], scored["program"] * (scored["rung"].max() + 1) + scored["rung"])
     base = scored[scored["is_base"]]
     frontier = fit_frontier(base["flops"].to_numpy(), base["val_loss"].to_numpy(), noise)
-    return _slopes(scored[~scored["is_base"]], "rung", frontier)
+    return _slopes(scored[~scored["is_base"]], "rung", frontier), frontier
 
 
 def _sentences(answer: Answer) -> list[str]:
@@ -370,13 +374,13 @@ def _gains_told(answer: Answer) -> list[str]:
             f"that save compute: {above} of {len(known)}; that waste it: {below}; each judged alone by its 95% "
             f"interval.{more}"
         )
+    own = answer.table.loc[_is_baseline(answer.table, answer.axes, answer.baseline), "compute_gain"]
     misfit = answer.frontier.misfit
-    if misfit is not None and misfit < SIGNIFICANCE:
-        own = answer.table.loc[_is_baseline(answer.table, answer.axes, answer.baseline), "compute_gain"]
+    if misfit is not None and misfit < SIGNIFICANCE and own.notna().any():
         out.append(
             f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, "
             f"which should be 1, are {own.min():.3f} to {own.max():.3f}. Intervals of gains take the fit to be off by "
-            f"{answer.frontier.stretch:.1f} times the noise."
+            f"{answer.frontier.stretch:.1f} times the noise of the budgets' means."
         )
     return out
 
@@ -397,6 +401,12 @@ def _trends_told(answer: Answer) -> list[str]:
     out = f"As budgets grow (ln gain for each factor e of FLOPs): {'; '.join([*told, rest])}."
     if (answer.table["status"] == "stopped").any():
         out += " Luck at a rung helps a trial on, and is gone at the next, so a gain seems to shrink a little."
+    rungs = answer.rung_frontier
+    if rungs is not None and rungs.misfit is not None and rungs.misfit < SIGNIFICANCE:
+        out += (
+            f" The baseline's losses at rungs do not lie on a curve of the frontier's shape (p = {rungs.misfit:.2g}): "
+            f"the intervals take the fit to be off by {rungs.stretch:.1f} times the noise of the rungs' means."
+        )
     return [out]
 
 

@@ -218,7 +218,7 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     return _box(title, f"<table{style}>{head}<tbody>{''.join(lines)}</tbody></table>")
 
 
-_INTERVAL = re.compile(r"\([^)]*\)")
+_INTERVAL = re.compile(r"\([\d.]+ (to [\d.]+|or more)\)")
 
 
 def _unbroken(found: re.Match[str]) -> str:

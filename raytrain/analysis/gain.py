@@ -32,7 +32,8 @@ class Frontier:
     `misfit` is the p-value of the budgets' mean losses lying no further from the fit than the noise puts them; None if
     the fit has as many coefficients as budgets, or FLOPs are not exact. A small one says that the baseline's losses do
     not fall in this way, and that gains are wrong by as much as the baseline's own are not 1. The refits then have
-    `stretch` times the noise (Birge, Physical Review 40, 1932): as much as puts the budgets where they are.
+    `stretch` times the noise, as much as puts the budgets where they are (Birge, Physical Review 40, 1932), and a loss
+    is taken to lie off the curve by an error of its own, of sd `miss`: what the budgets' means do beyond their noise.
     """
 
     floor: float
@@ -44,7 +45,8 @@ class Frontier:
     noise: Noise
     draws: Array
     misfit: float | None
-    stretch: float
+    stretch: float = 1.0
+    miss: float = 0.0
 
     def loss(self, flops: float) -> float:
         return self.floor + self.scale * (flops / self.unit) ** -self.alpha
@@ -73,13 +75,13 @@ def fit_frontier(
     seed: int = 0,
     *,
     clock: Noise | None = None,
-    stretch: float = 1.0,
+    like: Frontier | None = None,
 ) -> Frontier:
     """Fit the frontier to the baseline's runs, one entry each.
 
     `noise` is by default their spread about the mean of their budget; give it for hardware FLOPs, which no two runs
-    share, with `clock`, the noise of their logarithm, which is then a part of every interval, and the `stretch` of the
-    frontier in model FLOPs. Raises UserError for fewer than three budgets, or no noise to be had.
+    share, with `clock`, the noise of their logarithm, which is then a part of every interval, and `like`, the frontier
+    in model FLOPs: this one misses the losses as that does. Raises UserError for fewer than three budgets, or no noise.
 
     Variable projection (Golub and Pereyra, SIAM Journal on Numerical Analysis 10, 1973): for a fixed alpha the best E
     and A are linear least squares in closed form, here with E, A >= 0, so only alpha is searched, on a grid that is
@@ -104,8 +106,9 @@ def fit_frontier(
     unit = float(np.exp(np.mean(np.log(flops))))
     floor, scale, alpha = (float(value) for value in _fit(flops / unit, losses[:, None])[:, 0])
     fitted = floor + scale * (flops / unit) ** -alpha
-    misfit = None
-    free = 3 - (not floor) - (not _ALPHAS[0] < alpha < _ALPHAS[1])  # coefficients that are not at a bound
+    misfit, stretch, miss = None, like.stretch if like else 1.0, like.miss if like else 0.0
+    at_bound = (not floor) + (not _ALPHAS[0] < alpha < _ALPHAS[1])
+    free = 3 - at_bound if scale else 1  # coefficients
     if clock is None and count > free and noise.sd:
         runs = np.bincount(budget)
         off = (np.bincount(budget, losses - fitted) / runs) ** 2
@@ -113,6 +116,7 @@ def fit_frontier(
         misfit = float(scipy.stats.f.sf(ratio, count - free, noise.df))
         if misfit < SIGNIFICANCE:
             stretch = math.sqrt(ratio)
+            miss = noise.sd * math.sqrt(max(ratio - 1, 0) * count / len(losses))
     draws = np.random.default_rng(seed)
     shape = (len(flops), _DRAWS)
     sds, clocks = (
@@ -124,7 +128,7 @@ def fit_frontier(
         fitted[:, None] + stretch * sds * draws.standard_normal(shape),
     )
     ends = float(flops.min()), float(flops.max())
-    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]), misfit, stretch)
+    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]), misfit, stretch, miss)
 
 
 def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
@@ -159,7 +163,7 @@ def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int | Arra
 def _out_of_range(loss: float, frontier: Frontier, runs: int) -> str:
     if not math.isfinite(loss):
         return "the trial has no loss"
-    margin = frontier.noise.t * frontier.noise.sd / math.sqrt(runs)
+    margin = frontier.noise.t * math.hypot(frontier.noise.sd / math.sqrt(runs), frontier.miss)
     if not frontier.scale:
         return "the baseline's loss does not fall with its FLOPs"
     if loss < frontier.loss(frontier.high) - margin or loss <= frontier.floor:
@@ -176,8 +180,10 @@ def _log_gains(losses: Array, flops: Array, frontier: Frontier, runs: int | Arra
     fit = np.array([frontier.floor, frontier.scale, frontier.alpha, 0.0, 0.0])
     floor, scale, alpha, sds, clocks = np.hstack([fit[:, None], frontier.draws])
     draws = np.random.default_rng(seed)
-    errors, clock_errors = (draws.standard_normal((len(sds), len(losses))) / np.sqrt(runs) for _ in range(2))
-    left = losses + errors * sds[:, None] - floor[:, None]
+    shape = len(sds), len(losses)
+    errors, clock_errors = (draws.standard_normal(shape) / np.sqrt(runs) for _ in range(2))
+    misses = np.where(sds[:, None], frontier.miss * draws.standard_normal(shape), 0.0)  # none in the fit itself
+    left = losses + errors * sds[:, None] + misses - floor[:, None]
     spent = np.log(flops) + clock_errors * clocks[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = np.log(scale[:, None] / left) / alpha[:, None] + math.log(frontier.unit) - spent

@@ -16,6 +16,7 @@ result.json holds, such as val_loss (nats per token), train_flops and hardware_f
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,9 +54,9 @@ def short_name(trial: dict[str, Any]) -> str:
     if len(label) <= _LABEL_LENGTH or trial.get("role"):
         return label
     arch = trial["config"]["architecture"]
-    rest = [part for part in label.split() if part.split("=")[0] not in arch and "=" in part]
+    rest = [part for part in re.split(r" (?=\w+=)", label) if "=" in part and part.split("=")[0] not in arch]
     name = architecture.from_dict(arch).name.split("-", 3)[3]
-    return " ".join([f"{name}-{trial['hash'][:6]}", *rest])
+    return min(label, " ".join([f"{name}-{trial['hash'][:6]}", *rest]), key=len)
 
 
 def read_study(study_dir: str | Path) -> pd.DataFrame:

@@ -80,7 +80,7 @@ class Record:
     def take(self, trial: str, report: Report, lane: str) -> None:
         """Write down what a trial reported. Its "end" may turn out to be a pause, or to be tried again."""
         report = dict(report)
-        self.timings.setdefault((trial, self._rung[trial]), Timing(lane)).note(report, lane)
+        self.timings.setdefault((trial, self._rung[trial]), Timing(lane, trial)).note(report, lane)
         self._micro_batch[trial] = report.get("micro_batch", self._micro_batch.get(trial, 0))
         trace = report.pop("traceback", None)
         if trace is not None:

@@ -10,15 +10,17 @@ from raytrain.engine.lane import Report
 
 @dataclasses.dataclass
 class Timing:
-    """One trial on one lane. `ended`, and `first_step`, when its first step began if it did, are Unix seconds."""
+    """A segment of a trial on one lane. `ended`, and `first_step`, when its first step began if it did, are Unix
+    seconds."""
 
     lane: str
+    trial: str = ""
     ended: float = 0.0
     first_step: float | None = None
     startup_seconds: float = 0.0  # of `train` before the first step: data, model
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
-    restored_seconds: float = 0.0  # of these two, what an earlier start of the trial spent
+    restored_seconds: float = 0.0  # of these two, what earlier starts of the trial spent
 
     @property
     def spent(self) -> float:
@@ -84,14 +86,17 @@ def overhead(timings: Iterable[Timing], started: float, lanes: int) -> Overhead 
     turnarounds = [(b.first_step - a.ended, b.startup_seconds) for a, b in pairs if b.first_step is not None]
     first_steps = sorted(lane[0].first_step or lane[0].ended for lane in by_lane.values())
     wall = max(timing.ended for timing in trials) - started
-    training, evaluation = sum(t.train_seconds for t in trials), sum(t.eval_seconds for t in trials)
     spent = sum(t.spent for t in trials)
+    segments: dict[str | int, list[Timing]] = {}  # of each trial: a later one's seconds have an earlier one's in them
+    for timing in sorted(trials, key=lambda timing: timing.ended):
+        segments.setdefault(timing.trial or id(timing), []).append(timing)
+    last = [own[-1] for own in segments.values()]
     return Overhead(
         lanes=lanes,
         wall=wall,
-        training=training,
-        evaluation=evaluation,
-        restored=sum(t.restored_seconds for t in trials),
+        training=sum(t.train_seconds for t in last),
+        evaluation=sum(t.eval_seconds for t in last),
+        restored=sum(own[0].restored_seconds for own in segments.values()),
         overhead=wall * lanes - spent,
         startup=sum(first_step - started for first_step in first_steps[:lanes]),
         trial_median=statistics.median(warm) if warm else None,

@@ -4,6 +4,7 @@ Letters in names: F FFN width.
 """
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with PyTorch, but not everywhere
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def silu_product(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where `gate_up` (..., 2F) has the two side by side; (..., F)."""
-    if gate_up.is_cuda and gate_up.itemsize == 2:
+    if gate_up.is_cuda and gate_up.itemsize == 2 and _HAS_TRITON:
         return _SiluProduct.apply(gate_up)
     return _silu_product(gate_up)
 

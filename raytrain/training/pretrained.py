@@ -1,6 +1,7 @@
 """Weights to start from or to leave with: a run's own checkpoint, and folders as Hugging Face keeps them."""
 
 import json
+import os.path
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
     try:
         config = configs.from_dict(json.loads((run / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        is_study = (run / "study.json").exists()
+        is_study = os.path.exists(run / "study.json")  # Path.exists raises for a name too long for any file
         why = f"it is a study's, whose runs are in {run / 'trials'}" if is_study else getattr(error, "strerror", error)
         raise UserError(f"run ({run}) is not a run folder: {why}") from None
     storage = open_storage(run)
@@ -48,7 +49,7 @@ def save_hugging_face(model: Transformer, folder: Path, *, overwrite: bool = Fal
     Raises UserError naming the axis that prevents it, a folder that holds such files unless these may be lost
     (`overwrite`), or one that cannot be written.
     """
-    if not overwrite and any((folder / name).exists() for name in (_CONFIG, _WEIGHTS)):
+    if not overwrite and any(os.path.exists(folder / name) for name in (_CONFIG, _WEIGHTS)):
         raise UserError(f"folder ({folder}) holds a model; choose another, or --overwrite it")
     hf_config, state = to_hf(model.arch, model.state_dict())
     if model.arch.weight_tying:

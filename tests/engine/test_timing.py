@@ -60,3 +60,12 @@ def test_the_parts_of_a_resumed_sweep_add_up() -> None:
     assert spent is not None
     assert spent.training + spent.evaluation - spent.restored + spent.overhead == 2 * 20.0
     assert "(30.0 s of both before they were resumed)" in str(spent)
+
+
+def test_a_trial_in_segments_counts_once() -> None:
+    """Would catch what a trial did before a rung counted again after it, or called work of another sweep."""
+    before = Timing("a", "t", ended=111.0, first_step=101.0, train_seconds=10.0)
+    after = Timing("a", "t", ended=125.0, first_step=114.0, train_seconds=20.0, restored_seconds=10.0)
+    spent = overhead([before, after], started=100.0, lanes=1)
+    assert spent is not None
+    assert (spent.training, spent.restored, spent.overhead) == (20.0, 0.0, 5.0)
