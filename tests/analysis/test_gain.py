@@ -123,6 +123,22 @@ def test_a_baseline_of_another_shape_is_found_out():
     assert fit_frontier(BUDGETS[:3], loss(BUDGETS[:3]), SMALL).misfit is None
 
 
+def test_a_hardware_frontier_misses_as_the_one_in_model_flops_does():
+    """Bug: hardware gains that call the baseline better or worse than itself, as only the other frontier is widened."""
+    flops = np.repeat(np.geomspace(BUDGETS[0], BUDGETS[-1], 5), 3)
+    straight, noise, clock = 3 - 0.5 * np.log(flops / flops[0]), Noise(0.003, 10, "seeds"), Noise(1e-4, 10, "seeds")
+    model = fit_frontier(flops, straight, noise)
+    is_one = []
+    for like in (None, model):
+        hardware = fit_frontier(2 * flops, straight, noise, clock=clock, like=like)
+        runs = zip(straight[::3], 2 * flops[::3], strict=True)
+        gains = [gain for gain in (compute_gain(*run, hardware, 3) for run in runs) if not gain.reason]
+        is_one.append([gain.low < 1 < (gain.high or np.inf) for gain in gains])
+    assert not all(is_one[0])
+    assert all(is_one[1])
+    assert len(is_one[1]) == 5
+
+
 def test_diverged_runs_are_no_part_of_a_frontier():
     """Bug: one NaN that makes the whole fit NaN."""
     flops, losses = np.append(BUDGETS, 1e15), np.append(loss(BUDGETS), np.nan)

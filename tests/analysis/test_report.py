@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from raytrain.analysis.answer import answer
-from raytrain.analysis.document import Table, page, summary
+from raytrain.analysis.document import Section, Table, page, summary
 from raytrain.analysis.report import sections, write_report
 from raytrain.errors import UserError
 from tests.studies import AXES, write_study
@@ -316,3 +316,11 @@ def test_out_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match=r"out \(.*taken\) cannot be written: "):
         write_report(folder, tmp_path / "taken")
+
+
+def test_an_interval_stays_on_one_line_and_other_words_do_not():
+    """Bug: a ranking too wide for a page, or a long reason that cannot wrap."""
+    rows = [["1.217 (0.878 to 2.146)"], ["failed (out of memory)"]]
+    shown = page("title", [Section("s", "S", [Table(["gain"], rows)])])
+    assert "1.217 (0.878\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}2.146)" in shown
+    assert "failed (out of memory)" in shown
