@@ -45,18 +45,22 @@ class Trial(tune.Trainable):
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         shape = LaneShape(**json.loads(config["trial"]["shape"]))
         self._lane = Lane(shape, self.logdir, type(self).train_job, self.patience)
-        self._begin(config)
+        self._take_on(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._begin(new_config)
+        self._take_on(new_config)
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _take_on(self, config: dict[str, Any]) -> None:
+        # Not begun before the first step: Tune may give the trial of a lane that starts to one that comes free first.
+        self._job: Job | None = Job(**json.loads(config["job"]))
         self._metrics: dict[str, Any] = {}
         self._end: Report | None = None
-        self._lane.submit(Job(**json.loads(config["job"])))
 
     def step(self) -> dict[str, Any]:
+        if self._job is not None:
+            self._lane.submit(self._job)
+            self._job = None
         reports: list[Report] = []
         if self._end is not None:
             if self._is_lost():

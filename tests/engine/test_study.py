@@ -327,9 +327,7 @@ def test_rungs(ray_here: None, tmp_path: Path) -> None:
         starts[trial.config.seed] = [report["first_step"] for report in reports if report["event"] == "start"]
     # 6 -> 3 -> 2, the lowest seeds.
     assert statuses == {**dict.fromkeys((1, 2), "complete"), **dict.fromkeys((3, 4, 5, 6), "stopped")}
-    # Tune may move a segment that has just begun to another lane, where it starts again, but not from the beginning.
-    assert all(first[0] == 0 and 0 not in first[1:] and first == sorted(first) for first in starts.values())
-    assert {seed: first[-1] for seed, first in starts.items()} == {1: 2, 2: 2, 3: 1, 4: 0, 5: 0, 6: 0}
+    assert starts == {1: [0, 1, 2], 2: [0, 1, 2], 3: [0, 1], 4: [0], 5: [0], 6: [0]}
     lanes = {event["trial"] for event in read_log(tmp_path / "h" / "events.jsonl") if event["event"] == "lost"}
     assert lanes == set()
 
