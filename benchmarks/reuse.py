@@ -19,7 +19,8 @@ import ray
 import torch
 
 from raytrain.architecture import PRESETS
-from raytrain.engine.lane import Job, Lane, LaneShape
+from raytrain.engine.job import Job, LaneShape
+from raytrain.engine.lane import Lane
 from raytrain.training.config import TrainConfig, resolve
 
 ALLOWED = 0.05

@@ -73,6 +73,7 @@ def test_the_rules_name_modules_that_exist():
         ("raytrain.train", ("ray", "mlflow")),
         ("raytrain.tracking.log", ("torch", "ray", "mlflow")),
         ("raytrain.compare", ("torch", "ray", "mlflow")),
+        ("raytrain.engine.study", ("torch", "mlflow")),
     ],
 )
 def test_runs_without(module, absent):

@@ -14,7 +14,7 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 import raytrain
-from raytrain.engine.lane import LaneShape, one_line
+from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
 from raytrain.plan import Wish

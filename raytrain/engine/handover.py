@@ -15,7 +15,7 @@ import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raytrain.engine.lane import LaneShape, one_line
+from raytrain.engine.job import LaneShape, one_line
 from raytrain.engine.record import Record
 from raytrain.engine.show import short_name
 

@@ -36,12 +36,9 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from raytrain.errors import UserError
+from raytrain.engine.job import OWNER_CPUS, PATIENCE_SECONDS, Job, LaneShape, Report, one_line
 from raytrain.training import config as configs
 
-Report = dict[str, Any]
-OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
-PATIENCE_SECONDS = 900.0  # the first step of a large model compiles for minutes, and none takes so long
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
 _CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
@@ -49,30 +46,6 @@ _CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _DEVICE = ("CUDA error", "CUDA driver error", "cuDNN error", "NCCL error")
 _PEER = ("gloo/", "Connection closed by peer", "Connection reset by peer")
-
-
-@dataclasses.dataclass(frozen=True)
-class LaneShape:
-    """What one lane takes: `workers` ranks, each with `gpus` GPUs (a fraction shares one) and `cpus` CPU threads."""
-
-    workers: int = 1
-    gpus: float = 0
-    cpus: int = 1
-
-    def __str__(self) -> str:
-        ranks = "one rank" if self.workers == 1 else f"{self.workers} ranks, each"
-        gpus = f"{self.gpus:g} GPU{'s' * (self.gpus > 1)} and " if self.gpus else ""
-        return f"{ranks} with {gpus}{self.cpus} CPU{'s' * (self.cpus > 1)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One segment of a trial for a lane: the run's config as plain values, the folder for its checkpoints, or a URI,
-    and the number of the rung at which it is to pause, if it is."""
-
-    config: dict[str, Any]
-    folder: str | None = None
-    rung: int | None = None
 
 
 class Mailbox:
@@ -361,14 +334,6 @@ def explain(error: BaseException) -> Report:
             return {"status": "lost", "reason": f"the lane lost rank {rank}: {one_line(cause)}"}
         outcomes.append(failure.outcome | {"rank": rank})
     return min(outcomes, key=lambda outcome: ("oom", "failed", "lost").index(outcome["status"]))
-
-
-def one_line(error: BaseException) -> str:
-    """The type and the first line of an error's text; of a user's mistake, the text alone."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)

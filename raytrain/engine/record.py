@@ -23,7 +23,7 @@ from typing import Any
 import rich.console
 
 from raytrain import architecture as architectures
-from raytrain.engine.lane import Report, one_line
+from raytrain.engine.job import Report, one_line
 from raytrain.engine.scheduler import Schedule, Segment
 from raytrain.engine.timing import Timing
 from raytrain.errors import UserError

@@ -31,7 +31,7 @@ from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
 from raytrain.engine.handover import Desk, Suggestions
 from raytrain.engine.holder import holding
-from raytrain.engine.lane import Report, one_line
+from raytrain.engine.job import Report, one_line
 from raytrain.engine.record import Record, Sync
 from raytrain.engine.show import Progress, ranking_table, short_name
 from raytrain.engine.timing import overhead

@@ -5,7 +5,7 @@ import itertools
 import statistics
 from collections.abc import Iterable
 
-from raytrain.engine.lane import Report
+from raytrain.engine.job import Report
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from raytrain.engine.lane import OWNER_CPUS, PATIENCE_SECONDS, Job, Lane, LaneShape, Report
+from raytrain.engine.job import OWNER_CPUS, PATIENCE_SECONDS, Job, LaneShape, Report
 
 _RESULT_SECONDS = 3.0  # a result at least this often, so that Tune can stop the trial and its table moves
 _IDLE_SECONDS = 0.1  # how soon a lane without work sees that there is some
@@ -42,6 +42,8 @@ class Trial(tune.Trainable):
     patience: float = PATIENCE_SECONDS
 
     def setup(self, config: dict[str, Any]) -> None:
+        from raytrain.engine.lane import Lane  # here: a driver that makes this class has no use for torch
+
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         shape = LaneShape(**json.loads(config["trial"]["shape"]))
         self._lane = Lane(shape, self.logdir, type(self).train_job, self.patience)

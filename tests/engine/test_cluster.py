@@ -9,7 +9,7 @@ import ray
 from raytrain import tune
 from raytrain.engine import cluster as cluster_module
 from raytrain.engine.cluster import _free_orphans, plan_lanes, ray_started, watching_ray
-from raytrain.engine.lane import LaneShape
+from raytrain.engine.job import LaneShape
 from raytrain.errors import UserError
 from raytrain.plan import Wish
 

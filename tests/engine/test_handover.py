@@ -3,7 +3,7 @@ from pathlib import Path
 from ray.tune.search import Searcher
 
 from raytrain.engine.handover import Suggestions
-from raytrain.engine.lane import LaneShape
+from raytrain.engine.job import LaneShape
 from raytrain.engine.record import Record
 from tests.engine.test_record import finish, trials
 

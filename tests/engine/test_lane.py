@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch._inductor.runtime.runtime_utils import cache_dir
 
-from raytrain.engine.lane import Job, JobFailed, Lane, LaneShape, Mailbox, describe, explain
+from raytrain.engine.job import Job, LaneShape
+from raytrain.engine.lane import JobFailed, Lane, Mailbox, describe, explain
 from raytrain.errors import UserError
 from raytrain.training.config import resolve
 

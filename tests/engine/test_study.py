@@ -16,7 +16,7 @@ import raytrain.tracking.uploader
 from raytrain import tune
 from raytrain.engine import study
 from raytrain.engine.cluster import Lanes
-from raytrain.engine.lane import LaneShape
+from raytrain.engine.job import LaneShape
 from raytrain.engine.record import Sync
 from raytrain.engine.scheduler import LOST_RETRIES
 from raytrain.errors import UserError

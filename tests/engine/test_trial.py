@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raytrain.engine import trial
-from raytrain.engine.lane import Job
+from raytrain.engine.job import Job
 
 
 class FakeLane:
@@ -30,7 +30,7 @@ def config(name: str) -> dict[str, Any]:
 def test_a_segment_begins_at_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a segment that two lanes train at once: until its first step Tune may move it to another lane, and
     takes down the one that it was meant for without a word. And one that each step begins anew."""
-    monkeypatch.setattr(trial, "Lane", FakeLane)
+    monkeypatch.setattr("raytrain.engine.lane.Lane", FakeLane)
     made = trial.Trial(config("a"), storage=None)
     lane: Any = made._lane
     assert lane.jobs == []

@@ -1,0 +1,42 @@
+"""What a driver and its lanes have in common. Without torch, which takes seconds to import and no driver needs."""
+
+import dataclasses
+from typing import Any
+
+from raytrain.errors import UserError
+
+Report = dict[str, Any]
+OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
+PATIENCE_SECONDS = 900.0  # the first step of a large model compiles for minutes, and none takes so long
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneShape:
+    """What one lane takes: `workers` ranks, each with `gpus` GPUs (a fraction shares one) and `cpus` CPU threads."""
+
+    workers: int = 1
+    gpus: float = 0
+    cpus: int = 1
+
+    def __str__(self) -> str:
+        ranks = "one rank" if self.workers == 1 else f"{self.workers} ranks, each"
+        gpus = f"{self.gpus:g} GPU{'s' * (self.gpus > 1)} and " if self.gpus else ""
+        return f"{ranks} with {gpus}{self.cpus} CPU{'s' * (self.cpus > 1)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One segment of a trial for a lane: the run's config as plain values, the folder for its checkpoints, or a URI,
+    and the number of the rung at which it is to pause, if it is."""
+
+    config: dict[str, Any]
+    folder: str | None = None
+    rung: int | None = None
+
+
+def one_line(error: BaseException) -> str:
+    """The type and the first line of an error's text; of a user's mistake, the text alone."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
