@@ -147,18 +147,23 @@ class Record:
 
 
 class Sync:
-    """Brings the study to MLflow from a thread, every few seconds and at the end. An error of MLflow's is one line."""
+    """Brings the study to MLflow from a thread, every few seconds and at the end. An error of MLflow's is one line.
+
+    Once it is made the thread imports MLflow and makes the database, if it is one that is not there yet: both take
+    seconds, which Ray's start takes too. It reads the study, which may not be there before, inside the `with` block.
+    """
 
     def __init__(self, folder: Path, tracking_uri: str | None, console: rich.console.Console) -> None:
         self._folder, self._tracking_uri, self._console = folder, tracking_uri, console
         self.uri: str | None = None
         self.ui: str | None = None
         self._error: str | None = None
-        self._is_over = threading.Event()
+        self._is_on, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> "Sync":
-        self._thread.start()
+        self._is_on.set()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -188,6 +193,9 @@ class Sync:
         except Exception as error:
             self._error = one_line(error)
             return
+        with contextlib.suppress(Exception):  # the first sync says what is wrong
+            uploader.connect()
+        self._is_on.wait()
         is_last = False
         while not is_last:
             is_last = self._is_over.wait(_SYNC_SECONDS)

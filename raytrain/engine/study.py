@@ -71,6 +71,7 @@ def run_study(
     folder = _free_folder(_home(runs), name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
     trials = [trial.to_dict() for trial in plan.trials]
+    sync = Sync(folder, tracking_uri, console)
     with ray_started() as is_local:
         lanes = plan_lanes(trials, wish, is_local=is_local)
         on_gpus = any(shape.gpus for shape in lanes.counts)
@@ -102,7 +103,7 @@ def run_study(
             "trials": trials,
         }
         _make(folder, study)
-        return _drive(folder, study, lanes, tracking_uri, started, train, as_json=as_json)
+        return _drive(folder, study, lanes, sync, started, train, console, as_json=as_json)
 
 
 def resume_study(
@@ -127,25 +128,27 @@ def resume_study(
     wish = Wish(**study["lanes"])
     if concurrent is not None:
         wish = dataclasses.replace(wish, concurrent=concurrent)
+    console = _console(as_json=as_json)
+    sync = Sync(folder, tracking_uri, console)
     with ray_started() as is_local:
         lanes = plan_lanes(study["trials"], wish, is_local=is_local)
-        return _drive(folder, study, lanes, tracking_uri, started, train, as_json=as_json)
+        return _drive(folder, study, lanes, sync, started, train, console, as_json=as_json)
 
 
 def _drive(
     folder: Path,
     study: dict[str, Any],
     lanes: Lanes,
-    tracking_uri: str | None,
+    sync: Sync,
     started: float,
     train: Callable[..., Report] | None,
+    console: rich.console.Console,
     *,
     as_json: bool,
 ) -> int:
     """Run what is left of the study in `folder`; whenever a Ctrl-C comes, say how to go on."""
-    console = _console(as_json=as_json)
     try:
-        return _run(folder, study, lanes, tracking_uri, started, train, console, as_json=as_json)
+        return _run(folder, study, lanes, sync, started, train, console, as_json=as_json)
     except KeyboardInterrupt:
         console.print(f"interrupted\n{_how_to_resume(folder)}", markup=False)
         return INTERRUPTED
@@ -155,7 +158,7 @@ def _run(
     folder: Path,
     study: dict[str, Any],
     lanes: Lanes,
-    tracking_uri: str | None,
+    sync: Sync,
     started: float,
     train: Callable[..., Report] | None,
     console: rich.console.Console,
@@ -173,7 +176,7 @@ def _run(
                     record.fail(trial, reason)
                 else:  # it fitted where the study began, and may where it goes on next
                     console.print(f"waits       {short_name(record.trials[trial])}: {reason}", markup=False)
-        with Sync(folder, tracking_uri, console) as sync:
+        with sync:
             if record.schedule.is_over:
                 console.print("nothing is left to run", markup=False)
             elif record.schedule.next(lanes.shapes.__contains__) is not None:

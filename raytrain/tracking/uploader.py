@@ -5,6 +5,7 @@ The only module that imports mlflow. It uses a client of its own and leaves MLfl
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -123,9 +124,17 @@ class Uploader:
             text = " ".join(str(error).split())
             raise UserError(f"tracking_uri ({self.uri}) does not take the results: {text}") from error
 
+    def connect(self) -> None:
+        """Make the tracking database, if it is one that is not there yet: that takes seconds. Raises as `sync` does."""
+        with self._speaking():
+            self._client  # noqa: B018
+
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.uri)
+
     def _open(self, study: dict[str, Any]) -> None:
         """The experiment, and the runs in it that are of this study."""
-        self._client = MlflowClient(tracking_uri=self.uri)
         experiment = self._client.get_experiment_by_name(study["name"])
         if experiment is None:
             artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
