@@ -151,11 +151,23 @@ def test_interrupted_before_tune_listens(
     assert "go on with: python -m raytrain.tune --resume i" in capsys.readouterr().out
 
 
+class NoSync(contextlib.AbstractContextManager["NoSync"]):
+    """Sends nothing to MLflow."""
+
+    uri = ui = None
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
 def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
     """A study that has ended, to be taken up without Ray and MLflow."""
     one_lane(monkeypatch)
     monkeypatch.setattr(study, "ray_started", lambda: contextlib.nullcontext(True))
-    monkeypatch.setattr(study, "Sync", lambda *args: contextlib.nullcontext(Sync(*args)))
+    monkeypatch.setattr(study, "Sync", NoSync)
     write_study(folder, lanes=dataclasses.asdict(Wish()), **given)
     for result in folder.glob("trials/*/result.json"):
         event = {"event": "end", "trial": result.parent.name, "status": json.loads(result.read_text())["status"]}
@@ -204,9 +216,6 @@ def test_ctrl_c_in_the_last_sync(
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self._thread = self  # type: ignore[assignment]
-
-        def start(self) -> None:
-            pass
 
         def join(self, timeout: float) -> None:
             raise KeyboardInterrupt
