@@ -131,6 +131,9 @@ class Uploader:
 
     @functools.cached_property
     def _client(self) -> MlflowClient:
+        _, is_sqlite, path = self.uri.partition("sqlite:///")
+        if is_sqlite and not Path(path).exists():
+            _make_database(Path(path))
         return MlflowClient(tracking_uri=self.uri)
 
     def _open(self, study: dict[str, Any]) -> None:
@@ -249,6 +252,21 @@ class Uploader:
         else:
             self._client.set_terminated(run.id, wanted, int(when * 1000))
         run.status = wanted
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's SQLite database whole or not at all: one whose making was cut short, MLflow can never use."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{partial}")
+        try:
+            os.link(partial, path)
+        except FileExistsError:  # another process was faster
+            pass
+        except OSError:  # a disk without hard links
+            partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _key(study: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,10 @@
+import errno
 import json
 import math
+import os
 import shlex
 import sqlite3
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -11,6 +14,7 @@ from raytrain import architecture
 from raytrain.analysis.answer import answer
 from raytrain.analysis.document import markdown
 from raytrain.errors import UserError
+from raytrain.tracking import uploader
 from raytrain.tracking.log import JsonLog
 from raytrain.tracking.uploader import Uploader, resolve_uri, ui_command
 from raytrain.training.config import TrainConfig
@@ -364,6 +368,50 @@ def test_a_server_that_is_down(runs, monkeypatch):
     study = Study(runs, "down", ["a"])
     with pytest.raises(UserError, match=r"tracking_uri \(http://127.0.0.1:9\) does not take the results"):
         Uploader(study.dir, tracking_uri="http://127.0.0.1:9").sync()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_database_is_whole_or_not_there(tmp_path, monkeypatch, links):
+    """Would catch: a database left half made by a Ctrl-C, which MLflow never takes results into; none at all on a disk
+    without hard links."""
+    database = tmp_path / "mlflow.db"
+    is_killed = True
+
+    def client(tracking_uri):
+        path = Path(tracking_uri.removeprefix("sqlite:///"))
+        if path != database:
+            path.write_text("half")
+            if is_killed:
+                raise KeyboardInterrupt
+            path.write_text("whole")
+
+    def no_link(source, target):
+        raise OSError(errno.ENOTSUP, "no hard links")
+
+    monkeypatch.setattr(uploader, "MlflowClient", client)
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    with pytest.raises(KeyboardInterrupt):
+        Uploader(tmp_path / "s").connect()
+    assert list(tmp_path.iterdir()) == []
+    is_killed = False
+    Uploader(tmp_path / "s").connect()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    assert database.read_text() == "whole"
+
+
+def test_a_database_that_another_study_makes_meanwhile(tmp_path, monkeypatch):
+    """Would catch: its results thrown away, as ours takes its place."""
+    database = tmp_path / "mlflow.db"
+
+    def client(tracking_uri):
+        if tracking_uri != f"sqlite:///{database}":
+            database.write_text("theirs")
+            Path(tracking_uri.removeprefix("sqlite:///")).write_text("ours")
+
+    monkeypatch.setattr(uploader, "MlflowClient", client)
+    Uploader(tmp_path / "s").connect()
+    assert database.read_text() == "theirs"
 
 
 def test_uris(tmp_path, monkeypatch):
