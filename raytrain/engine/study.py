@@ -184,7 +184,7 @@ def _run(
                     _tune(folder, record, lanes, train, console, to_stderr=as_json)
             is_over = record.schedule.is_over
             if not is_over:  # all are to know that nobody works on the rest any more, MLflow at the last sync
-                write_json(folder / "study.json", study | {"interrupted": True})
+                _mark_interrupted(folder)
             found = answer(folder) if is_over else None
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
@@ -243,8 +243,19 @@ def _tune(
             verbose=1,
         ),
     )
-    with _signals(), watching_ray(lambda: _give_up(folder, console, "Ray died on this machine")):
+
+    def on_death() -> None:
+        with contextlib.suppress(OSError, UserError):  # this process is to end even if its disk is full
+            _mark_interrupted(folder)
+        _give_up(folder, console, "Ray died on this machine")
+
+    with _signals(), watching_ray(on_death):
         tuner.fit()
+
+
+def _mark_interrupted(folder: Path) -> None:
+    """What has not ended no longer runs. For the study's holder alone; whoever goes on with it takes this back."""
+    write_json(folder / "study.json", read_study_json(folder) | {"interrupted": True})
 
 
 def _give_up(folder: Path, console: rich.console.Console, reason: str) -> None:

@@ -3,7 +3,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,30 @@ def test_interrupted_while_what_was_lost_is_tried_again(
     out = capsys.readouterr().out
     assert "go on with: python -m raytrain.tune --resume s" in out
     assert "planned " not in out
+
+
+def test_ray_s_death_leaves_no_trial_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch trials called running, in tables and in MLflow, by a study whose process has ended with Ray."""
+
+    def die(code: int) -> None:
+        raise SystemExit(code)
+
+    @contextlib.contextmanager
+    def watching_a_dead_ray(on_death: Callable[[], None]) -> Iterator[None]:
+        on_death()
+        yield
+
+    lost = {"status": "lost", "val_loss": None}
+    finished(tmp_path / "s", monkeypatch, results=lambda index: lost if index == 1 else {})
+    monkeypatch.setattr(study.tune, "Tuner", lambda *args, **kwargs: None)
+    monkeypatch.setattr(study, "watching_ray", watching_a_dead_ray)
+    monkeypatch.setattr(os, "_exit", die)
+    with pytest.raises(SystemExit, match="130"):
+        study.resume_study("s", runs=tmp_path)
+    assert "interrupted: Ray died on this machine\ngo on with: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "s" / "study.json").read_text())["interrupted"] is True
 
 
 def test_resumed_where_a_trial_fits_in_no_lane(
