@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What has yet to be measured on one GPU (docs/log.md), in three calls, each part with a limit of its own:
 #
-#     bash benchmarks/gpu.sh OUT speed     # 9 minutes
+#     bash benchmarks/gpu.sh OUT speed     # 9.5 minutes at most
 #     bash benchmarks/gpu.sh OUT losses    # 8
-#     bash benchmarks/gpu.sh OUT small     # 7
+#     bash benchmarks/gpu.sh OUT small     # 6.5
 #
 # OUT gets a text file a part. A part that fails leaves the others alone.
 set -u
@@ -21,18 +21,18 @@ part() { # part NAME SECONDS SCRIPT...: run it, with its output in OUT/NAME.txt 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/machine.txt"
 case $2 in
 speed)
-    part peers 360 benchmarks/step.py --variants "" "plain activations"
+    part peers 390 benchmarks/step.py
     part large 180 benchmarks/step.py --no-peer --models 1.3b --micro 32 --variants "" fp8
     ;;
 losses)
     part check 150 benchmarks/check_gpu.py
-    part curves 320 benchmarks/curves.py --batch 8192
+    part curves 330 benchmarks/curves.py --batch 8192
     ;;
 small)
+    part swiglu 110 benchmarks/step.py --no-peer --models llama 1.3b --variants "plain activations"
     part axes 140 benchmarks/step.py --axes
     part graphs 100 benchmarks/pack.py --scale small --steps 300 --ways compiled "with CUDA graphs" --together
     part loader 40 benchmarks/loader.py
-    part memory 110 benchmarks/memory.py --chunks 0.5 1
     ;;
 *)
     echo "$2: speed, losses or small" >&2
