@@ -80,6 +80,15 @@ class Desk(FIFOScheduler):
         super().__init__()
         self._record = record
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The newest that has no lane. Tune gives it one that has come free.
+
+        To the oldest it would give that one too, and take down the lane that starts for it: where lanes come free
+        faster than one starts, no further one would ever be up.
+        """
+        trials = reversed(tune_controller.get_trials())
+        return next((trial for trial in trials if trial.status == "PENDING"), None)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP once the segment is over and there is other work, begun or not, or none ever."""
         schedule = self._record.schedule

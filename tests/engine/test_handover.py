@@ -1,8 +1,9 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 from ray.tune.search import Searcher
 
-from raytrain.engine.handover import Suggestions
+from raytrain.engine.handover import Desk, Suggestions
 from raytrain.engine.job import LaneShape
 from raytrain.engine.record import Record
 from tests.engine.test_record import finish, trials
@@ -20,3 +21,17 @@ def test_trials_that_fit_in_no_lane_wait_for_another_driver(tmp_path: Path) -> N
     assert suggestions.suggest("second") == Searcher.FINISHED
     assert not record.schedule.is_over
     assert not record.schedule.has_ended("t0")
+
+
+def test_a_free_lane_goes_to_the_trial_that_has_none(tmp_path: Path) -> None:
+    """Would catch a lane that is taken down while it starts, again and again, since another gets its trial."""
+    desk = Desk(Record(tmp_path, trials(1)))
+    ended, starting, running, new = (
+        SimpleNamespace(status=status) for status in ("TERMINATED", "PENDING", "RUNNING", "PENDING")
+    )
+    controller = SimpleNamespace(get_trials=lambda: [ended, starting, running, new])
+    assert desk.choose_trial_to_run(controller) is new
+    new.status = "RUNNING"
+    assert desk.choose_trial_to_run(controller) is starting
+    starting.status = "TERMINATED"
+    assert desk.choose_trial_to_run(controller) is None
