@@ -1,5 +1,6 @@
 """A cluster of two nodes on this machine, one of which is killed in the middle of a study: the study has to complete.
 
+    pip install "ray[default]==2.60.0"
     python benchmarks/nodes.py [--seeds 3]
 
 Each node is a raylet with one CPU, so each holds one lane. The driver joins the first by RAY_ADDRESS, with a token of
