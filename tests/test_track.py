@@ -39,7 +39,7 @@ def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("sync nothing", ": 'nothing'. Available: "),
+        ("sync nothing", "Unknown name in {runs}: 'nothing'. Available: "),
         ("sync ../s", "may have letters"),
         (f"sync {'a' * 300}", "name (aaaaaaaaaaaaaaaa...) has 300 characters, and may have 128"),
         ("sync empty", "study.json is no whole study's: it lacks name, space"),
@@ -52,5 +52,5 @@ def test_mistakes(flags: str, words: str, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "empty" / "study.json").write_text("{}")
     assert track.main([*flags.split(), "--runs", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert words in said
+    assert words.format(runs=tmp_path) in said
     assert said.count("\n") == 1

@@ -64,7 +64,7 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
     [
         ("--resume s --seeds 3", "seeds (3) does not go with --resume"),
         ("--resume s --learning_rate 1", "learning_rate (1) does not go with --resume"),
-        ("--resume s", "runs: 's'. Available: none."),
+        ("--resume s", "Unknown resume in {runs}: 's'. Available: none."),
         ("--resume ../s", "may have letters"),
         (f"--resume {'a' * 300}", "has 300 characters, and may have 128"),
         ("--scheduler asha", "Unknown scheduler: 'asha'. Available: none, halving"),
@@ -82,5 +82,5 @@ def test_mistakes_about_schedulers_and_resuming(
     """Would catch a study that goes on as another than it was planned, and rungs found out to be impossible later."""
     assert tune.main([*flags.split(), "--runs", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
-    assert words in said
+    assert words.format(runs=tmp_path / "runs") in said
     assert said.count("\n") == 1

@@ -132,7 +132,7 @@ class Uploader:
     @functools.cached_property
     def _client(self) -> MlflowClient:
         _, is_sqlite, path = self.uri.partition("sqlite:///")
-        if is_sqlite and not Path(path).exists():
+        if is_sqlite and "?" not in path and not Path(path).exists():  # settings may follow a "?"
             _make_database(Path(path))
         return MlflowClient(tracking_uri=self.uri)
 

@@ -414,6 +414,12 @@ def test_a_database_that_another_study_makes_meanwhile(tmp_path, monkeypatch):
     assert database.read_text() == "theirs"
 
 
+def test_a_database_with_settings(tmp_path):
+    """Would catch: settings of SQLite's taken for a part of the file's name."""
+    Uploader(tmp_path / "s", f"sqlite:///{tmp_path}/mine.db?timeout=30").connect()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.db"]
+
+
 def test_uris(tmp_path, monkeypatch):
     """Would catch: a relative database, which each of Ray's working directories would make anew; a wrong precedence."""
     monkeypatch.chdir(tmp_path)
