@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What has yet to be measured on one GPU (docs/log.md), in three calls, each part with a limit of its own:
+# The figures of docs/benchmarks.md for one GPU, in three calls of ten minutes at most, for a machine that is lent by the
+# call. Where there are several GPUs, CUDA_VISIBLE_DEVICES picks one.
 #
-#     bash benchmarks/gpu.sh OUT speed     # 9.5 minutes at most
-#     bash benchmarks/gpu.sh OUT losses    # 8
-#     bash benchmarks/gpu.sh OUT small     # 6.5
+#     bash benchmarks/gpu.sh OUT speed
+#     bash benchmarks/gpu.sh OUT losses
+#     bash benchmarks/gpu.sh OUT small
 #
-# OUT gets a text file a part. A part that fails leaves the others alone.
+# OUT gets a text file a part. Each part has a limit of its own; one that fails leaves the others alone.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 python=${PYTHON:-python3}
@@ -25,14 +26,15 @@ speed)
     part large 180 benchmarks/step.py --no-peer --models 1.3b --micro 32 --variants "" fp8
     ;;
 losses)
-    part check 150 benchmarks/check_gpu.py
+    part check 230 benchmarks/check_gpu.py
     part curves 330 benchmarks/curves.py --batch 8192
     ;;
 small)
-    part swiglu 110 benchmarks/step.py --no-peer --models llama 1.3b --variants "plain activations"
-    part axes 140 benchmarks/step.py --axes
-    part graphs 100 benchmarks/pack.py --scale small --steps 300 --ways compiled "with CUDA graphs" --together
+    part swiglu 100 benchmarks/step.py --no-peer --models llama 1.3b --variants "plain activations"
+    part axes 200 benchmarks/step.py --axes
+    part graphs 100 benchmarks/pack.py --scale small --batch 32768 --steps 300 --ways compiled "with CUDA graphs" --together
     part loader 40 benchmarks/loader.py
+    part monitor 110 benchmarks/monitor.py --steps 300
     ;;
 *)
     echo "$2: speed, losses or small" >&2

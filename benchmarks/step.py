@@ -56,7 +56,9 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.case:
         case = json.loads(flags.case)
-        print(json.dumps(roofline(case) if flags.roofline else measure_each(case) if flags.axes else measure(case)))
+        if flags.axes:
+            return measure_each(case)
+        print(json.dumps(roofline(case) if flags.roofline else measure(case)))
         return
     heading()
     if flags.axes:
@@ -124,17 +126,15 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         torch.cuda.empty_cache()
 
 
-def measure_each(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of one case after another, as a lane trains them: what is compiled is of one case."""
-    found = []
+def measure_each(cases: list[dict[str, Any]]) -> None:
+    """Print the outcome of one case after another, as a lane trains them: what is compiled is of one case."""
     for case in cases:
-        found.append(measure(case))
+        print(json.dumps(measure(case)), flush=True)
         torch._dynamo.reset()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    return found
 
 
 def timed(case: dict[str, Any]) -> dict[str, Any]:
@@ -183,6 +183,7 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
         precision="fp8" if variant == "fp8" else "auto",
     )
     world = parallel.World(0, 1, device, "single", torch.bfloat16)
+    parallel.start_compiler(run_config, world)
     torch.manual_seed(0)
     model = their_model(case["family"], arch, compiled) if case.get("peer") else our_model(arch, variant, compiled)
     model = model.to(device)
@@ -278,15 +279,24 @@ def show_axes(smoke: bool) -> None:
         also = {"ffn_type": "standard"} if axis == "activation" else {}
         levels += [{axis: value, **also} for value in values if also or value != PRESETS["llama"][axis]]
     levels += [{"bias": True}, {"weight_tying": True}, {"dropout": 0.1}]
-    found = run([case_of("llama", smoke, **level) | {"repeats": 2} for level in levels], "--axes")
-    print("change from llama                                tokens/s    MFU   speed / best   peak GB   first step")
-    for level, outcome in zip(levels, found or [], strict=True):
-        words = ", ".join(f"{axis} {value}" for axis, value in level.items()) or "none"
-        best = max(outcome["speed"] for outcome in found)  # all have the same FLOPs
-        print(
-            f"{words:46} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {outcome['speed'] / best:14.2f} "
-            f"{outcome['peak_gb']:9.1f} {outcome['first']:10.1f} s"
-        )
+    cases = [case_of("llama", smoke, **level) | {"repeats": 2} for level in levels]
+    print("change from llama                                tokens/s    MFU   x llama   peak GB   first step")
+    speeds: dict[str, float] = {}  # all have the same FLOPs
+    command = [sys.executable, __file__, "--axes", "--case", json.dumps(cases)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for level, line in zip(levels, process.stdout or (), strict=False):
+            outcome = json.loads(line)
+            words = ", ".join(f"{axis} {value}" for axis, value in level.items()) or "none"
+            speeds[words] = outcome["speed"]
+            print(
+                f"{words:46} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {outcome['speed'] / speeds['none']:9.2f} "
+                f"{outcome['peak_gb']:9.1f} {outcome['first']:10.1f} s",
+                flush=True,
+            )
+    slow = {words: speed / max(speeds.values()) for words, speed in speeds.items()}
+    print("below 0.9 of the fastest: " + "; ".join(f"{words} {x:.2f}" for words, x in slow.items() if x < 0.9))
+    if len(speeds) < len(levels):
+        print(f"{len(levels) - len(speeds)} levels failed: exit {process.returncode}")
 
 
 # What a kernel's name says about it; the first that matches.

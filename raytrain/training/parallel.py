@@ -164,6 +164,14 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
     return loss_model
 
 
+def start_compiler(config: TrainConfig, world: World) -> None:
+    """Start the processes that compile a GPU's kernels, which takes seconds: before the model is made, not after."""
+    if uses_compile(config, world) and world.device.type == "cuda":
+        from torch._inductor.async_compile import maybe_warm_pool
+
+        maybe_warm_pool()
+
+
 def uses_compile(config: TrainConfig, world: World) -> bool:
     return world.device.type == "cuda" if config.compile is None else config.compile
 
