@@ -1,4 +1,4 @@
-"""CUDA graphs: many launches as one, for models so small that launching their kernels takes longer than running them.
+"""CUDA graphs: many launches as one, where kernels are so small that launching them takes longer than running them.
 
 A step becomes three replays: the passes of a micro-batch, the clipping of the gradients, and the update. Everything
 that they touch lies at fixed addresses: the inputs, the gradients, the weights and the optimizer's state. Dropout draws
@@ -16,17 +16,18 @@ from raytrain.flops import flops_per_token
 from raytrain.training.config import TrainConfig
 from raytrain.training.parallel import World, clip_gradients, uses_compile
 
-# A GPU at 400 TFLOP/s takes 2.5 ms for so many model FLOPs; launching the kernels of one micro-batch takes as long.
+# A GPU at 400 TFLOP/s takes 2.5 ms for so many model FLOPs; launching the kernels of one layer's passes takes as long.
 MOST_FLOPS = 1e12
 
 
 def are_worth_it(config: TrainConfig, world: World, micro_batch: int) -> bool:
-    """Whether launches dominate the passes of a micro-batch of so many sequences: by size, on one GPU.
+    """Whether launches dominate the passes of a micro-batch of so many sequences: by a layer's size, on one GPU.
 
     Not where `compile` is off: then everything is to run as it is written. Nor where all is recomputed, which sets the
     state of generators, as no graph can.
     """
-    flops = micro_batch * flops_per_token(config.architecture).per_sequence
+    arch = config.architecture
+    flops = micro_batch * flops_per_token(arch).per_sequence / arch.n_layer
     is_alone = world.device.type == "cuda" and world.strategy == "single"
     is_plain = config.activation_checkpointing != "full"
     return is_alone and is_plain and flops <= MOST_FLOPS and uses_compile(config, world)

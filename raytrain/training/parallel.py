@@ -146,6 +146,8 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
         if settings.ban_recompute_materialized_backward != keeps_all:
             torch._dynamo.reset()  # what this process compiled so far does not know of the change
         settings.ban_recompute_materialized_backward = keeps_all
+        # Else blocks with a gradient of our own (`model.activations`) would be compiled anew by every process.
+        settings.autograd_cache_allow_custom_autograd_functions = True
         # Else what "full" recomputes draws its dropout from generators of its own, which no seed of a step reaches.
         settings.graphsafe_rng_functionalization = False
         for block in blocks:
