@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
 from raytrain.files import check_name, read_json, write_json
@@ -43,21 +45,31 @@ def main(argv: list[str] | None = None) -> int | None:
         _print_sources(config, sources)
         write_json(folder / "config.json", config.to_dict())
     log = JsonLog(folder / "log.jsonl") if folder else None
+    micro_batch, has_trained = config.micro_batch, bool(flags.resume)
 
     with _interrupts() as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
 
         def on_report(report: Report) -> None:
+            nonlocal micro_batch, has_trained
             assert log is not None
             assert console is not None
+            micro_batch = report.get("micro_batch", micro_batch)
+            has_trained = has_trained or report["event"] == "step"
             log.write(report)
             console(report)
 
         try:
             result = train(config, on_report, folder, interrupted)
-        except UserError:
-            if folder is not None and not (folder / "log.jsonl").exists():
-                shutil.rmtree(folder)  # nothing has been trained; the name is free again
-            raise
+        except (UserError, torch.OutOfMemoryError) as error:
+            if folder is not None and not has_trained:
+                shutil.rmtree(folder)  # the name is free again
+            if isinstance(error, UserError):
+                raise
+            needed = str(error).partition(" GPU ")[0]  # what follows is the allocator's state
+            raise UserError(
+                f"micro_batch ({micro_batch}) does not fit: {needed} Give a smaller one or auto, or "
+                "--activation_checkpointing selective or full"
+            ) from None
     if folder is not None:
         write_json(folder / "result.json", result)
         print(_last_line(result, folder))

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from raytrain import train
+from raytrain.training.step import Stepper
 
 SMALL = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --global_batch 256 --eval_tokens 256"
 
@@ -53,6 +55,26 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, flags, said):
     assert said in err
     assert err.count("\n") == 1
     assert not list((tmp_path / "runs").glob("*/*"))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_too_large_a_micro_batch_is_a_mistake_too(tmp_path, capsys, monkeypatch, steps):
+    """Catches a page of the allocator's state for what has a simple remedy, and steps that go with the folder."""
+    passes = Stepper.gradients
+
+    def gradients(self, micro_batches, sequences, step):
+        if step == steps:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB.\nProcess 1 has"
+            )
+        return passes(self, micro_batches, sequences, step)
+
+    monkeypatch.setattr(Stepper, "gradients", gradients)
+    assert run("--max_iters", "4", "--log_interval", "1", "--name", "a", runs=tmp_path) == 2
+    err = capsys.readouterr().err
+    assert "micro_batch (8) does not fit: CUDA out of memory. Tried to allocate 2.00 GiB. Give a smaller one" in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "a" / "log.jsonl").exists() == (steps > 0)
 
 
 @pytest.mark.parametrize("flags", ["--preset gpt2", "--scale 124m", "--name b", "--max_iters 9", "--learning_rate 1"])
