@@ -138,7 +138,13 @@ def check_models() -> None:
 
 def check_graphs() -> None:
     """A run in CUDA graphs and the same without: every loss, with dropout and without, through a rung's branch too."""
-    for changes in ({"preset": "llama"}, {"preset": "gpt2", "dropout": "0.1"}, {"preset": "llama", "rung": True}):
+    for changes in (
+        {"preset": "llama"},
+        {"preset": "gpt2", "dropout": "0.1"},
+        {"preset": "llama", "rung": True},
+        {"preset": "llama", "precision": "fp8"},
+        {"preset": "gpt2", "activation_checkpointing": "selective"},
+    ):
         values = {"scale": "tiny", "max_iters": 60, "log_interval": 1, "compile": True, "checkpoint_interval": "none"}
         values |= {"stats_interval": 25, "eval_tokens": 4096, "global_batch": 4096, "micro_batch": 8}
         shown = dict(changes)

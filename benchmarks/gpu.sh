@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The figures of docs/benchmarks.md for one GPU, in three calls of ten minutes at most, for a machine that is lent by the
-# call. Where there are several GPUs, CUDA_VISIBLE_DEVICES picks one.
+# The figures of docs/benchmarks.md for one GPU, in three parts of ten minutes at most. Where there are several GPUs,
+# CUDA_VISIBLE_DEVICES picks one.
 #
 #     bash benchmarks/gpu.sh OUT speed
 #     bash benchmarks/gpu.sh OUT losses
@@ -34,7 +34,7 @@ small)
     part axes 200 benchmarks/step.py --axes
     part graphs 100 benchmarks/pack.py --scale small --batch 32768 --steps 300 --ways compiled "with CUDA graphs" --together
     part loader 40 benchmarks/loader.py
-    part monitor 110 benchmarks/monitor.py --steps 300
+    part monitor 110 benchmarks/monitor.py --steps 150 --repeats 1
     ;;
 *)
     echo "$2: speed, losses or small" >&2

@@ -11,10 +11,12 @@ there.
 import argparse
 import gc
 import json
+import math
 import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +131,12 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 def measure_each(cases: list[dict[str, Any]]) -> None:
     """Print the outcome of one case after another, as a lane trains them: what is compiled is of one case."""
     for case in cases:
-        print(json.dumps(measure(case)), flush=True)
+        try:
+            found = measure(case)
+        except Exception:
+            traceback.print_exc()
+            found = None
+        print(json.dumps(found), flush=True)
         torch._dynamo.reset()
         gc.collect()
         if torch.cuda.is_available():
@@ -183,7 +190,6 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
         precision="fp8" if variant == "fp8" else "auto",
     )
     world = parallel.World(0, 1, device, "single", torch.bfloat16)
-    parallel.start_compiler(run_config, world)
     torch.manual_seed(0)
     model = their_model(case["family"], arch, compiled) if case.get("peer") else our_model(arch, variant, compiled)
     model = model.to(device)
@@ -280,23 +286,27 @@ def show_axes(smoke: bool) -> None:
         levels += [{axis: value, **also} for value in values if also or value != PRESETS["llama"][axis]]
     levels += [{"bias": True}, {"weight_tying": True}, {"dropout": 0.1}]
     cases = [case_of("llama", smoke, **level) | {"repeats": 2} for level in levels]
-    print("change from llama                                tokens/s    MFU   x llama   peak GB   first step")
+    print("change from llama                        micro   tokens/s    MFU   x llama   peak GB   first step")
     speeds: dict[str, float] = {}  # all have the same FLOPs
     command = [sys.executable, __file__, "--axes", "--case", json.dumps(cases)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for level, line in zip(levels, process.stdout or (), strict=False):
             outcome = json.loads(line)
             words = ", ".join(f"{axis} {value}" for axis, value in level.items()) or "none"
+            if outcome is None:
+                print(f"{words:46} failed", flush=True)
+                continue
             speeds[words] = outcome["speed"]
+            ratio = outcome["speed"] / speeds.get("none", math.nan)
             print(
-                f"{words:46} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {outcome['speed'] / speeds['none']:9.2f} "
+                f"{words:40} {outcome['micro']:5} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {ratio:9.2f} "
                 f"{outcome['peak_gb']:9.1f} {outcome['first']:10.1f} s",
                 flush=True,
             )
     slow = {words: speed / max(speeds.values()) for words, speed in speeds.items()}
     print("below 0.9 of the fastest: " + "; ".join(f"{words} {x:.2f}" for words, x in slow.items() if x < 0.9))
     if len(speeds) < len(levels):
-        print(f"{len(levels) - len(speeds)} levels failed: exit {process.returncode}")
+        sys.exit(f"{len(levels) - len(speeds)} of {len(levels)} levels failed")
 
 
 # What a kernel's name says about it; the first that matches.

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int | None:
         _print_sources(config, sources)
         write_json(folder / "config.json", config.to_dict())
     log = JsonLog(folder / "log.jsonl") if folder else None
-    micro_batch, has_trained = config.micro_batch, bool(flags.resume)
+    micro_batch: int | None = None  # known from the run's start on
+    has_trained = bool(flags.resume)
 
     with _interrupts() as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
 
@@ -63,13 +64,15 @@ def main(argv: list[str] | None = None) -> int | None:
         except (UserError, torch.OutOfMemoryError) as error:
             if folder is not None and not has_trained:
                 shutil.rmtree(folder)  # the name is free again
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) or folder is None:  # one rank's word is enough
                 raise
             needed = str(error).partition(" GPU ")[0]  # what follows is the allocator's state
+            if micro_batch is None:
+                raise UserError(f"the run does not fit the device, before its first step: {needed}") from error
             raise UserError(
-                f"micro_batch ({micro_batch}) does not fit: {needed} Give a smaller one or auto, or "
-                "--activation_checkpointing selective or full"
-            ) from None
+                f"the run does not fit the device with micro_batch ({micro_batch}): {needed} Less memory take a "
+                "smaller one, --activation_checkpointing selective or full, and --parallel fsdp on several devices"
+            ) from error
     if folder is not None:
         write_json(folder / "result.json", result)
         print(_last_line(result, folder))

@@ -72,7 +72,7 @@ def test_too_large_a_micro_batch_is_a_mistake_too(tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(Stepper, "gradients", gradients)
     assert run("--max_iters", "4", "--log_interval", "1", "--name", "a", runs=tmp_path) == 2
     err = capsys.readouterr().err
-    assert "micro_batch (8) does not fit: CUDA out of memory. Tried to allocate 2.00 GiB. Give a smaller one" in err
+    assert "with micro_batch (8): CUDA out of memory. Tried to allocate 2.00 GiB. Less memory take" in err
     assert err.count("\n") == 1
     assert (tmp_path / "a" / "log.jsonl").exists() == (steps > 0)
 

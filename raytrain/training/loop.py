@@ -58,7 +58,6 @@ def _train(
     at_end: contextlib.ExitStack,
 ) -> Report:
     started = time.perf_counter()
-    parallel.start_compiler(config, world)
 
     arch = config.architecture
     dataset = open_dataset(config.data)

@@ -12,12 +12,15 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch._functorch.config
+import torch.compiler.config
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -27,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.errors import UserError
+from raytrain.model import activations
 from raytrain.training import fp8
 from raytrain.training.config import TrainConfig
 from raytrain.training.objective import NextTokenLoss
@@ -146,8 +150,11 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
         if settings.ban_recompute_materialized_backward != keeps_all:
             torch._dynamo.reset()  # what this process compiled so far does not know of the change
         settings.ban_recompute_materialized_backward = keeps_all
-        # Else blocks with a gradient of our own (`model.activations`) would be compiled anew by every process.
+        # Else blocks with a gradient of our own (`model.activations`) would be compiled anew by every process. What the
+        # cache does not see of it is how `model.silu` calls its kernel, so that is in the tag.
         settings.autograd_cache_allow_custom_autograd_functions = True
+        tag = hashlib.sha256(Path(activations.__file__).with_name("silu.py").read_bytes()).hexdigest()
+        torch.compiler.config.cache_key_tag = os.environ.get("TORCH_COMPILE_CACHE_KEY_TAG", "") + tag
         # Else what "full" recomputes draws its dropout from generators of its own, which no seed of a step reaches.
         settings.graphsafe_rng_functionalization = False
         for block in blocks:
@@ -164,14 +171,6 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
             loss_model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )
     return loss_model
-
-
-def start_compiler(config: TrainConfig, world: World) -> None:
-    """Start the processes that compile a GPU's kernels, which takes seconds: before the model is made, not after."""
-    if uses_compile(config, world) and world.device.type == "cuda":
-        from torch._inductor.async_compile import maybe_warm_pool
-
-        maybe_warm_pool()
 
 
 def uses_compile(config: TrainConfig, world: World) -> bool:
