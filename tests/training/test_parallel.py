@@ -1,9 +1,13 @@
 """Every strategy is the same training."""
 
 import pytest
+import torch
 
 from raytrain.errors import UserError
+from raytrain.model import activations, build
+from raytrain.training import parallel
 from raytrain.training.loop import train
+from raytrain.training.objective import NextTokenLoss
 from tests.ranks import Ranks, read_losses, write_all_losses, write_losses
 
 ARCHITECTURES = {
@@ -94,3 +98,17 @@ def test_a_batch_that_does_not_divide_is_named(tiny_run):
     """Catches a micro-batch that silently changes the global batch."""
     with pytest.raises(UserError, match=r"micro_batch \(5\) must divide the 16 sequences of a rank's step; try 4"):
         train(tiny_run(micro_batch=5))
+
+
+def test_another_call_of_our_kernel_is_another_program(tiny_run, tmp_path, monkeypatch):
+    """Catches a gradient by an older `silu.py`: PyTorch's cache on disk would take it, having seen its kernel alone."""
+    config = tiny_run(compile=True)
+    world = parallel.World(0, 1, torch.device("cpu"), "single", torch.float32)
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
+    monkeypatch.setattr(activations, "__file__", str(tmp_path / "activations.py"))
+    tags = set()
+    for text in ("BLOCK = 1024", "BLOCK = 2048"):
+        (tmp_path / "silu.py").write_text(text)
+        parallel.spread(NextTokenLoss(build(config.architecture)), config, world)
+        tags.add(torch.compiler.config.cache_key_tag)
+    assert len(tags) == 2
