@@ -1,6 +1,6 @@
 """Small trials: steps/s of one, uncompiled, compiled and with CUDA graphs; and of several on one GPU at once.
 
-    python benchmarks/pack.py [--scale tiny] [--batch 8192] [--steps 2000] [--together 1 2 4 8] [--smoke]
+    python benchmarks/pack.py [--scale tiny] [--batch TOKENS] [--steps 2000] [--together 1 2 4 8] [--smoke]
 
 Every trial is `raytrain.train` in a process of its own. Its speed leaves out its first step, evaluation and start-up.
 "together" is the sum of the speeds of so many at once, over that of one alone. CUDA graphs are used whatever the size,
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="tiny")
     parser.add_argument("--preset", default="llama")
-    parser.add_argument("--batch", type=int, default=8192, help="tokens a step")
+    parser.add_argument("--batch", type=int, help="tokens a step, in place of the scale's own")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--together", nargs="*", type=int, default=[2, 4, 8])
@@ -59,7 +59,7 @@ def run(flags: argparse.Namespace, way: str, count: int) -> list[dict]:
     compiled, most = WAYS[way]
     settings = {"preset": flags.preset, "scale": flags.scale, "compile": compiled, "max_iters": flags.steps}
     settings |= {"log_interval": 100_000, "stats_interval": 0, "eval_interval": flags.steps, "eval_tokens": 1024}
-    settings |= {"global_batch": flags.batch, "checkpoint_interval": "none"}
+    settings |= {"checkpoint_interval": "none"} | ({"global_batch": flags.batch} if flags.batch else {})
     command = [sys.executable, "-c", START.format(most)]
     command += [f"--{field}={value}" for field, value in settings.items()]
     with tempfile.TemporaryDirectory() as folder:
