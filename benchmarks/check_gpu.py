@@ -12,11 +12,12 @@ import step as steps
 import torch
 import torch.nn.functional as F
 
-from raytrain.architecture import CATEGORICAL_AXES, PRESETS
+from raytrain.architecture import CATEGORICAL_AXES, PRESETS, Architecture
+from raytrain.config.resolve import resolve
+from raytrain.config.run import TrainConfig
+from raytrain.kernels.linear_cross_entropy import PADDING, linear_cross_entropy
 from raytrain.model import activations, build
-from raytrain.training import config as configs
 from raytrain.training import fp8, graphs
-from raytrain.training.head import PADDING, linear_cross_entropy
 from raytrain.training.loop import train
 from raytrain.training.objective import NextTokenLoss
 
@@ -117,15 +118,13 @@ def check_models() -> None:
     tokens = torch.randint(512, (8, 257), device="cuda")
     for level in [{}, *levels, {"bias": True}, {"weight_tying": True}]:
         axes = PRESETS["llama"] | ({"ffn_type": "standard"} if "activation" in level else {}) | level
-        arch = configs.Architecture(**axes, **small)
+        arch = Architecture(**axes, **small)
         gradients = []
         for compiled, dtype in ((True, torch.bfloat16), (False, torch.bfloat16), (False, torch.float32)):
-            run = configs.TrainConfig(
-                architecture=arch, max_iters=1, global_batch=256, compile=compiled, parallel="single"
-            )
+            run = TrainConfig(architecture=arch, max_iters=1, global_batch=256, compile=compiled, parallel="single")
             torch.manual_seed(0)
             world = steps.parallel.World(0, 1, torch.device("cuda"), "single", dtype)
-            model = steps.parallel.spread(NextTokenLoss(build(arch)).cuda(), run, world)
+            model = steps.parallel.parallelize(NextTokenLoss(build(arch)).cuda(), run, world)
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                 loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             loss.backward()
@@ -150,7 +149,7 @@ def check_graphs() -> None:
         shown = dict(changes)
         if changes.pop("rung", False):
             values |= {"schedule": "wsd", "rungs": "2.5e11", "rung_decay": 0.1}
-        config, _ = configs.resolve([("check", values | changes)], data_vocab_size=256)
+        config, _ = resolve([("check", values | changes)], data_vocab_size=256)
         losses = []
         for most in (0.0, graphs.MOST_FLOPS):
             before, graphs.MOST_FLOPS = graphs.MOST_FLOPS, most

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from raytrain.analysis import simulate
-from raytrain.factorial import Model
+from raytrain.sweep.factorial import Model
 
 REPLAYS, NULLS, FRONTIERS, SEEDS = 1000, 10_000, 300, 20
 DESIGNS = (

@@ -14,8 +14,8 @@ import statistics
 
 import step as steps
 
+from raytrain.config.resolve import resolve
 from raytrain.model import transformer
-from raytrain.training import config as configs
 from raytrain.training.loop import train
 from raytrain.training.objective import NextTokenLoss
 
@@ -60,7 +60,7 @@ def curve(recipe: str, seed: int, flags: argparse.Namespace) -> dict[int, float]
     values = {"preset": flags.preset, "scale": flags.scale, "max_iters": flags.steps, "global_batch": flags.batch}
     values |= {"eval_interval": max(1, flags.steps // 10), "eval_tokens": 262_144, "log_interval": 100, "seed": seed}
     values |= {"precision": RECIPES[recipe], "stats_interval": 0, "checkpoint_interval": "none"}
-    config, _ = configs.resolve([("benchmark", values)], data_vocab_size=256)
+    config, _ = resolve([("benchmark", values)], data_vocab_size=256)
     autocast, head_loss = transformer.autocast, NextTokenLoss.head_loss
     if recipe == "plain":
         transformer.autocast = lambda x: x

@@ -24,14 +24,13 @@ from typing import Any
 
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import programs
-from raytrain.analysis.report import write_report
+from raytrain.config.run import TrainConfig
 from raytrain.data.__main__ import main as data
 from raytrain.engine.study import run_study
-from raytrain.plan import Plan, make_plan
-from raytrain.space import expand, load_space
-from raytrain.tracking.log import read_log
-from raytrain.training import config as configs
-from raytrain.training.config import TrainConfig
+from raytrain.report.sections import write_report
+from raytrain.rundir.log import read_log
+from raytrain.sweep.plan import Plan, make_plan
+from raytrain.sweep.space import expand, load_space
 
 LETTERS, LAG, COPIED = "abcdefgh", 4, 0.9
 DOCUMENTS, LENGTH = 2000, 512
@@ -84,7 +83,7 @@ def plan_study(space_file: Path, corpus: Path, steps: int, seeds: int) -> Plan:
 
     def resolve(values: Mapping[str, Any]) -> TrainConfig:
         given = SMALL | {"data": str(corpus), "max_iters": steps}
-        config, _ = configs.resolve([("benchmark", given), ("space", values)], data_vocab_size=257)
+        config, _ = resolve([("benchmark", given), ("space", values)], data_vocab_size=257)
         return config.replace(max_iters=None, flops=float(config.train_flops))
 
     base = resolve({"preset": space.base})

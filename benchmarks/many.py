@@ -19,11 +19,12 @@ from typing import Any
 import ray
 import torch
 
+from raytrain.config.resolve import resolve
 from raytrain.engine.study import run_study
-from raytrain.plan import Wish, make_plan
-from raytrain.space import Space, expand
-from raytrain.tracking.log import read_log
-from raytrain.training.config import resolve
+from raytrain.rundir.log import read_log
+from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.plan import make_plan
+from raytrain.sweep.space import Space, expand
 
 WINDOW = 100
 
@@ -52,7 +53,7 @@ def main() -> None:
     expansion = expand(space, lambda values: resolve([("bench", {"max_iters": 1, **values})], data_vocab_size=256)[0])
     budget = expansion.candidates[0].config.train_flops
     plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=flags.trials)
-    wish = Wish(gpus_per_trial=0, concurrent=flags.lanes)
+    request = ResourceRequest(gpus_per_trial=0, concurrent=flags.lanes)
     memory: list[tuple[float, float]] = []
     is_over = threading.Event()
 
@@ -63,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="many-") as runs:
         threading.Thread(target=watch, daemon=True).start()
         began = time.time()
-        run_study(plan, runs=Path(runs), name="many", wish=wish, train=train)
+        run_study(plan, runs=Path(runs), name="many", request=request, train=train)
         took = time.time() - began
         is_over.set()
         events = read_log(Path(runs) / "many" / "events.jsonl")

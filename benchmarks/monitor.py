@@ -14,7 +14,7 @@ from typing import Any
 
 import step as steps
 
-from raytrain.training import config as configs
+from raytrain.config.resolve import resolve
 from raytrain.training.loop import train
 
 BARE = {"log_interval": 10**9, "stats_interval": 0}
@@ -33,7 +33,7 @@ def main() -> None:
         flags.scale, flags.steps, flags.batch, flags.repeats = "tiny", 20, 1024, 1
     steps.heading()
     print(f"{flags.preset} at {flags.scale}, {flags.steps} steps of {flags.batch:,} tokens")
-    recipe, _ = configs.resolve([("benchmark", {"preset": flags.preset, "scale": flags.scale})], data_vocab_size=256)
+    recipe, _ = resolve([("benchmark", {"preset": flags.preset, "scale": flags.scale})], data_vocab_size=256)
     budget = recipe.total_sequences * recipe.architecture.block_size / flags.batch  # in steps of this benchmark
     print("     without  reports, statistics     added   evaluation   five, of the budget")
     for _ in range(flags.repeats):
@@ -49,9 +49,7 @@ def main() -> None:
 def run(flags: argparse.Namespace, changes: dict[str, Any]) -> tuple[float, float]:
     """Milliseconds a step between the two reports, and the median of the evaluations' seconds."""
     values = {"preset": flags.preset, "scale": flags.scale, "max_iters": flags.steps, "global_batch": flags.batch}
-    config, _ = configs.resolve(
-        [("benchmark", values | {"checkpoint_interval": "none"} | changes)], data_vocab_size=256
-    )
+    config, _ = resolve([("benchmark", values | {"checkpoint_interval": "none"} | changes)], data_vocab_size=256)
     reported: dict[int, float] = {}
     evaluations: list[float] = []
 

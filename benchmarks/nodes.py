@@ -27,7 +27,7 @@ import ray
 import torch
 from chaos import descendants, kill_tree
 
-from raytrain.tracking.log import read_log
+from raytrain.rundir.log import read_log
 
 STUDY = (
     "--space presets --max_iters 150 --checkpoint_interval 20 --n_layer 2 --n_embd 64 --n_head 2 --eval_tokens 2048 "

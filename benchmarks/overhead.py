@@ -21,7 +21,7 @@ from pathlib import Path
 import ray
 import torch
 
-from raytrain.tracking.log import read_log
+from raytrain.rundir.log import read_log
 
 
 def main() -> None:

@@ -19,9 +19,10 @@ import ray
 import torch
 
 from raytrain.architecture import PRESETS
+from raytrain.config.resolve import resolve
+from raytrain.config.run import TrainConfig
 from raytrain.engine.job import Job, LaneShape
 from raytrain.engine.lane import Lane
-from raytrain.training.config import TrainConfig, resolve
 
 ALLOWED = 0.05
 NAMES = ("gpt2", "llama", "hybrid", "openai_gpt2")

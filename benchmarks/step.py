@@ -23,13 +23,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from raytrain import memory
+from raytrain.accounting import memory
+from raytrain.accounting.flops import flops_per_token
+from raytrain.accounting.hardware import peak_flops
 from raytrain.architecture import CATEGORICAL_AXES, PRESETS, SCALES, Architecture
-from raytrain.flops import flops_per_token
-from raytrain.hardware import peak_flops
+from raytrain.config.run import TrainConfig
+from raytrain.kernels.linear_cross_entropy import linear_cross_entropy
 from raytrain.model import activations, build, feed_forward, transformer
-from raytrain.training import config as configs
-from raytrain.training import head, parallel
+from raytrain.training import parallel
 from raytrain.training.objective import PADDING, NextTokenLoss
 from raytrain.training.optimizer import make_optimizer
 
@@ -180,7 +181,7 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arch = Architecture(**case["arch"])
     variant, compiled = case.get("variant", ""), not case.get("smoke")
-    run_config = configs.TrainConfig(
+    run_config = TrainConfig(
         architecture=arch,
         max_iters=1,
         global_batch=arch.block_size,
@@ -194,7 +195,7 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
     model = their_model(case["family"], arch, compiled) if case.get("peer") else our_model(arch, variant, compiled)
     model = model.to(device)
     if not case.get("peer"):
-        model = parallel.spread(model, run_config, world)
+        model = parallel.parallelize(model, run_config, world)
     adamw = make_optimizer(model, run_config, world)
     parameters = list(model.parameters())
     tokens = torch.randint(arch.vocab_size, (case["micro"], arch.block_size + 1), device=device)
@@ -337,7 +338,7 @@ def roofline(case: dict[str, Any]) -> dict[str, Any]:
     def head_step() -> None:
         for _ in range(case["repeats"]):
             with torch.autocast(device, torch.bfloat16):
-                loss = head.linear_cross_entropy(hidden, weight, targets)
+                loss = linear_cross_entropy(hidden, weight, targets)
             loss.backward()
             hidden.grad = weight.grad = None
 

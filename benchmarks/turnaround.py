@@ -26,7 +26,7 @@ from typing import Any
 import ray
 import torch
 
-from raytrain.tracking.log import read_log
+from raytrain.rundir.log import read_log
 
 SMALL = (
     "--space presets --scale tiny --max_iters 10 --global_batch 256 --log_interval 1 --stats_interval 0 "
@@ -53,13 +53,13 @@ def train_run(settings: dict[str, Any]) -> None:
 
     import torch
 
-    from raytrain.tracking.log import JsonLog
-    from raytrain.training import config as configs
+    from raytrain.config.run import TrainConfig
+    from raytrain.rundir.log import JsonLog
     from raytrain.training.loop import train
 
     torch.set_num_threads(settings["threads"])
     log = JsonLog(settings["log"])
-    train(configs.from_dict(settings["config"]), lambda report: log.write({**report, "time": time.time()}))
+    train(TrainConfig.from_dict(settings["config"]), lambda report: log.write({**report, "time": time.time()}))
 
 
 def textbook(trials: list[dict[str, Any]], folder: Path, ranks: int, *, gpu: bool, threads: int) -> list[Path]:

@@ -21,10 +21,10 @@ from rich.table import Table
 from raytrain import architecture
 from raytrain.analysis.trials import BUDGET_TOLERANCE
 from raytrain.architecture import AXES
+from raytrain.config.run import STOPS
 from raytrain.errors import Parser, UserError, command
-from raytrain.files import read_json
-from raytrain.tracking.log import read_log
-from raytrain.training.config import STOPS
+from raytrain.rundir.folders import read_json
+from raytrain.rundir.log import read_log
 
 _FILES = ("result.json", "log.jsonl")
 _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops", "tokens_per_second")
@@ -210,11 +210,11 @@ def main(argv: list[str] | None = None) -> int | None:
 
     runs = with_rankings(read_run(folder) for folder in find_runs(flags.paths, flags.runs, flags.latest))
     found = effects(filter(has_whole_budget, runs))
-    cautions = warnings(runs)
+    found_warnings = warnings(runs)
     if flags.json:
         empty = dict.fromkeys(("rank", "hardware_rank", "rank_note"))
         rows = [{"folder": str(run.folder), **run.facts, **empty, **run.ranking, "axes": run.axes} for run in runs]
-        print(json.dumps({"runs": rows, "effects": found, "warnings": cautions}, indent=1))
+        print(json.dumps({"runs": rows, "effects": found, "warnings": found_warnings}, indent=1))
         return 0
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -228,8 +228,8 @@ def main(argv: list[str] | None = None) -> int | None:
             "all runs: other axes differ too, so it may be theirs; paired: runs that differ in this axis alone."
         )
         console.print(_effect_table(found))
-    for caution in cautions:
-        console.print(f"[yellow]warning:[/yellow] {caution}")
+    for warning in found_warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
     return 0
 
 

@@ -7,9 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from raytrain.accounting.flops import flops_per_token, parameter_count
 from raytrain.architecture import AXES, PRESET_NOTES, PRESETS, SCALES, preset
 from raytrain.errors import Parser, command, unknown_value
-from raytrain.flops import flops_per_token, parameter_count
 
 _BYTES = 256  # the vocabulary of the default corpus, for the scales that leave it to the data
 

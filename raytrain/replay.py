@@ -9,8 +9,8 @@ import json
 
 from raytrain.analysis.replay import SCHEDULERS, read_record, replay
 from raytrain.analysis.trials import export
-from raytrain.design import DESIGNS
 from raytrain.errors import Parser, command, unknown_value
+from raytrain.sweep.design import DESIGNS
 
 
 @command

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from raytrain.errors import Parser, command
-from raytrain.files import check_name, no_study
+from raytrain.rundir.folders import check_name, no_study
 
 
 @command

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
+from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
-from raytrain.files import check_name, read_json, write_json
-from raytrain.tracking.log import JsonLog
-from raytrain.training import config as configs
-from raytrain.training.config import TrainConfig
+from raytrain.rundir.folders import check_name, read_json, write_json
+from raytrain.rundir.log import JsonLog
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
 from raytrain.training.pretrained import read_hugging_face
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
     parser.add_argument("--resume", metavar="RUN", help="go on from the last checkpoint of this run folder")
-    configs.add_flags(parser)
+    add_flags(parser)
     flags = parser.parse_args(argv)
 
     is_main = os.environ.get("RANK", "0") == "0"
@@ -88,14 +88,14 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
-    given: list[tuple[str, dict[str, Any]]] = [("flag", configs.read_flags(flags))]
+    given: list[tuple[str, dict[str, Any]]] = [("flag", read_flags(flags))]
     if flags.config:
-        given.insert(0, (flags.config, configs.read_file(flags.config)))
+        given.insert(0, (flags.config, read_file(flags.config)))
     values = {field: value for _, layer in given for field, value in layer.items()}
     if values.get("init_from"):
         arch, _ = read_hugging_face(Path(values["init_from"]))
         given.insert(0, ("init_from", arch.to_dict()))
-    return configs.resolve(given, data_vocab_size=open_dataset(str(values.get("data", "stdlib"))).vocab_size)
+    return resolve(given, data_vocab_size=open_dataset(str(values.get("data", "stdlib"))).vocab_size)
 
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
@@ -108,13 +108,13 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
             raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume ({folder}) has no checkpoints to go on from; --checkpoint_interval N keeps some")
-    changes = {name: configs.read_value(name, value) for name, value in configs.read_flags(flags).items()}
-    for stop in configs.STOPS:
+    changes = {name: read_value(name, value) for name, value in read_flags(flags).items()}
+    for stop in STOPS:
         if stop in changes:
             raise UserError(f"{stop} ({changes[stop]}) cannot change on resume: the learning rate follows the budget")
     shape = {name: changes.pop(name) for name in list(changes) if name in values["architecture"]}
     values["architecture"] |= shape
-    return configs.from_dict(values | changes), dict.fromkeys(shape | changes, "flag")
+    return TrainConfig.from_dict(values | changes), dict.fromkeys(shape | changes, "flag")
 
 
 def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.architecture import PRESETS
+from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
+from raytrain.config.run import AUTO, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
-from raytrain.design import DESIGNS
 from raytrain.errors import Parser, UserError, command, unknown_value
-from raytrain.files import check_name
 from raytrain.interrupts import held
-from raytrain.measure import measured_rate
-from raytrain.plan import Halving, Plan, Wish, make_plan
-from raytrain.space import expand, load_space
-from raytrain.training import config as configs
-from raytrain.training.config import TrainConfig
+from raytrain.rundir.folders import check_name
+from raytrain.sweep.design import DESIGNS
+from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.halving import Halving
+from raytrain.sweep.measure import measured_rate
+from raytrain.sweep.plan import Plan, make_plan
+from raytrain.sweep.space import expand, load_space
 
 SCHEDULERS = ("none", "halving")
 
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int | None:
         runs=Path(flags.runs),
         name=flags.name,
         tracking_uri=flags.tracking_uri,
-        wish=_wish(flags),
+        request=_request(flags),
         storage=flags.storage,
         command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
         as_json=flags.json,
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--workers_per_trial", type=int, help="ranks of each trial on CPUs [1; on GPUs, one a GPU]")
     sweep.add_argument("--trials_per_gpu", type=int, help="small trials that share a GPU [1]")
     sweep.add_argument("--concurrent", type=int, help="most trials at a time [as many as fit]")
-    configs.add_flags(parser)
+    add_flags(parser)
     return parser
 
 
@@ -136,8 +138,8 @@ def _check_resume(flags: argparse.Namespace) -> None:
             )
 
 
-def _wish(flags: argparse.Namespace) -> Wish:
-    return Wish(flags.gpus_per_trial, flags.workers_per_trial, flags.trials_per_gpu, flags.concurrent)
+def _request(flags: argparse.Namespace) -> ResourceRequest:
+    return ResourceRequest(flags.gpus_per_trial, flags.workers_per_trial, flags.trials_per_gpu, flags.concurrent)
 
 
 def _check(flags: argparse.Namespace) -> None:
@@ -178,9 +180,9 @@ def _plan(flags: argparse.Namespace) -> Plan:
     """Raises UserError for any mistake in the command line, the space and the data."""
     _check(flags)
     space = load_space(flags.space, flags.base)
-    layers = [("flag", configs.read_flags(flags))]
+    layers = [("flag", read_flags(flags))]
     if flags.config:
-        layers.insert(0, (flags.config, configs.read_file(flags.config)))
+        layers.insert(0, (flags.config, read_file(flags.config)))
     for layer, values in layers:
         if "preset" in values:
             raise UserError(f"preset ({values['preset']}) is for one run; a sweep varies around --base")
@@ -190,13 +192,13 @@ def _plan(flags: argparse.Namespace) -> Plan:
                     f"{name} ({layer}) is an axis of space {space.name}: leave it out, or vary something else"
                 )
     given = {name: value for _, values in layers for name, value in values.items()}
-    if (flags.trials_per_gpu or 1) > 1 and given.get("micro_batch") == configs.AUTO:
+    if (flags.trials_per_gpu or 1) > 1 and given.get("micro_batch") == AUTO:
         raise UserError("micro_batch (auto) has a GPU to itself while it tries; with --trials_per_gpu give a number")
 
-    def resolve(values: Mapping[str, Any], *without: str) -> TrainConfig:
+    def resolved(values: Mapping[str, Any], *without: str) -> TrainConfig:
         data = str(values.get("data", given.get("data", STDLIB)))
         kept = [(layer, {name: v for name, v in said.items() if name not in without}) for layer, said in layers]
-        config, _ = configs.resolve([*kept, ("space", values)], data_vocab_size=_vocab_size(data))
+        config, _ = resolve([*kept, ("space", values)], data_vocab_size=_vocab_size(data))
         config.check_ranks(
             space.workers(config.to_dict() | config.architecture.to_dict())
             or flags.gpus_per_trial
@@ -212,15 +214,15 @@ def _plan(flags: argparse.Namespace) -> Plan:
         return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
 
     first = {"preset": space.base} if PRESETS[space.base] else space.points()[0].values
-    base = resolve(first, "rungs")  # which are checked against the budget that it gives
+    base = resolved(first, "rungs")  # which are checked against the budget that it gives
     budget = base.train_flops if any(given.get(name) is not None for name in ("max_iters", "tokens")) else base.flops
     assert budget is not None
-    rungs = configs.read_value("rungs", given.get("rungs", ()))
+    rungs = read_value("rungs", given.get("rungs", ()))
     if flags.scheduler == "halving" and not rungs:
         rungs = tuple(budget / flags.factor**k for k in (2, 1))
 
     def resolve_trial(values: Mapping[str, Any]) -> TrainConfig:
-        config = resolve(values, "rungs")
+        config = resolved(values, "rungs")
         return config.replace(max_iters=None, tokens=None, flops=float(budget), rungs=rungs)
 
     return make_plan(
@@ -231,7 +233,7 @@ def _plan(flags: argparse.Namespace) -> Plan:
         seeds=flags.seeds,
         max_trials=flags.max_trials,
         base=resolve_trial(first),
-        wish=_wish(flags),
+        request=_request(flags),
         design=flags.design,
         trials=flags.trials,
         interactions=flags.interactions,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raytrain.training import config as configs
-from raytrain.training.config import TrainConfig
+from raytrain.config.resolve import resolve
+from raytrain.config.run import TrainConfig
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +28,7 @@ def tiny_run() -> Callable[..., TrainConfig]:
     def make(**changes: object) -> TrainConfig:
         small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "global_batch": 512, "eval_tokens": 1024}
         stop = {} if {"max_iters", "tokens", "flops"} & changes.keys() else {"max_iters": 20}
-        config, _ = configs.resolve([("test", small | stop | {"log_interval": 1} | changes)], data_vocab_size=256)
+        config, _ = resolve([("test", small | stop | {"log_interval": 1} | changes)], data_vocab_size=256)
         return config
 
     return make

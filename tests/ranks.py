@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from raytrain.training.config import TrainConfig
+from raytrain.config.run import TrainConfig
 from raytrain.training.loop import train
 
 # A server that has imported torch and done nothing else forks each process: quick, and without a parent's threads.

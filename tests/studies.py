@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from raytrain import architecture
-from raytrain.flops import flops_per_token
-from raytrain.training.config import TrainConfig
+from raytrain.accounting.flops import flops_per_token
+from raytrain.config.run import TrainConfig
 
 BUDGET = 10**15
 AXES: dict[str, tuple[Any, ...]] = {

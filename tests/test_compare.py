@@ -6,9 +6,9 @@ import pytest
 from raytrain import architecture
 from raytrain.analysis.ranking import rank, read_study
 from raytrain.compare import effects, find_runs, main, read_run, warnings
+from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
-from raytrain.tracking.log import JsonLog
-from raytrain.training.config import TrainConfig
+from raytrain.rundir.log import JsonLog
 from tests.studies import BUDGET, write_study
 
 

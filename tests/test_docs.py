@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from raytrain import errors
-from raytrain.space import load_space
-from raytrain.training import config as configs
+from raytrain.config.resolve import read_file, read_flags, resolve
+from raytrain.sweep.space import load_space
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,12 +42,12 @@ def test_commands(monkeypatch, page, command):
     for parser in (argparse.ArgumentParser, errors.Parser):
         monkeypatch.setattr(parser, "parse_args", stop_after(parser.parse_args))
     _, module, *argv = shlex.split(command, comments=True)
-    name = "raytrain.data.__main__" if module == "raytrain.data" else module
+    name = f"{module}.__main__" if module in ("raytrain.data", "raytrain.report") else module
     with pytest.raises(Parsed) as stopped:
         importlib.import_module(name).main(argv)
     flags = stopped.value.args[0]
     if module in ("raytrain.train", "raytrain.tune"):
-        configs.resolve([("docs", configs.read_flags(flags))])  # raises for a value that cannot be
+        resolve([("docs", read_flags(flags))])  # raises for a value that cannot be
     if module == "raytrain.tune" and not flags.space.endswith(".yaml"):
         load_space(flags.space, flags.base)
 
@@ -60,7 +60,7 @@ def test_yaml(tmp_path, page, example):
     if "axes:" in example:
         load_space(str(file))
     else:
-        configs.resolve([("file", configs.read_file(str(file)))])
+        resolve([("file", read_file(str(file)))])
 
 
 @pytest.mark.parametrize(("page", "target"), found(r"\]\(([^)#:]+)[^):]*\)"))

@@ -5,8 +5,8 @@ import pytest
 from mlflow import MlflowClient
 
 from raytrain import track
-from raytrain.engine.record import Record
-from raytrain.training.config import resolve
+from raytrain.config.resolve import resolve
+from raytrain.engine.journal import StudyJournal
 
 
 def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,7 +17,7 @@ def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     about |= {"command": "c", "git_commit": None, "counts": {}, "versions": {}, "budget_flops": 1, "axes": {}}
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "study.json").write_text(json.dumps(about | {"baseline": {}, "trials": trials}))
-    record = Record(tmp_path / "s", trials)
+    record = StudyJournal(tmp_path / "s", trials)
     segment = record.schedule.next()
     assert segment is not None
     record.begin(segment)

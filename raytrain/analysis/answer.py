@@ -24,8 +24,8 @@ from raytrain.analysis.ranking import (
 )
 from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
 from raytrain.errors import UserError
-from raytrain.factorial import Point, live
-from raytrain.files import read_study_json
+from raytrain.rundir.folders import read_study_json
+from raytrain.sweep.factorial import Point, live
 
 _TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
 _TOLD = 3  # of the gains, and of the trials whose two ranks differ

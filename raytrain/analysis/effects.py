@@ -12,7 +12,7 @@ import scipy.stats
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, seed_noise
 from raytrain.analysis.trials import budgets, points
 from raytrain.errors import UserError
-from raytrain.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
+from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
 
 WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed")
 _INTERACTIONS_TOLD = 3

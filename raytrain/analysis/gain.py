@@ -17,7 +17,7 @@ import scipy.stats
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
 from raytrain.analysis.trials import budgets
 from raytrain.errors import UserError
-from raytrain.factorial import Array
+from raytrain.sweep.factorial import Array
 
 _ALPHAS = (0.01, 3.0)  # far beyond the 0.05 to 0.5 of published fits
 _DRAWS = 1000

@@ -7,7 +7,7 @@ import pandas as pd
 import scipy.stats
 
 from raytrain.analysis.trials import budgets, points
-from raytrain.factorial import Array
+from raytrain.sweep.factorial import Array
 
 SHARED = ", less what a seed does to all"
 SIGNIFICANCE = 0.05  # intervals are 95%; a claim is wrong in at most this part of studies without a difference

@@ -19,10 +19,10 @@ import scipy.stats
 from raytrain.analysis.noise import SIGNIFICANCE
 from raytrain.analysis.ranking import UNFINISHED
 from raytrain.analysis.trials import points, rung_table
-from raytrain.design import choose
 from raytrain.errors import UserError, unknown_value
-from raytrain.factorial import Array, LeastSquares, Model, Point, fit_model, live, population
-from raytrain.halving import survivors
+from raytrain.sweep.design import choose
+from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, fit_model, live, population
+from raytrain.sweep.halving import survivors
 
 SCHEDULERS = ("none", "halving")
 _RECORDED = ("seed", "rung", "train_flops", "seconds", "val_loss", "status")
@@ -276,8 +276,8 @@ def _full_rank(matrix: Array) -> _FullRank | None:
 def _last_rungs(losses: Array, scheduler: str, factor: int) -> npt.NDArray[np.intp]:
     """trials x replays: the rung that each trial stops at, by its losses (trials x replays x rungs).
 
-    As `raytrain.halving.halve` decides, for all replays at once: the lowest scores go on, NaN is the worst, and a tie
-    goes to the smaller name (a trial's number as text).
+    As `raytrain.sweep.halving.halve` decides, for all replays at once: the lowest scores go on, NaN is the worst, and a
+    tie goes to the smaller name (a trial's number as text).
     """
     trials, replays, rungs = losses.shape
     last = np.full((trials, replays), rungs - 1)

@@ -12,9 +12,9 @@ from raytrain.analysis.gain import compute_gain, fit_frontier
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner
 from raytrain.analysis.ranking import places
 from raytrain.analysis.replay import judge
-from raytrain.design import choose
-from raytrain.factorial import Array, LeastSquares, Model, Point, live
-from raytrain.halving import halve, survivors
+from raytrain.sweep.design import choose
+from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, live
+from raytrain.sweep.halving import halve, survivors
 
 NOISE_SD = 0.0019  # nats: the sd of val_loss over 80 runs of one recipe (modded-nanogpt's log)
 # Effects are drawn as normal with mean zero. One sd of a main effect is then 5 noise sd, of an interaction 1.6:
@@ -96,7 +96,13 @@ def coverage(trials: int = 128, replays: int = 1000, seed: int = 0) -> dict[str,
     regret_grid = truth[grid, np.arange(replays)] - truth.min(axis=0)
     out = {name: float(values.mean()) for name, values in found.items()} | {"regret_grid": float(regret_grid.mean())}
     for order, suffix in ((1, ""), (2, "_interactions")):
-        promised = np.mean([power.half_width for power in plan.power if len(power.axes) == order and power.half_width])
+        promised = np.mean(
+            [
+                precision.half_width
+                for precision in plan.precisions
+                if len(precision.axes) == order and precision.half_width
+            ]
+        )
         out[f"half_width{suffix}_over_promised"] = out[f"half_width{suffix}"] / float(promised * NOISE_SD)
     return out
 

@@ -21,9 +21,9 @@ import pandas as pd
 
 from raytrain.architecture import AXES, PRESETS
 from raytrain.errors import UserError
-from raytrain.factorial import Array, live
-from raytrain.files import read_json, read_study_json
-from raytrain.space import AXIS_FIELDS
+from raytrain.rundir.folders import read_json, read_study_json
+from raytrain.sweep.factorial import Array, live
+from raytrain.sweep.space import AXIS_FIELDS
 
 BUDGET_TOLERANCE = 0.005
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff")

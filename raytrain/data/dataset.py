@@ -12,7 +12,7 @@ from raytrain.data.prepare import prepare
 from raytrain.data.shards import MANIFEST, SPLITS, FolderExists, load_tokenizer, read_manifest
 from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import UserError
-from raytrain.files import cache_folder
+from raytrain.rundir.cache import cache_folder
 
 _SAMPLES = 64  # chunks of a nanoGPT file that its fingerprint reads
 _SAMPLE_BYTES = 1 << 16

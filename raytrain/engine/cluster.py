@@ -13,11 +13,11 @@ import ray
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-import raytrain
+from raytrain import version
 from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
-from raytrain.plan import Wish
+from raytrain.sweep.estimate import ResourceRequest
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _WATCH_SECONDS = 2.0
@@ -44,7 +44,7 @@ class Lanes:
 
     shapes: dict[str, LaneShape]
     counts: dict[LaneShape, int]
-    misfits: dict[str, str]
+    infeasible: dict[str, str]
 
     @property
     def most(self) -> int:
@@ -80,7 +80,7 @@ def ray_started() -> Iterator[bool]:
     else:
         try:
             # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
-            code = {} if is_job() else {"py_modules": [str(Path(raytrain.__file__).parent)]}
+            code = {} if is_job() else {"py_modules": [str(Path(version.__file__).parent)]}
             with held():
                 ray.init(runtime_env=code, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:  # an address that is none; another version of Ray
@@ -139,7 +139,7 @@ def _free_orphans() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
-def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: bool) -> Lanes:
+def plan_lanes(trials: Sequence[Mapping[str, Any]], request: ResourceRequest, *, is_local: bool) -> Lanes:
     """The lanes for `trials` (as study.json has them), on the Ray that this process has joined.
 
     Raises UserError if no trial fits.
@@ -149,38 +149,38 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     device = trials[0]["config"]["device"]
     # A cluster that grows has what is asked for only once it is asked; --concurrent says that it does.
-    grows = not is_local and wish.concurrent is not None
-    if grows and device == "auto" and not gpus and wish.gpus_per_trial is None and not wish.trials_per_gpu:
+    grows = not is_local and request.concurrent is not None
+    if grows and device == "auto" and not gpus and request.gpus_per_trial is None and not request.trials_per_gpu:
         raise UserError("gpus_per_trial (none) must be given with concurrent where there is no GPU yet; 0 for CPUs")
-    on_gpus = wish.gpus_per_trial != 0 and (
-        bool(wish.gpus_per_trial or wish.trials_per_gpu) or device == "cuda" or (gpus > 0 and device == "auto")
+    on_gpus = request.gpus_per_trial != 0 and (
+        bool(request.gpus_per_trial or request.trials_per_gpu) or device == "cuda" or (gpus > 0 and device == "auto")
     )
-    if on_gpus and wish.workers_per_trial not in (None, wish.gpus_per_trial or 1):
+    if on_gpus and request.workers_per_trial not in (None, request.gpus_per_trial or 1):
         raise UserError(
-            f"workers_per_trial ({wish.workers_per_trial}) must be gpus_per_trial ({wish.gpus_per_trial or 1}): "
+            f"workers_per_trial ({request.workers_per_trial}) must be gpus_per_trial ({request.gpus_per_trial or 1}): "
             "one GPU each"
         )
-    usual = (wish.gpus_per_trial or 1) if on_gpus else (wish.workers_per_trial or 1)
+    usual = (request.gpus_per_trial or 1) if on_gpus else (request.workers_per_trial or 1)
     workers = {trial["id"]: int(trial.get("workers") or usual) for trial in trials}
     have = gpus if on_gpus else cpus
     unit = "GPU" if on_gpus else "CPU"
-    misfits = {
+    infeasible = {
         name: f"it needs {ranks} ranks with a {unit} each, and Ray finds {have} {unit}s"
         for name, ranks in workers.items()
         if ranks > have and not grows
     }
-    if len(misfits) == len(trials):
+    if len(infeasible) == len(trials):
         hint = "" if is_local else "; for a cluster that grows when it is asked to, give --concurrent too"
         field = "gpus_per_trial" if on_gpus else "workers_per_trial"
         raise UserError(f"{field} ({min(workers.values())}) must be at most the {have} {unit}s that Ray finds{hint}")
     shapes: dict[str, LaneShape] = {}
     counts: dict[LaneShape, int] = {}
     for ranks in sorted(set(workers.values())):
-        names = [name for name, wanted in workers.items() if wanted == ranks and name not in misfits]
+        names = [name for name, wanted in workers.items() if wanted == ranks and name not in infeasible]
         if not names:
             continue
-        most = min(len(names), wish.concurrent or len(names))
-        share = wish.trials_per_gpu or 1 if on_gpus and ranks == 1 else 1
+        most = min(len(names), request.concurrent or len(names))
+        share = request.trials_per_gpu or 1 if on_gpus and ranks == 1 else 1
         fit = min(gpus * share, cpus) // ranks if on_gpus else cpus // ranks  # each rank takes a CPU too
         count = most if grows else max(1, min(most, fit))
         if on_gpus:
@@ -190,4 +190,4 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], wish: Wish, *, is_local: boo
             shape = LaneShape(workers=ranks, cpus=max(1, min(cpus // (count * ranks), largest)))
         shapes |= dict.fromkeys(names, shape)
         counts[shape] = count
-    return Lanes(shapes, counts, misfits)
+    return Lanes(shapes, counts, infeasible)

@@ -7,7 +7,7 @@ from raytrain.errors import UserError
 
 Report = dict[str, Any]
 OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
-PATIENCE_SECONDS = 900.0  # the first step of a large model compiles for minutes, and none takes so long
+HANG_TIMEOUT = 900.0  # the first step of a large model compiles for minutes, and none takes so long
 
 
 @dataclasses.dataclass(frozen=True)

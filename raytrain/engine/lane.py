@@ -36,8 +36,8 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from raytrain.engine.job import OWNER_CPUS, PATIENCE_SECONDS, Job, LaneShape, Report, one_line
-from raytrain.training import config as configs
+from raytrain.config.run import TrainConfig
+from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report, one_line
 
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
@@ -123,7 +123,7 @@ class Lane:
     """Holds a worker group of `shape`, to train one job at a time with `train` (None: training.loop.train).
 
     `storage` is a folder for Train's own files, nothing of value. A lane that breaks stays broken: make another. A job
-    that says nothing for `patience` seconds hangs, and breaks its lane.
+    that says nothing for `hang_timeout` seconds hangs, and breaks its lane.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Lane:
         shape: LaneShape,
         storage: str,
         train: Callable[..., Report] | None = None,
-        patience: float = PATIENCE_SECONDS,
+        hang_timeout: float = HANG_TIMEOUT,
     ) -> None:
         self._mailbox = RemoteMailbox(shape.workers) if shape.workers > 1 else Mailbox()
         self._trainer = TorchTrainer(
@@ -140,7 +140,7 @@ class Lane:
                 "mailbox": self._mailbox,
                 "train": train,
                 "threads": shape.cpus,
-                "patience": patience,
+                "hang_timeout": hang_timeout,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=shape.workers if shape.workers > 1 else 0,
@@ -205,7 +205,7 @@ def _serve(settings: dict[str, Any]) -> None:
     is_alone = ray.train.get_context().get_world_size() == 1
     torch.set_num_threads(settings["threads"])
     floor = _TorchState.read()
-    watch = _Watch(settings["patience"], mailbox)
+    watch = Watchdog(settings["hang_timeout"], mailbox)
     gc.freeze()  # what is here stays, so collecting after each job need not look at it
     number = 0
     while number >= 0:
@@ -216,12 +216,12 @@ def _serve(settings: dict[str, Any]) -> None:
             outcome = _run(job, number, train, mailbox, watch)
         floor.restore()
         if outcome is not None:
-            if not is_alone or outcome.pop("is_poisoned"):
+            if not is_alone or outcome.pop("needs_restart"):
                 raise JobFailed(outcome)
             mailbox.report(number, {"event": "end", "time": time.time(), **outcome})
 
 
-def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "_Watch") -> Report | None:
+def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "Watchdog") -> Report | None:
     """Train one job. Returns what went wrong, in plain values: the exception would keep the job's tensors alive."""
     stop = False
 
@@ -238,17 +238,17 @@ def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, 
         return stop
 
     try:
-        train(configs.from_dict(job.config), on_report, job.folder, interrupted)
+        train(TrainConfig.from_dict(job.config), on_report, job.folder, interrupted)
     except Exception as error:
         return describe(error)
     return None
 
 
-class _Watch:
+class Watchdog:
     """Ends this process if its job hangs: a collective or a CUDA call that never returns cannot be interrupted."""
 
-    def __init__(self, patience: float, mailbox: Mailbox) -> None:
-        self._patience, self._mailbox = patience, mailbox
+    def __init__(self, hang_timeout: float, mailbox: Mailbox) -> None:
+        self._hang_timeout, self._mailbox = hang_timeout, mailbox
         self._changed = threading.Condition()
         self._number: int | None = None
         self._last = 0.0
@@ -277,11 +277,11 @@ class _Watch:
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._number is not None)
-                left = self._last + self._patience - time.monotonic()
+                left = self._last + self._hang_timeout - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-        reason = f"the lane hung: rank said nothing for {self._patience:g} s"
+        reason = f"the lane hung: rank said nothing for {self._hang_timeout:g} s"
         end = {"event": "end", "status": "lost", "reason": reason, "time": time.time()}
         with contextlib.suppress(ray.exceptions.RayError):
             self._mailbox.report(self._number or 0, end)
@@ -312,7 +312,7 @@ def describe(error: Exception) -> Report:
         "status": "oom" if is_oom else "lost" if is_device or is_peer else "failed",
         "reason": one_line(error),
         "traceback": "".join(traceback.format_exception(error)),
-        "is_poisoned": is_device,
+        "needs_restart": is_device,
     }
 
 

@@ -25,23 +25,23 @@ import ray
 import rich.console
 from ray import tune
 
-import raytrain
+from raytrain import version
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
-from raytrain.engine.handover import Desk, Suggestions
-from raytrain.engine.holder import holding
 from raytrain.engine.job import Report, one_line
-from raytrain.engine.record import Record, Sync
-from raytrain.engine.show import Progress, ranking_table, short_name
+from raytrain.engine.journal import StudyJournal, Sync
+from raytrain.engine.lock import study_lock
+from raytrain.engine.progress import Progress, ranking_table, short_name
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
+from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError
-from raytrain.files import check_name, no_study, read_study_json, write_json
 from raytrain.interrupts import INTERRUPTED
-from raytrain.plan import Plan, Wish
+from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
+from raytrain.sweep.estimate import NO_REQUEST, ResourceRequest
+from raytrain.sweep.plan import Plan
 
-NO_WISH = Wish()
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
 
@@ -51,7 +51,7 @@ def run_study(
     runs: Path,
     name: str | None = None,
     tracking_uri: str | None = None,
-    wish: Wish = NO_WISH,
+    request: ResourceRequest = NO_REQUEST,
     storage: str | None = None,
     command: str = "",
     as_json: bool = False,
@@ -73,10 +73,10 @@ def run_study(
     trials = [trial.to_dict() for trial in plan.trials]
     sync = Sync(folder, tracking_uri, console)
     with ray_started() as is_local:
-        lanes = plan_lanes(trials, wish, is_local=is_local)
+        lanes = plan_lanes(trials, request, is_local=is_local)
         on_gpus = any(shape.gpus for shape in lanes.counts)
-        if wish.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
-            wish = dataclasses.replace(wish, gpus_per_trial=int(on_gpus))
+        if request.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
+            request = dataclasses.replace(request, gpus_per_trial=int(on_gpus))
         described = plan.to_dict()
         for trial in trials:
             if not on_gpus:
@@ -99,7 +99,7 @@ def run_study(
             "axes": described["axes"],
             "baseline": described["baseline"],
             "plan": described,
-            "lanes": dataclasses.asdict(wish),
+            "lanes": dataclasses.asdict(request),
             "trials": trials,
         }
         _make(folder, study)
@@ -125,13 +125,13 @@ def resume_study(
     if not (folder / "study.json").exists():
         raise no_study("resume", name, folder.parent)
     study = read_study_json(folder, "lanes", "scheduler", "plan")
-    wish = Wish(**study["lanes"])
+    request = ResourceRequest(**study["lanes"])
     if concurrent is not None:
-        wish = dataclasses.replace(wish, concurrent=concurrent)
+        request = dataclasses.replace(request, concurrent=concurrent)
     console = _console(as_json=as_json)
     sync = Sync(folder, tracking_uri, console)
     with ray_started() as is_local:
-        lanes = plan_lanes(study["trials"], wish, is_local=is_local)
+        lanes = plan_lanes(study["trials"], request, is_local=is_local)
         return _drive(folder, study, lanes, sync, started, train, console, as_json=as_json)
 
 
@@ -165,12 +165,12 @@ def _run(
     *,
     as_json: bool,
 ) -> int:
-    with holding(folder, lambda reason: _give_up(folder, console, reason)):
+    with study_lock(folder, lambda reason: _give_up(folder, console, reason)):
         if study.pop("interrupted", False):
             write_json(folder / "study.json", study)
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
-        record = Record(folder, study["trials"], study["scheduler"])
-        for trial, reason in lanes.misfits.items():
+        record = StudyJournal(folder, study["trials"], study["scheduler"])
+        for trial, reason in lanes.infeasible.items():
             if not record.schedule.has_ended(trial):
                 if record.is_new:
                     record.fail(trial, reason)
@@ -214,7 +214,7 @@ def _run(
 
 def _tune(
     folder: Path,
-    record: Record,
+    record: StudyJournal,
     lanes: Lanes,
     train: Callable[..., Report] | None,
     console: rich.console.Console,
@@ -226,9 +226,9 @@ def _tune(
     tuner = tune.Tuner(
         trainable(train),
         tune_config=tune.TuneConfig(
-            num_samples=-1,  # until Suggestions says that it is over
-            search_alg=Suggestions(record, lanes.shapes, lanes.counts),
-            scheduler=Desk(record),
+            num_samples=-1,  # until SegmentSearcher says that it is over
+            search_alg=SegmentSearcher(record, lanes.shapes, lanes.counts),
+            scheduler=SegmentScheduler(record),
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial"]["name"],
             trial_dirname_creator=lambda trial: f"{trial.config['trial']['id']}-{trial.trial_id}",
@@ -237,7 +237,7 @@ def _tune(
             name="ray",
             storage_path=str(folder),
             progress_reporter=Progress(record.schedule, to_stderr=to_stderr),
-            callbacks=[_CtrlCTold()],
+            callbacks=[InterruptNotice()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
             failure_config=tune.FailureConfig(max_failures=0),  # what is to be tried again, the schedule says
             verbose=1,
@@ -273,7 +273,7 @@ def _how_to_resume(folder: Path) -> str:
 def _report(folder: Path, console: rich.console.Console) -> None:
     """Write the study's report, which the last sync brings to MLflow. It can be written again at any time."""
     try:
-        from raytrain.analysis.report import write_report  # here: drawing is of no use before
+        from raytrain.report.sections import write_report  # here: drawing is of no use before
 
         index, *_ = write_report(folder)
         console.print(f"report      {index}", markup=False)
@@ -297,7 +297,7 @@ def _signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, sigterm)
 
 
-class _CtrlCTold(tune.Callback):
+class InterruptNotice(tune.Callback):
     """Says that a Ctrl-C was heard: to end trials in good order takes seconds, and Tune is silent meanwhile."""
 
     def setup(self, *args: Any, **info: Any) -> None:
@@ -369,7 +369,7 @@ def _taken(folder: Path) -> UserError:
 
 def _git_commit() -> str | None:
     """The commit that this code is checked out at; None for an installed package."""
-    package = Path(raytrain.__file__)
+    package = Path(version.__file__)
     git = ["git", "-C", str(package.parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", package.name], check=True, capture_output=True)
@@ -379,5 +379,5 @@ def _git_commit() -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    own, torch = raytrain.__version__, importlib.metadata.version("torch")
+    own, torch = version.__version__, importlib.metadata.version("torch")
     return {"python": platform.python_version(), "torch": torch, "ray": ray.__version__, "raytrain": own}

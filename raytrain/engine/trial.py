@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import tune
 
-from raytrain.engine.job import OWNER_CPUS, PATIENCE_SECONDS, Job, LaneShape, Report
+from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report
 
 _RESULT_SECONDS = 3.0  # a result at least this often, so that Tune can stop the trial and its table moves
 _IDLE_SECONDS = 0.1  # how soon a lane without work sees that there is some
@@ -39,14 +39,14 @@ class Trial(tune.Trainable):
     """
 
     train_job: Callable[..., Report] | None = None
-    patience: float = PATIENCE_SECONDS
+    hang_timeout: float = HANG_TIMEOUT
 
     def setup(self, config: dict[str, Any]) -> None:
         from raytrain.engine.lane import Lane  # here: a driver that makes this class has no use for torch
 
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         shape = LaneShape(**json.loads(config["trial"]["shape"]))
-        self._lane = Lane(shape, self.logdir, type(self).train_job, self.patience)
+        self._lane = Lane(shape, self.logdir, type(self).train_job, self.hang_timeout)
         self._take_on(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -89,7 +89,7 @@ class Trial(tune.Trainable):
         self._lane.close()
 
 
-def trainable(train: Callable[..., Report] | None = None, patience: float = PATIENCE_SECONDS) -> Any:
+def trainable(train: Callable[..., Report] | None = None, hang_timeout: float = HANG_TIMEOUT) -> Any:
     """The Trial class, with the resources that Tune must find for each.
 
     A lane of one rank trains in the Trial's own process, which holds its resources; workers hold theirs themselves, and
@@ -102,5 +102,5 @@ def trainable(train: Callable[..., Report] | None = None, patience: float = PATI
         alone = {"CPU": float(shape.cpus), "GPU": float(shape.gpus)}
         return tune.PlacementGroupFactory([alone if shape.workers == 1 else {"CPU": OWNER_CPUS * shape.workers}])
 
-    attributes = {"train_job": staticmethod(train) if train else None, "patience": patience}
+    attributes = {"train_job": staticmethod(train) if train else None, "hang_timeout": hang_timeout}
     return tune.with_resources(type("Trial", (Trial,), attributes), resources)

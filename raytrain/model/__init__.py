@@ -3,7 +3,7 @@
 Read `transformer.py` first. `build(arch)` gives an initialised model.
 """
 
-from raytrain.model.init import init_weights
-from raytrain.model.transformer import Transformer, build
+from raytrain.model.build import build, init_weights
+from raytrain.model.transformer import Transformer
 
 __all__ = ["Transformer", "build", "init_weights"]

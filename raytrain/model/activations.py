@@ -75,7 +75,7 @@ class _SiluProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        from raytrain.model.silu import silu_product_gradient
+        from raytrain.kernels.silu import silu_product_gradient
 
         return silu_product_gradient(*ctx.saved_tensors, gradients[0])
 

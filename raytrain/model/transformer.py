@@ -15,20 +15,18 @@ Its configuration is `raytrain.architecture.Architecture`; every axis of it is l
 Letters in names: B batch, T sequence, D n_embd, V vocab_size.
 """
 
-import torch
 from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
 from raytrain.model.attention import Attention
 from raytrain.model.feed_forward import FFN_TYPES
-from raytrain.model.init import init_weights
 from raytrain.model.norm import NORM_POSITIONS, NORMALIZATIONS
 from raytrain.model.position import POSITION_ENCODINGS, Position
 from raytrain.model.precision import autocast
 
 
 class Transformer(nn.Module):
-    """A GPT-style decoder. `build` makes one with initialised weights."""
+    """A GPT-style decoder. `build.build` makes one with initialised weights."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -86,15 +84,3 @@ class Block(nn.Module):
 def dropout(arch: Architecture) -> nn.Module:
     """Dropout where there is any. Without, training and evaluation are one program, compiled once."""
     return nn.Dropout(arch.dropout) if arch.dropout else nn.Identity()
-
-
-def build(arch: Architecture) -> Transformer:
-    """A model with GPT-2's initialisation, on the default device (`with torch.device(...)`), in float32.
-
-    The weights depend on `torch.manual_seed` and not on the attention backend.
-    """
-    with torch.device("meta"):  # no storage yet, so that each weight is drawn once
-        model = Transformer(arch)
-    model.to_empty(device=torch.get_default_device())
-    init_weights(model)
-    return model

@@ -24,12 +24,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from raytrain.analysis.answer import answer
-from raytrain.analysis.document import markdown
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.architecture import AXES
 from raytrain.errors import UserError
-from raytrain.files import read_json, read_study_json
-from raytrain.tracking.log import read_log
+from raytrain.report.document import markdown
+from raytrain.rundir.folders import read_json, read_study_json
+from raytrain.rundir.log import read_log
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
 _NOTE_LENGTH = 5000  # characters; a tag holds 8,000

@@ -28,8 +28,8 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
-from raytrain.training.config import TrainConfig
 from raytrain.training.parallel import World, local
 from raytrain.training.storage import MANIFEST, Storage, open_storage
 
@@ -117,7 +117,7 @@ class Checkpointer:
             return
         self.finish()
         storage, name = self._storage, f"step-{state.step:08d}"
-        stages = self._together(_task(storage, name), lambda: storage.stage(name, is_main=self._world.is_main))
+        stages = self._run_on_all_ranks(_task(storage, name), lambda: storage.stage(name, is_main=self._world.is_main))
         stage = stages[self._world.rank]
         writer = dcp.HuggingFaceStorageWriter(str(stage), save_distributed=True)
         future = dcp.async_save(
@@ -165,7 +165,7 @@ class Checkpointer:
             return State(), {}
         storage, task = self._storage, f"checkpoints in {self._storage} were not read"
         nothing: tuple[dict[str, Any] | None, list[str]] = (None, [])
-        manifest, damaged = self._together(task, lambda: newest(storage) if self._world.is_main else nothing)[0]
+        manifest, damaged = self._run_on_all_ranks(task, lambda: newest(storage) if self._world.is_main else nothing)[0]
         notes: dict[str, Any] = {"damaged_checkpoints": damaged} if damaged else {}
         if manifest is None:
             return State(), notes
@@ -173,7 +173,7 @@ class Checkpointer:
         tensors = self._tensors()
         reader = dcp.HuggingFaceStorageReader(str(self._at_hand(storage, manifest["name"], task)))
         load = functools.partial(dcp.load, storage_reader=reader, process_group=self._group)
-        self._together(task, lambda: load(tensors, no_dist=self._group is None))
+        self._run_on_all_ranks(task, lambda: load(tensors, no_dist=self._group is None))
         storage.close()
         state = State(**manifest["state"])
         for moments in self._moments().values():
@@ -195,7 +195,7 @@ class Checkpointer:
         """Where this rank reads a checkpoint. From afar, the first rank of each machine brings it there for all."""
         if storage.is_shared:
             return storage.local(name)
-        machines = self._together(task, socket.gethostname)
+        machines = self._run_on_all_ranks(task, socket.gethostname)
         first = machines.index(machines[self._world.rank])
 
         def bring() -> Path:
@@ -205,7 +205,7 @@ class Checkpointer:
                     raise OSError(f"{name}: {problem}")
             return storage.local(name)
 
-        return self._together(task, bring)[first]
+        return self._run_on_all_ranks(task, bring)[first]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the run by name. The dict holds the live tensors, so loading fills them."""
@@ -255,9 +255,9 @@ class Checkpointer:
             self._drop_older(storage, name)
 
         try:
-            digests = self._together(_task(storage, name), put)
+            digests = self._run_on_all_ranks(_task(storage, name), put)
             files = {file: digest for part in digests for file, digest in part.items()}
-            self._together(_task(storage, name), lambda: commit(files) if self._world.is_main else None)
+            self._run_on_all_ranks(_task(storage, name), lambda: commit(files) if self._world.is_main else None)
         finally:
             if is_mine:
                 shutil.rmtree(stage, ignore_errors=True)
@@ -287,7 +287,7 @@ class Checkpointer:
                     f"not {mine.get(field)!r}; resume with the same, or train in another folder"
                 )
 
-    def _together(self, task: str, work: Callable[[], T]) -> list[T]:
+    def _run_on_all_ranks(self, task: str, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each rank. If it raises on any, all raise, and say that `task` failed, and why."""
         failure: BaseException | None = None
         outcome: tuple[T | None, type[Exception], str] = (None, RuntimeError, "")

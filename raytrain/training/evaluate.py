@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from raytrain.config.run import TrainConfig
 from raytrain.data import Tokens, validation_windows
 from raytrain.data.loader import check_vocabulary
-from raytrain.training.config import TrainConfig
 from raytrain.training.objective import PADDING
 from raytrain.training.parallel import World
 

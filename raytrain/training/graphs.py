@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from raytrain.flops import flops_per_token
-from raytrain.training.config import TrainConfig
+from raytrain.accounting.flops import flops_per_token
+from raytrain.config.run import TrainConfig
 from raytrain.training.parallel import World, clip_gradients, uses_compile
 
 # A GPU at 400 TFLOP/s takes 2.5 ms for so many model FLOPs; launching the kernels of one layer's passes takes as long.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from raytrain.accounting.flops import flops_per_token
+from raytrain.config.run import TrainConfig
 from raytrain.data import Loader, open_dataset
-from raytrain.flops import flops_per_token
 from raytrain.model import build
 from raytrain.training import monitor, optimizer, parallel, rungs
 from raytrain.training.batches import Batches
 from raytrain.training.checkpoint import Checkpointer
-from raytrain.training.config import TrainConfig
 from raytrain.training.evaluate import Evaluator, evaluation
 from raytrain.training.micro_batch import micro_batch
 from raytrain.training.monitor import Meter, Report
@@ -68,7 +68,7 @@ def _train(
     if config.init_from is not None:
         start_from(language_model, Path(config.init_from))
     loss_model = NextTokenLoss(language_model).to(world.device)
-    model = parallel.spread(loss_model, config, world)
+    model = parallel.parallelize(loss_model, config, world)
     adamw = optimizer.make_optimizer(model, config, world)
 
     # Where it starts

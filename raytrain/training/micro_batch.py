@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-import raytrain
-from raytrain.files import kept
+from raytrain.config.run import AUTO, DEFAULT_TOKENS, TrainConfig
+from raytrain.rundir.cache import kept
 from raytrain.training import parallel
-from raytrain.training.config import AUTO, DEFAULT_TOKENS, TrainConfig
 from raytrain.training.monitor import device_name
 from raytrain.training.parallel import World, local
+from raytrain.version import __version__
 
 _LEAST_TOKENS = 4096  # of a micro-batch that is tried: below, launches dominate on any GPU
 _MOST_MEMORY = 0.9  # of what the device has for this process, that a micro-batch is expected to take before it is tried
@@ -55,7 +55,7 @@ def _key(config: TrainConfig, world: World) -> dict[str, Any]:
     names = ("precision", "compile", "global_batch", "activation_checkpointing", "fsdp_shard_size")
     key = {name: getattr(config, name) for name in names} | {"program": config.architecture.program().to_dict()}
     place = {"device": device_name(world.device), "strategy": world.strategy, "ranks": world.size}
-    return key | place | {"torch": torch.__version__, "raytrain": raytrain.__version__}
+    return key | place | {"torch": torch.__version__, "raytrain": __version__}
 
 
 def _fastest(

@@ -11,10 +11,10 @@ import rich.progress
 import torch
 from torch import nn
 
+from raytrain.accounting.flops import flops_per_token, parameter_count
+from raytrain.accounting.hardware import peak_flops
 from raytrain.architecture import AXES, PRESETS
-from raytrain.flops import flops_per_token, parameter_count
-from raytrain.hardware import peak_flops
-from raytrain.training.config import TrainConfig
+from raytrain.config.run import TrainConfig
 from raytrain.training.parallel import World, local, uses_compile
 
 Report = dict[str, Any]
@@ -122,7 +122,7 @@ def format_start(config: TrainConfig, report: Report) -> str:
 
 
 @dataclasses.dataclass
-class _Stretch:
+class Interval:
     """Some steps of training. `device_seconds` and `peak_flops` are those of all devices together in that time."""
 
     tokens: int = 0
@@ -131,9 +131,9 @@ class _Stretch:
     device_seconds: float = 0.0
     peak_flops: float = 0.0  # 0 where a peak is not known, or was found wrong
 
-    def __add__(self, other: "_Stretch") -> "_Stretch":
+    def __add__(self, other: "Interval") -> "Interval":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        total = _Stretch(*(a + b for a, b in pairs))
+        total = Interval(*(a + b for a, b in pairs))
         if any(stretch.steps and not stretch.peak_flops for stretch in (self, other)):
             total.peak_flops = 0.0  # an MFU of a part is not one of the whole
         return total
@@ -154,7 +154,7 @@ class Meter:
         # Under fp8 the MFU is also told against the peak of bf16, beside which it is read.
         self._reference = reference_ratio(config, world) if config.precision == "fp8" else 1.0
         self._started: float | None = None  # when the clock was started, if it runs
-        self._new, self._steady = _Stretch(), _Stretch(**before)
+        self._new, self._steady = Interval(), Interval(**before)
         self.train_seconds = 0.0  # in this process, its first steps' included
 
     def start(self) -> None:
@@ -191,7 +191,7 @@ class Meter:
 
         An MFU above 1 means a wrong peak. It is not logged, nor is the run's: `wrong_peak_tflops` stands in its place.
         """
-        new, self._new = self._new, _Stretch()
+        new, self._new = self._new, Interval()
         new.device_seconds = new.seconds * self._world.size
         new.peak_flops = new.device_seconds * (self._peak or 0.0)
         if self._peak and self._flops.total * new.tokens > new.peak_flops:
@@ -208,7 +208,7 @@ class Meter:
         """The speed of the whole run, over all its processes, without the first steps of each."""
         return self._speed(self._steady) if self._steady.steps else {}
 
-    def _speed(self, stretch: _Stretch) -> Report:
+    def _speed(self, stretch: Interval) -> Report:
         flops = self._flops.total * stretch.tokens
         speed = {
             "step_seconds": stretch.seconds / stretch.steps,

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from raytrain.kernels.linear_cross_entropy import PADDING, linear_cross_entropy
 from raytrain.model import Transformer
-from raytrain.training.head import PADDING, linear_cross_entropy
 
 __all__ = ["PADDING", "NextTokenLoss"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from raytrain.training.config import TrainConfig
+from raytrain.config.run import TrainConfig
 from raytrain.training.parallel import World
 
 

@@ -29,10 +29,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from raytrain import kernels
+from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
-from raytrain.model import activations
 from raytrain.training import fp8
-from raytrain.training.config import TrainConfig
 from raytrain.training.objective import NextTokenLoss
 
 # torch 2.13 has another name for it, which 2.10 does not know.
@@ -127,7 +127,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.Module:
+def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.Module:
     """Make `loss_model` ready to train on `world`: checkpointing, then compile, then the strategy.
 
     The order matters: a compiled block then holds its own recomputation, and the strategy's hooks stay outside of
@@ -151,9 +151,9 @@ def spread(loss_model: NextTokenLoss, config: TrainConfig, world: World) -> nn.M
             torch._dynamo.reset()  # what this process compiled so far does not know of the change
         settings.ban_recompute_materialized_backward = keeps_all
         # Else blocks with a gradient of our own (`model.activations`) would be compiled anew by every process. What the
-        # cache does not see of it is how `model.silu` calls its kernel, so that is in the tag.
+        # cache does not see of it is how `kernels.silu` calls its kernel, so that is in the tag.
         settings.autograd_cache_allow_custom_autograd_functions = True
-        tag = hashlib.sha256(Path(activations.__file__).with_name("silu.py").read_bytes()).hexdigest()
+        tag = hashlib.sha256(Path(kernels.__file__).with_name("silu.py").read_bytes()).hexdigest()
         torch.compiler.config.cache_key_tag = os.environ.get("TORCH_COMPILE_CACHE_KEY_TAG", "") + tag
         # Else what "full" recomputes draws its dropout from generators of its own, which no seed of a step reaches.
         settings.graphsafe_rng_functionalization = False

@@ -10,12 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raytrain.architecture import Architecture
+from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.model import Transformer, build
 from raytrain.model.interchange import from_hf, to_hf
-from raytrain.training import config as configs
 from raytrain.training.checkpoint import newest
-from raytrain.training.config import TrainConfig
 from raytrain.training.storage import open_storage
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -27,7 +26,7 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
     Raises UserError for a folder that is no run or has no whole checkpoint.
     """
     try:
-        config = configs.from_dict(json.loads((run / "config.json").read_text()))
+        config = TrainConfig.from_dict(json.loads((run / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         is_study = os.path.exists(run / "study.json")  # Path.exists raises for a name too long for any file
         why = f"it is a study's, whose runs are in {run / 'trials'}" if is_study else getattr(error, "strerror", error)

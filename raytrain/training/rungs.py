@@ -11,10 +11,10 @@ import math
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from raytrain.flops import flops_per_token
+from raytrain.accounting.flops import flops_per_token
+from raytrain.config.run import TrainConfig
 from raytrain.training.batches import Batches
 from raytrain.training.checkpoint import Checkpointer, State
-from raytrain.training.config import TrainConfig
 from raytrain.training.evaluate import Evaluator
 from raytrain.training.optimizer import learning_rate
 from raytrain.training.parallel import World

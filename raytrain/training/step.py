@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from raytrain.config.run import TrainConfig
 from raytrain.training import graphs, parallel
 from raytrain.training.batches import Batches
-from raytrain.training.config import TrainConfig
 from raytrain.training.parallel import World
 
 MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]

@@ -6,8 +6,8 @@ import zlib
 import pytest
 
 from raytrain import architecture
-from raytrain.tracking.log import JsonLog
-from raytrain.training.config import TrainConfig
+from raytrain.config.run import TrainConfig
+from raytrain.rundir.log import JsonLog
 
 BUDGET = 1e15
 

@@ -8,9 +8,9 @@ from raytrain.analysis.effects import effects, failure_rates, holm
 from raytrain.analysis.noise import Noise
 from raytrain.analysis.simulate import LEVELS, claims_made, functions, stopping_pull, truths
 from raytrain.analysis.trials import common_rung
-from raytrain.design import choose
 from raytrain.errors import UserError
-from raytrain.factorial import Model
+from raytrain.sweep.design import choose
+from raytrain.sweep.factorial import Model
 
 CUBE = [dict(zip("abc", levels, strict=True)) for levels in itertools.product((0, 1), repeat=3)]
 

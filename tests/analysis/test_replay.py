@@ -8,8 +8,8 @@ import pytest
 from raytrain.analysis.replay import record, replay
 from raytrain.analysis.simulate import coverage, functions, rung_survival, study_table, truths
 from raytrain.errors import UserError
-from raytrain.factorial import Model
 from raytrain.replay import main
+from raytrain.sweep.factorial import Model
 from tests.studies import write_study
 
 CUBE = [dict(zip("abc", levels, strict=True)) for levels in itertools.product((0, 1), repeat=3)]

@@ -11,7 +11,7 @@ from raytrain.engine import cluster as cluster_module
 from raytrain.engine.cluster import _free_orphans, plan_lanes, ray_started, watching_ray
 from raytrain.engine.job import LaneShape
 from raytrain.errors import UserError
-from raytrain.plan import Wish
+from raytrain.sweep.estimate import ResourceRequest
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,32 +110,32 @@ def trials(*workers: int | None) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("wish", "shape", "count"),
+    ("wanted", "shape", "count"),
     [
-        (Wish(), LaneShape(1, 1, 1), 8),
-        (Wish(gpus_per_trial=2), LaneShape(2, 1, 1), 4),
-        (Wish(trials_per_gpu=2), LaneShape(1, 0.5, 1), 12),  # 16 would fit on the GPUs, but each takes a CPU
-        (Wish(concurrent=3), LaneShape(1, 1, 1), 3),
-        (Wish(gpus_per_trial=0), LaneShape(1, 0, 1), 12),
-        (Wish(gpus_per_trial=0, concurrent=2), LaneShape(1, 0, 6), 2),
-        (Wish(gpus_per_trial=0, workers_per_trial=4), LaneShape(4, 0, 1), 3),
+        (ResourceRequest(), LaneShape(1, 1, 1), 8),
+        (ResourceRequest(gpus_per_trial=2), LaneShape(2, 1, 1), 4),
+        (ResourceRequest(trials_per_gpu=2), LaneShape(1, 0.5, 1), 12),  # 16 would fit on the GPUs, but each takes a CPU
+        (ResourceRequest(concurrent=3), LaneShape(1, 1, 1), 3),
+        (ResourceRequest(gpus_per_trial=0), LaneShape(1, 0, 1), 12),
+        (ResourceRequest(gpus_per_trial=0, concurrent=2), LaneShape(1, 0, 6), 2),
+        (ResourceRequest(gpus_per_trial=0, workers_per_trial=4), LaneShape(4, 0, 1), 3),
     ],
 )
-def test_lanes_that_fit(wish: Wish, shape: LaneShape, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanes_that_fit(wanted: ResourceRequest, shape: LaneShape, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch devices left idle, lanes that wait for ever for a CPU or a GPU, and GPUs that are not shared."""
     cluster(monkeypatch, {"GPU": 8.0, "CPU": 12.0})
-    lanes = plan_lanes(trials(*[None] * 20), wish, is_local=True)
-    assert (set(lanes.shapes.values()), lanes.counts, lanes.misfits) == ({shape}, {shape: count}, {})
+    lanes = plan_lanes(trials(*[None] * 20), wanted, is_local=True)
+    assert (set(lanes.shapes.values()), lanes.counts, lanes.infeasible) == ({shape}, {shape: count}, {})
 
 
 def test_trials_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a trial that waits for ever as it can never be placed, and one that ends the study for the others."""
     cluster(monkeypatch, {"GPU": 2.0, "CPU": 8.0}, {"GPU": 2.0, "CPU": 8.0})
-    lanes = plan_lanes(trials(None, 2, 8), Wish(), is_local=True)
+    lanes = plan_lanes(trials(None, 2, 8), ResourceRequest(), is_local=True)
     assert lanes.shapes == {"t0": LaneShape(1, 1, 1), "t1": LaneShape(2, 1, 1)}
-    assert lanes.misfits == {"t2": "it needs 8 ranks with a GPU each, and Ray finds 4 GPUs"}
+    assert lanes.infeasible == {"t2": "it needs 8 ranks with a GPU each, and Ray finds 4 GPUs"}
     with pytest.raises(UserError, match=r"gpus_per_trial \(8\) must be at most the 4 GPUs that Ray finds"):
-        plan_lanes(trials(8), Wish(), is_local=True)
+        plan_lanes(trials(8), ResourceRequest(), is_local=True)
 
 
 def documented(count: int) -> list[list[str]]:
@@ -160,18 +160,18 @@ def test_the_documented_study_on_a_cluster_that_grows(
     """Would catch a study that is refused, trains on CPUs, or asks for as many lanes as there are GPUs already, since
     its nodes come only once they are asked for."""
     cluster(monkeypatch, *nodes)
-    wish = tune._wish(tune._parser().parse_args(argv))
-    lanes = plan_lanes(trials(*[None] * 40), wish, is_local=False)
-    assert (lanes.counts, lanes.misfits) == ({LaneShape(1, 1, 1): 16}, {})
+    request = tune._request(tune._parser().parse_args(argv))
+    lanes = plan_lanes(trials(*[None] * 40), request, is_local=False)
+    assert (lanes.counts, lanes.infeasible) == ({LaneShape(1, 1, 1): 16}, {})
 
 
 def test_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a study that trains on CPUs for days as it did not say that it wants GPUs, which are yet to come, and
     one that is refused without a word on how to have it."""
     cluster(monkeypatch, {"memory": 1e9})
-    lanes = plan_lanes(trials(*[None] * 40), Wish(gpus_per_trial=0, concurrent=16), is_local=False)
-    assert (lanes.counts, lanes.misfits) == ({LaneShape(1, 0, 1): 16}, {})
+    lanes = plan_lanes(trials(*[None] * 40), ResourceRequest(gpus_per_trial=0, concurrent=16), is_local=False)
+    assert (lanes.counts, lanes.infeasible) == ({LaneShape(1, 0, 1): 16}, {})
     with pytest.raises(UserError, match=r"gpus_per_trial \(none\) must be given"):
-        plan_lanes(trials(None), Wish(concurrent=16), is_local=False)
+        plan_lanes(trials(None), ResourceRequest(concurrent=16), is_local=False)
     with pytest.raises(UserError, match="give --concurrent too"):
-        plan_lanes(trials(None), Wish(gpus_per_trial=1), is_local=False)
+        plan_lanes(trials(None), ResourceRequest(gpus_per_trial=1), is_local=False)

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch._inductor.runtime.runtime_utils import cache_dir
 
+from raytrain.config.resolve import resolve
 from raytrain.engine.job import Job, LaneShape
 from raytrain.engine.lane import JobFailed, Lane, Mailbox, describe, explain
 from raytrain.errors import UserError
-from raytrain.training.config import resolve
 
 CONFIG = resolve([("test", {"max_iters": 1})], data_vocab_size=256)[0]
 
@@ -61,7 +61,7 @@ def test_mailbox_wakes_those_who_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "reason", "is_poisoned"),
+    ("error", "status", "reason", "needs_restart"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "oom", "CUDA out of memory. Tried 2 GiB", False),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 B"), "oom", "DefaultCPUAllocator", False),
@@ -78,11 +78,11 @@ def test_mailbox_wakes_those_who_wait() -> None:
         (KeyError("x"), "failed", "KeyError: 'x'", False),
     ],
 )
-def test_describe(error: Exception, status: str, reason: str, is_poisoned: bool) -> None:
+def test_describe(error: Exception, status: str, reason: str, needs_restart: bool) -> None:
     """Would catch a want of memory taken for a bug, a poisoned process that is kept, a broken device or connection
     that is held against the trial, and reasons of many lines."""
     said = describe(error)
-    assert (said["status"], said["is_poisoned"]) == (status, is_poisoned)
+    assert (said["status"], said["needs_restart"]) == (status, needs_restart)
     assert reason in said["reason"]
     assert "\n" not in said["reason"]
 
@@ -189,7 +189,7 @@ def test_a_lane_that_hangs_ends_itself(ray_here: None, tmp_path: Path) -> None:
             dist.all_reduce(torch.zeros(1))
         threading.Event().wait()
 
-    lane = Lane(LaneShape(workers=2, cpus=1), str(tmp_path), train, patience=1.0)
+    lane = Lane(LaneShape(workers=2, cpus=1), str(tmp_path), train, hang_timeout=1.0)
     lane.submit(jobs(1)[0])
     end = finish(lane)[-1]
     assert end["status"] == "lost"

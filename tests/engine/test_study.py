@@ -14,16 +14,18 @@ from mlflow import MlflowClient
 
 import raytrain.tracking.uploader
 from raytrain import tune
+from raytrain.config.resolve import resolve
 from raytrain.engine import study
 from raytrain.engine.cluster import Lanes
 from raytrain.engine.job import LaneShape
-from raytrain.engine.record import Sync
-from raytrain.engine.scheduler import LOST_RETRIES
+from raytrain.engine.journal import Sync
 from raytrain.errors import UserError
-from raytrain.plan import Halving, Plan, Wish, make_plan
-from raytrain.space import Space, expand
-from raytrain.tracking.log import JsonLog, read_log
-from raytrain.training.config import resolve
+from raytrain.rundir.log import JsonLog, read_log
+from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.halving import Halving
+from raytrain.sweep.plan import Plan, make_plan
+from raytrain.sweep.schedule import LOST_RETRIES
+from raytrain.sweep.space import Space, expand
 from tests.studies import write_study
 
 
@@ -70,7 +72,7 @@ def test_sweep_with_failures(
     """Would catch a process a trial, a failed or killed trial that ends the sweep or is recorded as another, metrics
     that Tune's table does not show, and trials that MLflow does not get."""
     one_lane(monkeypatch)
-    monkeypatch.setattr("raytrain.engine.show._TABLE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.engine.progress._TABLE_SECONDS", 0.0)
     plan = make(seeds=6)
     first, raises, third, dies, *_ = order = [trial.config.seed for trial in plan.trials]
     code = study.run_study(plan, runs=tmp_path, name="s", train=fake_train(raises, dies))
@@ -146,7 +148,7 @@ def test_interrupted_before_tune_listens(
     left = json.loads((tmp_path / "i" / "study.json").read_text())
     assert left["interrupted"] is True
     assert left["lanes"]["gpus_per_trial"] == 0  # also where it is taken up with GPUs
-    monkeypatch.setattr(study, "holding", interrupt)
+    monkeypatch.setattr(study, "study_lock", interrupt)
     assert study.resume_study("i", runs=tmp_path) == 130
     assert "go on with: python -m raytrain.tune --resume i" in capsys.readouterr().out
 
@@ -168,7 +170,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Non
     one_lane(monkeypatch)
     monkeypatch.setattr(study, "ray_started", lambda: contextlib.nullcontext(True))
     monkeypatch.setattr(study, "Sync", NoSync)
-    write_study(folder, lanes=dataclasses.asdict(Wish()), **given)
+    write_study(folder, lanes=dataclasses.asdict(ResourceRequest()), **given)
     for result in folder.glob("trials/*/result.json"):
         event = {"event": "end", "trial": result.parent.name, "status": json.loads(result.read_text())["status"]}
         JsonLog(folder / "events.jsonl").write(event)
@@ -442,7 +444,9 @@ def test_killed_worker_changes_nothing(ray_here: None, tmp_path: Path) -> None:
     losses = {}
     for name, marker in (("whole", tmp_path), ("killed", tmp_path / "marker")):  # a marker that exists: nobody dies
         assert (
-            study.run_study(plan, runs=tmp_path, name=name, wish=Wish(workers_per_trial=2), train=dies_once(marker))
+            study.run_study(
+                plan, runs=tmp_path, name=name, request=ResourceRequest(workers_per_trial=2), train=dies_once(marker)
+            )
             == 0
         )
         reports = read_log(tmp_path / name / "trials" / plan.trials[0].id / "log.jsonl")

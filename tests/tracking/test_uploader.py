@@ -12,12 +12,12 @@ import pytest
 
 from raytrain import architecture
 from raytrain.analysis.answer import answer
-from raytrain.analysis.document import markdown
+from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
+from raytrain.report.document import markdown
+from raytrain.rundir.log import JsonLog
 from raytrain.tracking import uploader
-from raytrain.tracking.log import JsonLog
 from raytrain.tracking.uploader import Uploader, resolve_uri, ui_command
-from raytrain.training.config import TrainConfig
 from tests.studies import write_study
 
 BUDGET = 3 * 10**17 + 1  # no float holds it

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raytrain.training import config as configs
+from raytrain.config.resolve import resolve
 from raytrain.training import graphs
 from raytrain.training.parallel import World
 
@@ -22,6 +22,6 @@ from raytrain.training.parallel import World
 )
 def test_graphs_are_for_what_launches_bound(changes, strategy, micro_batch, are):
     """Catches a bound by the whole model, under which a deep one with small micro-batches ran at two thirds."""
-    config, _ = configs.resolve([("test", {"preset": "llama", "max_iters": 1} | changes)], data_vocab_size=256)
+    config, _ = resolve([("test", {"preset": "llama", "max_iters": 1} | changes)], data_vocab_size=256)
     world = World(0, 1, torch.device("cuda"), strategy, torch.bfloat16)
     assert graphs.are_worth_it(config, world, micro_batch) == are

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from raytrain.accounting.flops import flops_per_token
 from raytrain.data import Loader, open_dataset
-from raytrain.flops import flops_per_token
 from raytrain.model import build
 from raytrain.training import monitor, parallel
 from raytrain.training.loop import train

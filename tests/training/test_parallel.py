@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from raytrain import kernels
 from raytrain.errors import UserError
-from raytrain.model import activations, build
+from raytrain.model import build
 from raytrain.training import parallel
 from raytrain.training.loop import train
 from raytrain.training.objective import NextTokenLoss
@@ -105,10 +106,10 @@ def test_another_call_of_our_kernel_is_another_program(tiny_run, tmp_path, monke
     config = tiny_run(compile=True)
     world = parallel.World(0, 1, torch.device("cpu"), "single", torch.float32)
     monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
-    monkeypatch.setattr(activations, "__file__", str(tmp_path / "activations.py"))
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
     tags = set()
     for text in ("BLOCK = 1024", "BLOCK = 2048"):
         (tmp_path / "silu.py").write_text(text)
-        parallel.spread(NextTokenLoss(build(config.architecture)), config, world)
+        parallel.parallelize(NextTokenLoss(build(config.architecture)), config, world)
         tags.add(torch.compiler.config.cache_key_tag)
     assert len(tags) == 2

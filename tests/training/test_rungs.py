@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from raytrain.accounting.flops import flops_per_token
 from raytrain.errors import UserError
-from raytrain.flops import flops_per_token
 from raytrain.training.loop import train
 from tests.ranks import Ranks, write_losses
 

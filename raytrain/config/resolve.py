@@ -1,0 +1,162 @@
+"""How defaults, a preset, a scale, a file and flags make one run. No torch.
+
+Values are merged in one order: defaults, then preset and scale, then the file, then the flags. `resolve` returns where
+each came from, so that a command can print it.
+"""
+
+import argparse
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raytrain import architecture
+from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
+from raytrain.config.run import AUTO, STOPS, TrainConfig
+from raytrain.errors import UserError, unknown_value
+
+# Batch in tokens, learning rate and budget that suit each scale. A flag or a file overrides any of them.
+RECIPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "global_batch": 1024,
+        "learning_rate": 1e-3,
+        "warmup_fraction": 0.2,  # post-norm needs it: docs/log.md
+        "flops": 2.5e12,
+        "eval_tokens": 32768,
+    },
+    "small": {"global_batch": 16384, "learning_rate": 1e-3, "flops": 1e15, "eval_tokens": 262144},
+    "124m": {"global_batch": 524288, "learning_rate": 6e-4, "flops": 2e18, "eval_tokens": 1048576},
+    "350m": {"global_batch": 524288, "learning_rate": 3e-4, "flops": 1.5e19, "eval_tokens": 1048576},
+    "1.3b": {"global_batch": 1048576, "learning_rate": 2e-4, "flops": 2e20, "eval_tokens": 1048576},
+}
+
+FIELDS: dict[str, Any] = {
+    **{field.name: field.type for field in dataclasses.fields(Architecture)},
+    **{field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "architecture"},
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every field of a run as `--name value` or `--name=value`. Values stay text: `resolve` reads them."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--preset", help=f"architecture to start from: {', '.join(PRESETS)}")
+    run.add_argument("--config", help="YAML file of any of these flags")
+    for field in dataclasses.fields(TrainConfig):
+        if field.name != "architecture":
+            default = "" if field.default in (None, ()) else f" [{field.default}]"
+            run.add_argument(f"--{field.name}", help=f"{field.metadata['help']}{default}")
+    axes = parser.add_argument_group("architecture (overrides the preset's and the scale's)")
+    for name in (*AXES, *SIZES):
+        allowed = architecture.CATEGORICAL_AXES.get(name)
+        axes.add_argument(f"--{name}", help=", ".join(allowed) if allowed else None)
+
+
+def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a run that were given on the command line."""
+    known = (*FIELDS, "preset")
+    return {name: value for name, value in vars(flags).items() if name in known and value is not None}
+
+
+def read_yaml(path: Path, what: str, content: str) -> dict[str, Any]:
+    """The mapping of `content` in the YAML file of a `what`; empty for an empty file. Raises UserError otherwise."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{what} ({path}) is not YAML: {place}{problem or ' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{what} ({path}) must be a mapping {content}, not a {type(values).__name__}")
+    return values
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
+    values = read_yaml(Path(path), "config", "of field to value")
+    for name in values:
+        if name not in (*FIELDS, "preset"):
+            raise unknown_value(f"field in {path}", name, (*FIELDS, "preset"))
+    return values
+
+
+def resolve(
+    given: Sequence[tuple[str, Mapping[str, Any]]], *, data_vocab_size: int | None = None, default_preset: str = "gpt2"
+) -> tuple[TrainConfig, dict[str, str]]:
+    """One run from layers of values, later ones first in rank: such as [("file", {...}), ("flags", {...})].
+
+    `data_vocab_size` is what the data needs; it decides `vocab_size` (rounded up to 64) where nothing else does.
+    Returns the run and, for each field, the layer that it came from.
+    """
+    texts: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    for layer, values in given:
+        if any(values.get(stop) is not None for stop in STOPS):  # a stop replaces whatever stop lower layers have
+            texts = {field: value for field, value in texts.items() if field not in STOPS}
+        texts |= values
+        source |= dict.fromkeys(values, layer)
+    name, scale = str(texts.pop("preset", default_preset)), str(texts.get("scale", "tiny"))
+    if name not in PRESETS:
+        raise unknown_value("preset", name, PRESETS)
+    if scale not in SCALES:
+        raise unknown_value("scale", scale, SCALES)
+    values = {field: read_value(field, value) for field, value in texts.items()}
+
+    recipe = dict(RECIPES[scale])
+    if any(values.get(stop) is not None for stop in STOPS):
+        del recipe["flops"]
+    below: list[tuple[str, Mapping[str, Any]]] = [
+        (f"scale {scale}", recipe | SCALES[scale]),
+        (f"preset {name}", PRESETS[name]),
+    ]
+    if data_vocab_size is not None:
+        below.insert(0, ("data", {"vocab_size": math.ceil(data_vocab_size / 64) * 64}))
+    for layer, defaults in reversed(below):
+        source |= {field: layer for field in defaults if field not in values}
+        values = {**defaults, **values}
+    source = {field: source.get(field, "default") for field in FIELDS}
+
+    shape = {field: value for field, value in values.items() if field in (*AXES, *SIZES)}
+    arch = architecture.from_dict(shape)
+    if data_vocab_size is not None and arch.vocab_size < data_vocab_size:
+        raise UserError(f"vocab_size ({arch.vocab_size}) must be at least the data's vocabulary ({data_vocab_size})")
+    rest = {field: value for field, value in values.items() if field not in shape}
+    if "global_batch" not in texts and rest["global_batch"] % arch.block_size:
+        rest["global_batch"] = max(1, rest["global_batch"] // arch.block_size) * arch.block_size
+    return TrainConfig(architecture=arch, **rest), source
+
+
+def read_value(field: str, value: Any) -> Any:
+    """`value` as the type of `field`: text such as "False", "1e6" or "none" is read. Raises UserError otherwise."""
+    kinds = (typing.get_args(FIELDS[field]) if field != "rungs" else ()) or (FIELDS[field],)
+    optional = type(None) in kinds
+    kind = next(kind for kind in kinds if kind is not type(None))
+    words = ["true", "false"] if kind is bool else []
+    if optional and (value is None or str(value).lower() == "none"):
+        return None
+    if kind is str or (str in kinds and value == AUTO):
+        return str(value)
+    if field == "rungs":
+        parts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
+        return tuple(read_value("flops", part) for part in parts)
+    text = str(value).lower()
+    if kind is bool:
+        if text in words:
+            return text == "true"
+        allowed = "True or False" + (" or none" if optional else "")
+        raise UserError(f"{field} ({value!r}) must be {allowed}")
+    try:
+        number = float(text)
+        if isinstance(value, bool) or math.isnan(number) or (kind is int and number != int(number)):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UserError(f"{field} ({value!r}) must be a {'whole number' if kind is int else 'number'}") from None
+    if kind is float:
+        return number
+    return int(text) if text.lstrip("+-").isdecimal() else int(number)

@@ -1,0 +1,590 @@
+"""A study's report: one page of HTML that needs nothing else, a summary in Markdown, its pictures and its table.
+
+What is said is made once, as the sections of a document, which is then written twice.
+"""
+
+import functools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raytrain.analysis.answer import Answer, answer
+from raytrain.analysis.effects import Effects, span
+from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
+from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
+from raytrain.analysis.trials import BUDGET_TOLERANCE, points
+from raytrain.errors import UserError
+from raytrain.report import plots
+from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.sweep.estimate import duration
+from raytrain.sweep.factorial import live
+
+PICTURES = ("effects", "interactions", "frontier", "hardware_frontier", "speed")
+_DASH = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+_MOVED = "\N{NOT EQUAL TO}"
+_PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+_SEEDS = (1, 2, 3, 5, 10)
+_SEEDS_TOLD = 5  # losses of a function's seeds before the least and the most stand for them
+_TOLD = 5  # of a list of remarks
+_GAINS = {"compute_gain": "compute gain", "hardware_gain": "hardware gain"}
+_MEANS = ("val_bpb", "mfu", "tokens_per_second", "train_flops")
+_NO_PEAK = "the peak of the device is not known (see --peak_tflops)"
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+    """Report on the study in `folder`, ended or not, in `out` (by default its folder `report`); the files written.
+
+    index.html comes first, then summary.md, table.csv (a row a trial) and each picture as .svg and .png. Raises
+    UserError for a folder that holds no study, and an `out` that cannot be written.
+    """
+    folder = Path(folder)
+    found = answer(folder)
+    parts = sections(found)
+    out = Path(out) if out is not None else folder / "report"
+    title = f"Study {found.study['name']}"
+    files = [out / "index.html", out / "summary.md", out / "table.csv"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in PICTURES:  # of an earlier report on less of the study
+            for ending in (".svg", ".png"):
+                (out / f"{name}{ending}").unlink(missing_ok=True)
+        files[0].write_text(page(title, parts), encoding="utf-8")
+        files[1].write_text(summary(title, parts), encoding="utf-8")
+        found.table.to_csv(files[2], index=False)
+        for image in (block for part in parts for block in part.blocks if isinstance(block, Image)):
+            files += image.picture.save(out / image.name)
+    except OSError as error:
+        raise UserError(f"out ({out}) cannot be written: {error.strerror}") from None
+    return files
+
+
+def sections(found: Answer) -> list[Section]:
+    """All that the report says, in order."""
+    table = found.table.assign(is_baseline=_is_baseline(found))
+    return [
+        Section("question", "The question", _question(found)),
+        Section("answer", "The answer", _answer(found)),
+        Section("cost", "Plan and cost", _cost(found)),
+        Section("ranking", "Ranking", _ranking(found, table)),
+        Section("effects", "Main effects", _main_effects(found)),
+        Section("interactions", "Interactions", _interactions(found)),
+        Section("frontier", "Loss against FLOPs", _frontier(found, table)),
+        Section("speed", "Loss against speed", _speed(table)),
+        Section("noise", "Noise floor", _noise(found)),
+        Section("outcomes", "Outcomes", _outcomes(found)),
+        Section("reproduce", "Reproduce", _reproduce(found)),
+        Section("method", "How this was computed", _method(found)),
+    ]
+
+
+def _question(found: Answer) -> list[Block]:
+    study = found.study
+    counts, levels = study["counts"], study.get("axes") or {}
+    blocks: list[Block] = [
+        Text(
+            f"Which choices of the space {study['space']} pay for their compute, against the base {study['base']} at "
+            f"scale {study['scale']}? Each trial may spend {study['budget_flops']:.4g} model FLOPs."
+        )
+    ]
+    if found.axes:
+        seen = {axis: [*dict.fromkeys(map(str, found.table[axis]))] for axis in found.axes}
+        rows = []
+        for axis in found.axes:
+            base = str(found.baseline[axis])
+            others = [level for level in map(str, levels.get(axis, seen[axis])) if level != base]
+            rows.append([axis, base, ", ".join(others)])
+        blocks.append(Table(["axis", "baseline", "varied to"], rows, texts=(0, 1, 2)))
+    else:
+        blocks.append(
+            Missing("No axis varies: all trials are one function, so any difference is noise (an A/A study).")
+        )
+    sizes = " -> ".join(f"{counts[name]:,}" for name in ("points", "programs", "functions"))
+    blocks.append(Text(f"Points -> programs -> functions: {sizes}. {_design(study)} {_scheduler(study)}"))
+    return blocks
+
+
+def _design(study: dict[str, Any]) -> str:
+    design = (study.get("plan") or {}).get("design")
+    if design is None:
+        return "No design chose among them: they were run in a shuffled order."
+    efficiency = design.get("d_efficiency")
+    more = f", D-efficiency {efficiency:.3f}" if efficiency is not None else ""
+    return f"Design: {design['name']}, {design['residual_df']} residual degrees of freedom{more}."
+
+
+def _scheduler(study: dict[str, Any]) -> str:
+    scheduler = study.get("scheduler") or {"name": "none"}
+    if scheduler["name"] == "none":
+        return "Every trial was to run to its end."
+    told = zip(scheduler["keep"], scheduler["rungs"], strict=True)
+    rungs = ", ".join(f"{keep} after {flops:.3g} FLOPs" for keep, flops in told)
+    return f"Scheduler: {scheduler['name']}, which lets the best go on: {rungs}."
+
+
+def _answer(found: Answer) -> list[Block]:
+    unfinished = int(found.table["status"].isin(UNFINISHED).sum())
+    notes: list[Block] = []
+    if unfinished:
+        how = "was interrupted" if found.study.get("interrupted") else "is not over"
+        notes.append(Missing(f"The study {how}: {unfinished} of {len(found.table)} trials have not ended."))
+    if found.noise is None:
+        notes.append(Missing(f"No claim of better or worse: {found.reasons['noise']}."))
+    first, *others = found.sentences
+    return [*notes, Text(first), *([Items(others)] if others else [])]
+
+
+def _cost(found: Answer) -> list[Block]:
+    study, table = found.study, found.table
+    plan = study.get("plan") or {}
+    estimate = plan.get("estimate") or {}
+    spent, ranks = numbers(table, "train_flops"), numbers(table, "world_size")
+    frontier, unfinished = int((table["role"] == "frontier").sum()), int(table["status"].isin(UNFINISHED).sum())
+    rows = [
+        [
+            "trials",
+            f"{len(table)}" + f" ({frontier} for the frontier)" * bool(frontier),
+            f"{len(table) - unfinished} ended",
+        ],
+        ["model FLOPs", _text("{:.4g}", plan.get("total_flops")), f"{spent.sum():.4g}"],
+    ]
+    devices = [str(device) for device in table.get("device", pd.Series(dtype=object)).dropna().unique()]
+    kind = "hours of {}, over all ranks" if set(devices) <= {"cpu"} else "GPU-hours of {}"
+    share = 3600 * ((study.get("lanes") or {}).get("trials_per_gpu") or 1)
+    planned = None
+    if "lanes" in estimate and ranks.notna().any():
+        planned = estimate["seconds"] * estimate["lanes"] * ranks.mean() / share
+    for column, what, guess in (("train_seconds", "training", planned), ("eval_seconds", "evaluation", None)):
+        if (seconds := numbers(table, column)).notna().any():
+            rows.append([kind.format(what), _text("{:.3g}", guess), f"{(seconds * ranks).sum() / share:.3g}"])
+    blocks: list[Block] = [Table(["", "planned", "actual"], rows)]
+    if estimate:
+        blocks.append(Text(f"The plan's guess: about {duration(estimate['seconds'])} on {estimate['basis']}."))
+    else:
+        blocks.append(Missing("study.json has no estimate of the time."))
+    if unknown := int((spent.isna() & ~table["status"].isin(UNFINISHED)).sum()):
+        blocks.append(Missing(f"What {unknown} trials spent before they failed is not known, and not in the sums."))
+    if unfinished:
+        blocks.append(Missing(f"What {unfinished} trials that have not ended have spent so far is not in the sums."))
+    return [*blocks, *([Text(f"Trained on: {', '.join(devices)}.")] if devices else [])]
+
+
+def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
+    table = table[table["role"] != "frontier"]
+    entries = [_entry(runs) for _, runs in table.groupby(programs(table), sort=False)]
+    ranked = sum(entry["is_ranked"] for entry in entries)
+    if not ranked:
+        return [Missing("There is no ranking: no trial has ended at the study's budget.")]
+    gains = [gain for gain in _GAINS if any(entry[gain] == entry[gain] for entry in entries)]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "rank": lambda entry: _place(entry["rank"]),
+        "by hardware FLOPs": lambda entry: _place(entry["hardware_rank"]) + f" {_MOVED}" * bool(entry["rank_note"]),
+        "function": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
+        "val_loss": lambda entry: _mean_loss(entry["losses"], found.noise),
+    }
+    for gain in gains:
+        columns[f"{_GAINS[gain]} (95%)"] = functools.partial(_gain, gain=gain)
+    spent = [entry["train_flops"] for entry in entries if entry["train_flops"] == entry["train_flops"]]
+    hidden = {"tokens_per_second"} if any(entry["mfu"] == entry["mfu"] for entry in entries) else set()
+    hidden |= {"train_flops"} if max(spent) <= min(spent) * (1 + BUDGET_TOLERANCE) else set()
+    for name, heading, form in (
+        ("val_bpb", "bits/byte", "{:.4f}"),
+        ("mfu", "MFU", "{:.1%}"),
+        ("tokens_per_second", "tokens/s", "{:,.0f}"),
+        ("train_flops", "model FLOPs", "{:.4g}"),
+    ):
+        if name not in hidden and any(entry[name] == entry[name] for entry in entries):
+            columns[heading] = functools.partial(
+                lambda entry, name, form: _text(form, entry[name]), name=name, form=form
+            )
+    if any(len(entry["losses"]) > 1 for entry in entries):
+        columns["each seed"] = lambda entry: _each(entry["losses"])
+    columns["outcome"] = lambda entry: entry["outcomes"]
+    rows = [[cell(entry) for cell in columns.values()] for entry in entries]
+    kept = frozenset(number for number, entry in enumerate(entries) if entry["is_baseline"])
+    marked = frozenset(number for number, entry in enumerate(entries) if entry["rank_note"])
+    order = "A tie within the noise shares a rank." if found.noise else "Without replicates chance may have made it."
+    text = f"Functions ranked: {ranked}, best first, by the mean loss bought per model FLOP. {order}"
+    if found.noise:
+        text += " Beside each mean is its own 95% interval."
+    if found.paired and SHARED in found.paired.source:
+        text += " Differences are known better than that, as the functions share their seeds."
+    words = tuple(number for number, name in enumerate(columns) if name in ("function", "each seed", "outcome"))
+    blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
+    if notes := [f"{entry['label']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
+        blocks.append(
+            Text(f"{_MOVED} marks a function that changes places with others by hardware FLOPs, where MFU counts:")
+        )
+        blocks.append(_some(notes))
+    elif table["hardware_rank"].isna().all():
+        blocks.append(Missing(f"No rank by hardware FLOPs: {found.reasons.get('hardware_rank', _NO_PEAK)}."))
+    blocks += _lacking(entries)
+    blocks.append(Text("Every trial, with all its columns and the reason for each gain that is missing: table.csv."))
+    return blocks
+
+
+def _entry(runs: pd.DataFrame) -> dict[str, Any]:
+    """A function's trials as one: the first's facts, and the means of the ranked ones, or of all if none is."""
+    is_ranked = bool(runs["rank"].notna().any())
+    used = runs[runs["rank"].notna()] if is_ranked else runs
+    means = {name: numbers(used, name).mean() for name in _MEANS}
+    outcomes = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
+    losses = [float(loss) for loss in used["val_loss"].dropna()]
+    first = {str(name): value for name, value in used.iloc[0].items()}
+    return first | means | {"is_ranked": is_ranked, "losses": losses, "outcomes": outcomes}
+
+
+def _mean_loss(losses: list[float], noise: Noise | None) -> str:
+    if not losses or noise is None:
+        return _text("{:.4f}", float(np.mean(losses)) if losses else None)
+    return f"{np.mean(losses):.4f} {_PLUS_MINUS}{noise.t * noise.sd / np.sqrt(len(losses)):.4f}"
+
+
+def _each(losses: list[float]) -> str:
+    if len(losses) > _SEEDS_TOLD:
+        return f"{min(losses):.4f} to {max(losses):.4f} ({len(losses)} seeds)"
+    return ", ".join(f"{loss:.4f}" for loss in losses) or _DASH
+
+
+def _gain(entry: dict[str, Any], gain: str) -> str:
+    if pd.isna(entry[gain]):
+        return _DASH
+    return f"{entry[gain]:.3f} ({_range(entry[f'{gain}_low'], entry[f'{gain}_high'], '.3f')})"
+
+
+def _lacking(entries: list[dict[str, Any]]) -> list[Block]:
+    """Which functions that came to a loss have no gain, and why: all of them at once, or the first."""
+    entries = [entry for entry in entries if entry["losses"]]
+    out: dict[str, list[str]] = {}  # by reason
+    for gain, name in _GAINS.items():
+        lacking = [entry for entry in entries if pd.isna(entry[gain])]
+        reasons = [str(entry[f"{gain}_reason"]) for entry in lacking]
+        if not lacking:
+            continue
+        if len(lacking) == len(entries) and len(set(reasons)) == 1:
+            out.setdefault(reasons[0], []).append(name)
+        else:
+            which = f"{name} for {len(lacking)} of {len(entries)} functions, such as {lacking[0]['label']}"
+            out.setdefault(reasons[0], []).append(which)
+    return [Missing(f"No {' and no '.join(names)}: {why}.") for why, names in out.items()]
+
+
+def _some(items: list[str]) -> Items:
+    more = len(items) - _TOLD
+    return Items(items if more <= 0 else [*items[:_TOLD], f"and {more} more"])
+
+
+def _claims(effects: Effects) -> pd.DataFrame:
+    """The table of `effects`; without p-values, and so without claims, if no point was replicated."""
+    replicated = effects.noise is not None and (effects.seed_noise or effects.noise.source == "seeds")
+    return effects.table if replicated else effects.table.assign(p_holm=np.nan)
+
+
+def _main_effects(found: Answer) -> list[Block]:
+    if found.effects is None:
+        return [Missing(f"No effects: {found.reasons['effects']}.")]
+    table = _claims(found.effects)
+    main = table[table["other_axis"].isna()]
+    if main["estimate"].isna().all():
+        why = "No effect of an axis can be told, as the runs differ in several axes at once"
+        return [
+            Missing(f"{why}; each is given with up to three others that it goes together with."),
+            _effect_table(main),
+        ]
+    caption = (
+        "The effect of each level on val_loss against the baseline's level of its axis, averaged over the other axes"
+    )
+    if found.effects.noise is None:
+        caption += f", at {found.effects_flops:.4g} FLOPs. There are no intervals: nothing gives the noise."
+    else:
+        caption += f", with its 95% interval, at {found.effects_flops:.4g} FLOPs."
+    if main["p_holm"].notna().any():
+        caption += " A filled mark is told from 0 after Holm's adjustment."
+    else:
+        caption += " No claim is made of any, as no function was completed with two seeds."
+    return [Image("effects", caption, plots.effects_picture(table, found.noise)), _effect_table(main)]
+
+
+def _effect_table(effects: pd.DataFrame) -> Table:
+    rows = []
+    for row in effects.to_dict("records"):
+        is_pair = not pd.isna(row["other_axis"])
+        against = f"{row['reference']}, {row['other_reference']}" if is_pair else row["reference"]
+        estimate = row["estimate"]
+        if np.isnan(estimate):
+            alias = row["aliased_with"]
+            why = alias if alias.startswith("no run") else f"not told from {alias}" if alias else "not estimable"
+            rows.append([row["effect"], str(against), _DASH, _DASH, _DASH, why])
+            continue
+        told = ("better" if estimate < 0 else "worse") + (" together" if is_pair else "")
+        doubt = "no claim" if np.isnan(row["p_holm"]) else "not told from 0"
+        verdict = told if row["p_holm"] < SIGNIFICANCE else doubt
+        rows.append(
+            [
+                row["effect"],
+                str(against),
+                _signed(estimate),
+                _range(row["low"], row["high"], "+.4f"),
+                "<0.0001" if row["p_holm"] < 1e-4 else _text("{:.2g}", row["p_holm"]),
+                verdict,
+            ]
+        )
+    columns = ["effect", "against", "nats", "95% interval", "p (Holm)", "verdict"]
+    return Table(columns, rows, texts=(0, 1, 5))
+
+
+def _interactions(found: Answer) -> list[Block]:
+    if found.effects is None:
+        return [Missing(f"No interactions: {found.reasons['effects']}.")]
+    table = _claims(found.effects)
+    pairs = table[table["other_axis"].notna()]
+    if pairs.empty:
+        return [Missing("No interactions: a single axis varies, or no pair of its levels was run together.")]
+    if pairs["estimate"].isna().all():
+        return [Missing("No interaction can be estimated: these runs do not vary two axes together in enough ways.")]
+    caption = (
+        "Interactions in mnats (thousandths of a nat): how much the effect of one level changes with the other, both "
+        "against the baseline's."
+    )
+    if pairs["p_holm"].notna().any():
+        caption += " A bold frame is told from 0 after Holm's adjustment."
+    order = (pairs["estimate"] / pairs["standard_error"]).abs().fillna(pairs["estimate"].abs())
+    strongest = pairs.loc[order.sort_values(ascending=False, kind="stable").index]
+    return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest)]
+
+
+def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
+    blocks: list[Block] = []
+    missing: dict[str, list[str]] = {}  # by reason
+    for part, column, unit, frontier in (
+        ("frontier", "train_flops", "model FLOPs", found.frontier),
+        ("hardware_frontier", "hardware_flops", "hardware FLOPs", found.hardware_frontier),
+    ):
+        shown = table.assign(**{column: numbers(table, column)})
+        shown = shown[shown["val_loss"].notna() & shown[column].notna()]
+        caption = f"val_loss against {unit}."
+        if frontier is not None:
+            ends = frontier.interval()
+            fitted = {"E": frontier.floor, "A": frontier.scale * frontier.unit**frontier.alpha, "alpha": frontier.alpha}
+            told = ", ".join(f"{name} {value:.4g} ({_range(*ends[name])})" for name, value in fitted.items())
+            caption += f" The baseline's frontier is E + A FLOPs^-alpha with {told}; nothing is said beyond its ends."
+        else:
+            missing.setdefault(found.reasons[part], []).append(f"frontier in {unit}")
+            if part == "hardware_frontier":
+                continue
+            if shown.empty or not shown[column].max() > shown[column].min() * (1 + BUDGET_TOLERANCE):
+                missing.setdefault("all trials with a loss spent the same FLOPs", []).append("picture")
+                continue
+        blocks.append(Image(part, caption, plots.frontier_picture(shown, frontier, column)))
+    blocks += [Missing(f"No {' and no '.join(names)}: {why}.") for why, names in missing.items()]
+    if len(found.trends):
+        rows = [
+            [row["label"], _signed(row["slope"]), _range(row["low"], row["high"], "+.4f"), row["reason"] or ""]
+            if row["slope"] is not None and row["slope"] == row["slope"]
+            else [row["label"], _DASH, _DASH, row["reason"]]
+            for row in found.trends.to_dict("records")
+        ]
+        blocks.append(Text("Slope of ln gain against ln FLOPs; below zero the gain shrinks as runs grow:"))
+        blocks.append(Table(["function", "slope", "95% interval", "note"], rows, texts=(0, 3)))
+    elif found.frontier is not None:
+        blocks.append(Missing(f"No trend of the gains with the budget: {found.reasons['trends']}."))
+    return blocks
+
+
+def _speed(table: pd.DataFrame) -> list[Block]:
+    table = table[(table["role"] != "frontier") & table["val_loss"].notna()]
+    entries = pd.DataFrame([_entry(runs) for _, runs in table.groupby(programs(table), sort=False)])
+    blocks: list[Block] = []
+    name, what = "mfu", "MFU"
+    if numbers(table, name).isna().all():
+        name, what = "tokens_per_second", "tokens per second"
+        blocks.append(Missing(f"No MFU: {_NO_PEAK}. Tokens per second instead."))
+    if numbers(table, name).isna().all():
+        return [*blocks, Missing("No picture: no trial with a loss has a speed.")]
+    caption = (
+        f"val_loss against {what}, each function's mean: down and to the right is better. The dashed line joins those "
+        "that no other beats in both."
+    )
+    if unlike := unlike_devices(table):
+        caption += f" But {unlike}, and a speed is theirs as much as the function's."
+    if len(entries) < 2:
+        return [*blocks, Missing("No picture: all trials with a loss are one function.")]
+    entries["val_loss"] = entries["losses"].map(np.mean)
+    return [*blocks, Image("speed", caption, plots.speed_picture(entries, name))]
+
+
+def _noise(found: Answer) -> list[Block]:
+    if found.noise is None:
+        return [
+            Missing(f"The noise floor is not known: {found.reasons['noise']}. So no claim of better or worse is made."),
+            Text("Run at least the baseline with several seeds: --seeds 3."),
+        ]
+    noise = found.paired or found.noise
+    rows = [[f"{seeds}", _text("{:.4f}", noise.t * noise.sd * np.sqrt(2 / seeds))] for seeds in _SEEDS]
+    blocks: list[Block] = [Text(f"The sd of val_loss between runs of one function is {found.noise.describe()}.")]
+    if SHARED in noise.source:
+        blocks.append(
+            Text(
+                "The functions ran on the same seeds, and a part of this is what a seed does to all of them, which no "
+                f"difference holds. The rest, on which ranks rest, has an sd of {noise.describe()}."
+            )
+        )
+    blocks += [
+        Text("Two functions, compared alone, differ beyond the noise (95%) if their means differ by more than:"),
+        Table(["seeds of each", "nats"], rows, texts=()),
+    ]
+    if found.effects is not None:
+        table = found.effects.table
+        for kind, part in (
+            ("Main effects", table[table["other_axis"].isna()]),
+            ("Interactions", table[table["other_axis"].notna()]),
+        ):
+            widths = ((part["high"] - part["low"]) / 2).dropna()
+            if len(widths):
+                text = f"{kind} are known to {_PLUS_MINUS}{span(widths.min(), widths.max())} nats"
+                blocks.append(Text(f"{text}{_promised(found, part)}."))
+        if found.effects.noise is not None and found.effects.noise.source != "seeds":
+            blocks.append(Text(f"The intervals of effects rest on sd {found.effects.noise.describe()}."))
+    return blocks
+
+
+def _promised(found: Answer, effects: pd.DataFrame) -> str:
+    """What the plan said of the half-widths of these effects, in nats."""
+    design = (found.study.get("plan") or {}).get("design") or {}
+    promised = design.get("half_widths_in_noise_sd") or {}
+    known = [promised[name] for name in effects["effect"] if promised.get(name) is not None]
+    if not known or found.effects is None or found.effects.noise is None:
+        return ""
+    low, high = (end * found.effects.noise.sd for end in (min(known), max(known)))
+    return f" (the plan promised {low:.4f} to {high:.4f} at this noise)"
+
+
+def _outcomes(found: Answer) -> list[Block]:
+    table = found.table
+    counts = table["status"].value_counts()
+    blocks: list[Block] = [
+        Table(["outcome", "trials"], [[str(status), str(count)] for status, count in counts.items()])
+    ]
+    bad = table[~table["status"].isin(("complete", *UNFINISHED))]
+    if bad.empty:
+        blocks.append(Text("No trial was stopped, diverged, ran out of memory, failed or was lost."))
+    else:
+        reasons = bad.get("reason", pd.Series(np.nan, index=bad.index))
+        rows = [
+            [row["label"], str(row["seed"]), row["status"], _reason(row["status"], reason)]
+            for row, reason in zip(bad.to_dict("records"), reasons, strict=True)
+        ]
+        blocks.append(Table(["function", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))
+    if found.effects is not None:
+        rates = found.effects.rates[found.effects.rates["diverged"] + found.effects.rates["failed"] > 0]
+        if len(rates):
+            blocks.append(Text("Levels with trials that came to no loss, with the exact 95% interval of the rate:"))
+            rows = [
+                [
+                    f"{row['axis']}={row['level']}",
+                    *(str(row[name]) for name in ("diverged", "failed", "trials")),
+                    f"{row['rate']:.0%}",
+                    f"{row['low']:.0%} to {row['high']:.0%}",
+                ]
+                for row in rates.to_dict("records")
+            ]
+            blocks.append(Table(["level", "diverged", "failed", "of trials", "rate", "95% interval"], rows))
+    return blocks
+
+
+def _reason(status: str, reason: object) -> str:
+    if isinstance(reason, str) and reason:
+        return reason
+    return "by its scheduler, at a rung" if status == "stopped" else "no reason was recorded"
+
+
+def _reproduce(found: Answer) -> list[Block]:
+    study, table = found.study, found.table
+    lines = [f"git checkout {study['git_commit']}"] if study.get("git_commit") else []
+    lines += [study["command"]] if study.get("command") else []
+    lines.append(shlex.join(["python", "-m", "raytrain.report", study["name"]]))
+    blocks: list[Block] = [Code("\n".join(lines))]
+    if not study.get("git_commit"):
+        blocks.append(Missing("The git commit is not known: the code was not run from a checkout."))
+    if not study.get("command"):
+        blocks.append(Missing("The command is not known: the study was not started from the command line."))
+    rows = [[name, str(version)] for name, version in study["versions"].items() if version is not None]
+    rows += [["created", study["created"]]]
+    for name, column in (
+        ("data fingerprint", "data_fingerprint"),
+        ("vocabulary", "vocab_size"),
+        ("seeds", "seed"),
+        ("device", "device"),
+        ("compute dtype", "dtype"),
+        ("peak, TFLOP/s", "peak_tflops"),
+    ):
+        values = sorted({_plain(value) for value in table.get(column, pd.Series(dtype=object)).dropna()})
+        rows.append([name, ", ".join(values) or "not known"])
+    blocks.append(Table(["", ""], rows, texts=(0, 1)))
+    blocks.append(Text("Each trial's whole configuration is in study.json and in its folder's config.json."))
+    return blocks
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _method(found: Answer) -> list[Block]:
+    items = [
+        "loss per FLOP = (ln vocab_size - val_loss) / (FLOPs / 1e18), in nats per EFLOP. Trials share a budget, so by "
+        "model FLOPs this is the order of the losses. Hardware FLOPs are model FLOPs / MFU: what the devices could "
+        "have done in the time.",
+        "Model FLOPs per token: 3 x the forward matrix products, from the configuration alone; attention not halved "
+        "for its mask, the head counted, the embedding's lookup and recomputation not.",
+        "Noise: sd^2 = sum over functions of the squared deviations from their mean / sum of (runs - 1), over "
+        "functions completed with several seeds at one budget. It is taken to be equal for all; where Bartlett's test "
+        "finds that it is not, the answer says so. Functions that run on the same seeds share a part of it, which each "
+        "seed's own offset takes out of their differences, as blocks do in an experiment.",
+        "Rank r: r - 1 functions or more are better beyond the noise, by Tukey's studentized range over all functions "
+        "(in the form of Kramer), which tells any two of equal ones apart in at most 5% of studies. A winner must beat "
+        "every other by the t test of two, which finds one among equals in at most 5% of studies too.",
+        "Effects: least squares on the axes and all their pairs. An effect is a difference of means over the space's "
+        "points; an interaction is the change of one effect with the other axis's level.",
+        "Intervals are 95%, from Student's t; p-values are adjusted by Holm for all effects together, so a study makes "
+        "any false claim with a chance of at most 5%.",
+        "Frontier: loss = E + A FLOPs^-alpha by variable projection, from the baseline's own runs at three budgets or "
+        "more. compute gain = FLOPs at which the frontier reaches a trial's loss / FLOPs that the trial used; the "
+        "baseline's is 1. Its interval is a parametric bootstrap over the seeds' noise and the fit. Nothing is "
+        "extrapolated.",
+    ]
+    if (found.table["status"] == "stopped").any():
+        items.append(
+            "Trials stopped at a rung are not ranked with those that ran on. Effects are taken at the last rung that "
+            "every trial reached."
+        )
+    return [Items(items)]
+
+
+def _is_baseline(found: Answer) -> pd.Series:
+    table = found.table
+    at_base = [point == live(found.baseline) for point in points(table, found.axes)] if found.axes else True
+    return pd.Series(at_base, index=table.index) | (table["role"] == "frontier")
+
+
+def _text(form: str, value: float | None) -> str:
+    return _DASH if value is None or value != value else form.format(value)
+
+
+def _place(value: Any) -> str:
+    return _DASH if pd.isna(value) else f"{value:.0f}"
+
+
+def _signed(value: float) -> str:
+    """With a sign as wide as a digit, and no sign where there is nothing."""
+    return f"{value:+.4f}".replace("-", _MINUS)
+
+
+def _range(low: float | None, high: float | None, form: str = ".4g") -> str:
+    ends = ["" if end is None or end != end else format(end, form).replace("-", _MINUS) for end in (low, high)]
+    if not any(ends):
+        return _DASH
+    return f"{ends[0]} to {ends[1]}" if all(ends) else f"{ends[0]} or more" if ends[0] else f"{ends[1]} or less"

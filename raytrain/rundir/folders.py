@@ -1,0 +1,56 @@
+"""The folders of runs and studies: what they may be called, and their JSON. Pure."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from raytrain.errors import UserError, unknown_value
+
+_NAME_LENGTH = 128  # a file's name may have 255 bytes, and others are made of this one
+_STUDY = ["name", "space", "base", "scale", "created", "command", "git_commit"]
+_STUDY += ["budget_flops", "counts", "versions", "trials"]
+
+
+def check_name(name: str) -> str:
+    """`name`, if it may be that of a folder. Raises UserError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise UserError(f"name ({name!r}) may have letters, digits, '.', '_' and '-'")
+    if len(name) > _NAME_LENGTH:
+        raise UserError(f"name ({name[:16]}...) has {len(name)} characters, and may have {_NAME_LENGTH}")
+    return name
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another process may write the same
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that cannot be read or is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return content
+
+
+def no_study(field: str, name: str, runs: Path) -> UserError:
+    """The error for a `name`, given as `field`, that is none of the studies in `runs`."""
+    studies = sorted(path.parent.name for path in runs.glob("[!.]*/study.json"))
+    return unknown_value(f"{field} in {runs}", name, studies)
+
+
+def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
+    """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`."""
+    study = read_json(folder / "study.json")
+    if missing := [field for field in (*_STUDY, *more) if field not in study]:
+        raise UserError(f"{folder / 'study.json'} is no whole study's: it lacks {', '.join(missing)}")
+    return study

@@ -1,0 +1,130 @@
+"""What a sweep will cost on a machine: the time and the memory of its trials, before anything starts."""
+
+import dataclasses
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+
+from raytrain.accounting.hardware import peak_flops
+from raytrain.accounting.memory import peak_memory
+from raytrain.config.run import DEFAULT_TOKENS, TrainConfig
+from raytrain.sweep.trial import PlannedTrial
+
+_ASSUMED_MFU = 0.4  # on a GPU whose peak is known
+_ASSUMED_GPU_FLOPS = 50e12  # FLOP/s of one GPU whose peak is not
+_ASSUMED_CORE_FLOPS = 50e9  # FLOP/s of one CPU core; the tiny scale in fp32 was measured at 60 to 70
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What this machine has to train on: the names and memory (bytes) of its NVIDIA GPUs, as the driver's own tool
+    gives them, its CPU cores and memory."""
+
+    gpus: tuple[str, ...]
+    gpu_bytes: float
+    cores: int
+    cpu_bytes: float
+
+    @classmethod
+    def here(cls) -> "Machine":
+        cpu_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        names, memory = [], []
+        if tool := shutil.which("nvidia-smi"):
+            query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+            shown = subprocess.run(query, capture_output=True, text=True)
+            for line in shown.stdout.splitlines() if shown.returncode == 0 else []:
+                name, _, mebibytes = line.rpartition(",")
+                names.append(name.strip())
+                memory.append(float(mebibytes) * 2**20)
+        return cls(tuple(names), min(memory, default=0.0), os.cpu_count() or 1, cpu_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResourceRequest:
+    """What the user said of lanes; None leaves it to what there is."""
+
+    gpus_per_trial: int | None = None
+    workers_per_trial: int | None = None
+    trials_per_gpu: int | None = None
+    concurrent: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of training, `lanes` trials at a time, on so many `devices` ("GPU" or "core"); what the guess rests on;
+    and the memory (bytes) of the largest trial's rank at its peak beside what there is for it."""
+
+    seconds: float
+    devices: int
+    device: str
+    basis: str
+    lanes: int
+    memory: float
+    memory_limit: float
+
+
+NO_REQUEST = ResourceRequest()
+
+
+def estimate(
+    total_flops: float,
+    trials: Sequence[PlannedTrial],
+    request: ResourceRequest,
+    machine: Machine,
+    measured: Callable[[TrainConfig], float | None],
+) -> Estimate:
+    """Of as many trials at a time as fit, which may leave GPUs idle."""
+    config = trials[0].config
+    gpus = machine.gpus if config.device != "cpu" and request.gpus_per_trial != 0 else ()
+    most = min(len(trials), request.concurrent or len(trials))
+    ranks = (request.gpus_per_trial if gpus else request.workers_per_trial) or 1
+    share = (request.trials_per_gpu or 1) if gpus else 1
+    lanes = max(1, min(most, len(gpus) * share // ranks if gpus else machine.cores // ranks))
+    precision = "fp32" if config.precision == "fp32" or not gpus else "bf16"
+    memory = max(_memory(trial.config, trial.workers or ranks, precision, on_gpu=bool(gpus)) for trial in trials)
+    limit = machine.gpu_bytes / share if gpus else machine.cpu_bytes / (lanes * ranks)
+
+    devices = min(len(gpus), -(-lanes * ranks // share)) if gpus else machine.cores
+    place = f"{devices} x {gpus[0]} of this machine" if gpus else f"{devices} CPU cores of this machine"
+    rate = measured(config)
+    if rate is not None:
+        basis = f"{place}, measured at {rate / 1e12:.3g} TFLOP/s each"
+    elif not gpus:
+        rate, basis = _ASSUMED_CORE_FLOPS, f"{place} at an assumed {_ASSUMED_CORE_FLOPS / 1e9:g} GFLOP/s each"
+    else:
+        peak = peak_flops(gpus[0], "bfloat16" if precision == "bf16" else "float32")
+        if peak is None and config.peak_tflops is not None:
+            peak = config.peak_tflops * 1e12
+        if peak is None:
+            rate, basis = _ASSUMED_GPU_FLOPS, f"{place} at an assumed {_ASSUMED_GPU_FLOPS / 1e12:g} TFLOP/s each"
+        else:
+            rate = peak * _ASSUMED_MFU
+            basis = f"{place} at an assumed MFU of {_ASSUMED_MFU:.0%} of {peak / 1e12:g} TFLOP/s"
+    seconds = total_flops / (devices * rate)
+    return Estimate(seconds, devices, "GPU" if gpus else "core", basis, lanes, memory, limit)
+
+
+def _memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:
+    """Bytes of one rank at its peak."""
+    parallel = config.parallel if config.parallel != "auto" else "ddp" if ranks > 1 else "single"
+    per_rank = max(1, config.batch_sequences // ranks)
+    usual = max(1, DEFAULT_TOKENS["cuda" if on_gpu else "cpu"] // config.architecture.block_size)
+    return peak_memory(
+        config.architecture,
+        config.micro_batch if isinstance(config.micro_batch, int) else min(per_rank, usual),
+        precision=precision,
+        parallel=parallel,
+        world_size=ranks,
+        shard_size=config.fsdp_shard_size,
+        checkpointing=config.activation_checkpointing,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as `45 s`, `12 min`, `3.5 h` or `2.1 days`."""
+    for size, unit in ((86400 * 2, "days"), (3600 * 2, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.3g} {unit}"
+    return f"{math.ceil(seconds)} s"

@@ -1,0 +1,62 @@
+"""Successive halving: who goes on at a rung. Pure, so that the engine and a replay decide alike."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+
+def halve(scores: Mapping[str, float], keep: int) -> set[str]:
+    """The `keep` trials with the lowest score; NaN is worse than any number; the smaller trial id breaks a tie.
+
+    The decision of a rung waits for the scores of all its trials (synchronous successive halving, Jamieson and
+    Talwalkar, arXiv 1502.07943), and depends on them alone: not on the order of arrival.
+    """
+    return set(_order(scores)[:keep])
+
+
+def settled(scores: Mapping[str, float], waiting: int, keep: int) -> tuple[set[str], set[str]]:
+    """Who goes on and who stops for certain, with `waiting` more scores to come: what `halve` will say of them then.
+
+    If every one of those is better, a trial moves down by `waiting` places; none moves up. So lanes have work before a
+    rung is complete, and still no score of a rung decides by when it came.
+    """
+    order = _order(scores)
+    return set(order[: max(0, keep - waiting)]), set(order[keep:])
+
+
+def survivors(trials: int, rungs: int, factor: int = 4) -> list[int]:
+    """How many of `trials` go on after each of `rungs`: a `factor`-th part each time, rounded up.
+
+    >>> survivors(64, 2)
+    [16, 4]
+    """
+    return [math.ceil(trials / factor ** (rung + 1)) for rung in range(rungs)]
+
+
+def _order(scores: Mapping[str, float]) -> list[str]:
+    """Best first."""
+
+    def place(trial: str) -> tuple[float, bool, str]:
+        diverged = math.isnan(scores[trial])
+        return (math.inf if diverged else scores[trial], diverged, trial)  # NaN itself has no order
+
+    return sorted(scores, key=place)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """Successive halving: one trial of `factor` goes on after each of `rungs` (model FLOPs). `decay` is the part of a
+    rung's FLOPs that the branch takes after which it is scored."""
+
+    factor: int
+    rungs: tuple[float, ...]
+    decay: float
+
+    def spent(self, trials: int, budget: float) -> float:
+        """Model FLOPs of a study of `trials` trials, those of the branches among them."""
+        alive = [trials, *survivors(trials, len(self.rungs), self.factor)]
+        trunk = sum(
+            n * (end - begin) for n, (begin, end) in zip(alive, pairwise((0, *self.rungs, budget)), strict=True)
+        )
+        return trunk + sum(n * self.decay * rung for n, rung in zip(alive, self.rungs, strict=False))

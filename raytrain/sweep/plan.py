@@ -1,0 +1,293 @@
+"""What a sweep will do, before anything starts: its trials, their FLOPs, a guess at the time. No torch, no ray."""
+
+import collections
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import scipy.special
+
+from raytrain.accounting.flops import flops_per_token
+from raytrain.architecture import PRESETS
+from raytrain.config.run import TrainConfig
+from raytrain.errors import UserError
+from raytrain.sweep.design import Design, choose
+from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
+from raytrain.sweep.halving import Halving, survivors
+from raytrain.sweep.space import Candidate, Expansion, Space
+from raytrain.sweep.trial import PlannedTrial
+
+_NO_FACTORS = ("preset", "attention_backend")  # axes that are a choice of others, or change speed alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Training FLOPs per token over all functions of a space: the least and the most, and whose they are."""
+
+    least: int
+    most: int
+    least_label: str
+    most_label: str
+
+    @property
+    def ratio(self) -> float:
+        return self.most / self.least
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.least:,}, the same for all functions"
+        return f"{self.least:,} ({self.least_label}) to {self.most:,} ({self.most_label}): x{self.ratio:.3f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, complete: `trials` in the order to run them, each to `budget_flops` but for those of the frontier.
+
+    `axes` are the levels of the space's axes, `baseline` those of its base.
+    """
+
+    space: str
+    base: str
+    scale: str
+    points: int
+    programs: int
+    functions: int
+    budget_flops: int
+    trials: tuple[PlannedTrial, ...]
+    axes: Mapping[str, tuple[Any, ...]]
+    baseline: Mapping[str, Any]
+    spread: Spread
+    estimate: Estimate
+    total_flops: float
+    design: Design | None = None
+    halving: Halving | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "points": self.points,
+            "programs": self.programs,
+            "functions": self.functions,
+            "trials": len(self.trials),
+        }
+
+    @property
+    def _own(self) -> list[PlannedTrial]:
+        """The trials that share the budget."""
+        return [trial for trial in self.trials if not trial.role]
+
+    @property
+    def scheduler(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        if self.halving is None:
+            return {"name": "none"}
+        halving = self.halving
+        keep = survivors(len(self._own), len(halving.rungs), halving.factor)
+        rungs = {"factor": halving.factor, "rungs": list(halving.rungs), "keep": keep}
+        return {"name": "halving", **rungs, "rung_decay": halving.decay}
+
+    @property
+    def resolution(self) -> float | None:
+        """The half-width of the 95% interval of the difference between two functions, in noise sd.
+
+        t(0.975, df) sqrt(2 / n) with n runs of each and df = sum over functions of (runs - 1); None without replicates.
+        """
+        runs = collections.Counter(trial.config.replace(seed=0) for trial in self._own)
+        df = sum(count - 1 for count in runs.values())
+        if not df:
+            return None
+        return float(scipy.special.stdtrit(df, 0.975)) * math.sqrt(2 / min(runs.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        spread = dataclasses.asdict(self.spread) | {"ratio": self.spread.ratio}
+        names = {"space": self.space, "base": self.base, "scale": self.scale}
+        flops = {"budget_flops": self.budget_flops, "total_flops": self.total_flops, "flops_per_token": spread}
+        estimate = dataclasses.asdict(self.estimate)
+        plan = names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
+        plan |= {"axes": {axis: list(levels) for axis, levels in self.axes.items()}, "baseline": dict(self.baseline)}
+        plan |= {"scheduler": self.scheduler, "resolution_in_noise_sd": self.resolution}
+        if self.design is not None:
+            half_widths = {precision.effect: precision.half_width for precision in self.design.precisions}
+            design: dict[str, Any] = {"name": self.design.name, "d_efficiency": self.design.d_efficiency}
+            design |= {"residual_df": self.design.residual_df, "half_widths_in_noise_sd": half_widths}
+            plan |= {"design": design}
+        return plan
+
+    def __str__(self) -> str:
+        frontier = len(self.trials) - len(self._own)
+        extra = f", {frontier} of them the base at other budgets" if frontier else ""
+        estimate = self.estimate
+        fit = "fits" if estimate.memory <= estimate.memory_limit else "does NOT fit"
+        lines = [
+            f"space       {self.space} around {self.base}, scale {self.scale}",
+            f"points      {self.points} -> {self.programs} -> {self.functions} (points, programs, functions)",
+            f"trials      {len(self.trials)}{extra}",
+            *([f"design      {self.design.describe()}"] if self.design else []),
+            *([] if self.design else [f"resolution  {self._resolves()}"]),
+            *self._rungs(),
+            f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
+            f"FLOPs/token {self.spread}",
+            f"memory      about {estimate.memory / 1e9:.2g} GB a rank at most; that {fit} in the "
+            f"{estimate.memory_limit / 1e9:.3g} GB there are for it here",
+            f"time        about {duration(estimate.seconds)} of training, "
+            f"{estimate.seconds * estimate.devices / 3600:.3g} {estimate.device}-hours, {estimate.lanes} "
+            f"trial{'s' * (estimate.lanes > 1)} at a time: {estimate.basis}",
+        ]
+        return "\n".join(lines)
+
+    def _resolves(self) -> str:
+        if self.resolution is None:
+            return "none: without replicates no difference can be told from noise (--seeds 2 or more)"
+        return f"the difference of two functions is known to +-{self.resolution:.2f} noise sd (95%)"
+
+    def _rungs(self) -> list[str]:
+        if self.halving is None:
+            return []
+        scheduler = self.scheduler
+        rungs = ", ".join(f"{rung:.3g}" for rung in scheduler["rungs"])
+        keep = " -> ".join(map(str, [len(self._own), *scheduler["keep"]]))
+        decay = (
+            f"after a decay of {self.halving.decay:.0%} of its FLOPs"
+            if self.halving.decay
+            else ("in mid-schedule, which may mislead (--schedule wsd --rung_decay 0.1)")
+        )
+        return [f"rungs       {rungs} FLOPs: {keep} trials; each scored {decay}"]
+
+
+def make_plan(
+    space: Space,
+    expansion: Expansion,
+    *,
+    budget_flops: int,
+    scale: str,
+    seeds: int = 1,
+    max_trials: int | None = None,
+    base: TrainConfig | None = None,
+    request: ResourceRequest = NO_REQUEST,
+    design: str | None = None,
+    trials: int | None = None,
+    interactions: bool = True,
+    reference: str = "gpt2",
+    halving: Halving | None = None,
+    frontier: Sequence[float] = (),
+    measured: Callable[[TrainConfig], float | None] = lambda config: None,
+) -> Plan:
+    """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
+
+    The order is shuffled, by a hash of each trial's id, so it is the same everywhere and does not depend on the rest of
+    the space. `max_trials` keeps the first so many; `base`, if it is a candidate, comes first in either case.
+    With `design` (see `raytrain.sweep.design.choose`, which takes `trials`, `seeds`, `interactions` and the levels of
+    the preset `reference`) that chooses and orders the trials instead, around `base`, which must be a candidate.
+
+    `frontier` are multiples of the budget at which the base runs too, with two seeds or more, last of all. `measured`
+    tells the FLOP/s of one device at a run, or None, which leaves it to assumptions. Raises UserError for what does not
+    fit.
+    """
+
+    def is_base(config: TrainConfig) -> bool:
+        if base is None or config.architecture.hash != base.architecture.hash:
+            return False
+        return config.replace(architecture=base.architecture, seed=base.seed) == base
+
+    def place(config: TrainConfig, name: str) -> tuple[bool, str]:
+        return not is_base(config), hashlib.sha256(name.encode()).hexdigest()
+
+    named = list(zip(expansion.candidates, _names(expansion.candidates), strict=True))
+    named.sort(key=lambda item: place(item[0].config, item[1]))
+
+    def planned(candidate: Candidate, name: str, seed: int) -> PlannedTrial:
+        config = candidate.config.replace(seed=seed)
+        workers = space.workers(config.to_dict() | config.architecture.to_dict())
+        return PlannedTrial(f"{name}-s{seed}", candidate.labels, config, _levels(space, config), workers=workers)
+
+    chosen_design = None
+    if design is None:
+        seeds_of = {name: range(c.config.seed, c.config.seed + seeds) for c, name in named}
+        chosen = [planned(candidate, name, seed) for candidate, name in named for seed in seeds_of[name]][:max_trials]
+        chosen.sort(key=lambda trial: place(trial.config, trial.id))
+    else:
+        if not is_base(named[0][0].config):
+            raise UserError(f"design {design} needs the base ({space.base}) among the points of space {space.name}")
+        chosen_design = choose(
+            [_levels(space, candidate.config) for candidate, _ in named],
+            design,
+            trials=trials,
+            seeds=seeds,
+            seed=named[0][0].config.seed,
+            interactions=interactions,
+            reference={axis: level for axis, level in PRESETS[reference].items() if axis in space.levels},
+        )
+        chosen = [planned(*named[index], seed) for index, seed in chosen_design.trials]
+    base = base or chosen[0].config
+    total = float(sum(trial.config.train_flops for trial in chosen))
+    if halving is not None:
+        total = halving.spent(len(chosen), budget_flops)
+    known = halving is None and any(is_base(trial.config) for trial in chosen)  # a rung may stop it
+    extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=known)
+    total += sum(trial.config.train_flops for trial in extra)
+    return Plan(
+        space=space.name,
+        base=space.base,
+        scale=scale,
+        points=expansion.points,
+        programs=expansion.programs,
+        functions=len(expansion.candidates),
+        budget_flops=budget_flops,
+        trials=(*chosen, *extra),
+        axes={axis: levels for axis, levels in space.levels.items() if axis != "attention_backend"},
+        baseline=_levels(space, base),
+        spread=_spread(expansion.candidates),
+        estimate=estimate(total, [*chosen, *extra], request, Machine.here(), measured),
+        total_flops=total,
+        design=chosen_design,
+        halving=halving,
+    )
+
+
+def _frontier(
+    space: Space, base: TrainConfig, budget: float, multiples: Sequence[float], seeds: int, *, known: bool
+) -> list[PlannedTrial]:
+    """The base's runs at `multiples` of the budget; at the budget itself too, unless the study has those (`known`)."""
+    if not multiples:
+        return []
+    wanted = sorted({*multiples, *(() if known else (1.0,))})
+    if len(wanted) + known < 3:
+        text = ",".join(f"{multiple:g}" for multiple in multiples)
+        raise UserError(f"frontier_budgets ({text}): a frontier needs three budgets in all, the study's among them")
+    found = []
+    arch = base.architecture
+    for multiple in wanted:
+        for seed in range(base.seed, base.seed + seeds):
+            config = base.replace(flops=float(budget * multiple), rungs=(), rung_decay=0.0, seed=seed)
+            label = f"{space.base} at {multiple:g} x the budget"
+            name = f"{arch.name}-{arch.hash[:6]}-x{multiple:g}-s{seed}"
+            found.append(PlannedTrial(name, (label,), config, _levels(space, config), role="frontier"))
+    return found
+
+
+def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
+    """The level of each axis of `space` that the run's function can differ in."""
+    values = config.to_dict() | config.architecture.to_dict()
+    dead = space.dead(values)
+    return {axis: values[axis] for axis in space.levels if axis not in _NO_FACTORS and axis not in dead}
+
+
+def _names(candidates: list[Candidate]) -> list[str]:
+    """What each candidate is called: its architecture's name and hash; its label, then a digest, if not enough."""
+    names = [f"{c.config.architecture.name}-{c.config.architecture.hash[:6]}" for c in candidates]
+    labels = [re.sub(r"[^A-Za-z0-9.=_-]+", "_", candidate.labels[0]) for candidate in candidates]
+    digests = [hashlib.sha256(repr(candidate.config).encode()).hexdigest()[:8] for candidate in candidates]
+    for more in (labels, digests):
+        times = collections.Counter(names)
+        names = [name if times[name] == 1 else f"{name}-{add}" for name, add in zip(names, more, strict=True)]
+    return names
+
+
+def _spread(candidates: list[Candidate]) -> Spread:
+    flops = [(flops_per_token(candidate.config.architecture).total, candidate.labels[0]) for candidate in candidates]
+    least, most = min(flops, key=lambda item: item[0]), max(flops, key=lambda item: item[0])
+    return Spread(least[0], most[0], least[1], most[1])

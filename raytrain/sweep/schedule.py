@@ -1,0 +1,163 @@
+"""What a study runs next: its trials, each in segments that end at rungs, and who goes on. Knows no Ray.
+
+The state is what a list of events makes of it, so a driver that starts again reads the events and has it whole:
+
+    driver   a driver took the study up: what ran under the one before waits again, and so do `retried`
+    begin    a lane has the trial
+    rung     the trial is paused at `rung`, with `score` (val_loss; None where there is none)
+    lost     its lane died; it waits again
+    oom      it ran out of memory; it waits again, with `micro_batch` sequences a pass
+    end      it has ended, with `status`
+
+    waiting -> running -> paused at a rung -> waiting, for the next rung, or ended: `stopped`
+                       -> ended: `complete`, `diverged`, `oom`, `failed`, `lost`
+
+Rungs are model FLOPs, equal for all trials. Who goes on is `raytrain.sweep.halving`'s to say. A trial that ends before
+a rung counts as worst there; one that has no rungs (the baseline's runs for the frontier) runs to its end.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raytrain.sweep.halving import settled
+
+LOST_RETRIES = 3  # times that a trial whose lane died is started again, from its newest checkpoint if it has one
+
+Event = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of a trial for a lane: to rung number `rung`, or to the end of its budget (None).
+
+    `micro_batch` takes the place of the config's after the trial ran out of memory.
+    """
+
+    trial: str
+    rung: int | None
+    micro_batch: int | None
+
+
+@dataclasses.dataclass
+class _Trial:
+    rungs: int  # how many it has
+    rung: int = 0  # the one it trains for; `rungs` means its end
+    state: str = "waiting"  # running, paused, ended
+    status: str = ""
+    losses: int = 0
+    micro_batch: int | None = None
+
+
+class Schedule:
+    """The state of a study's `trials` (as study.json has them) under its `scheduler` (likewise)."""
+
+    def __init__(self, trials: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any] | None = None) -> None:
+        self._keep: list[int] = list((scheduler or {}).get("keep", ()))
+        self._trials = {
+            trial["id"]: _Trial(0 if trial.get("role") == "frontier" else len(self._keep)) for trial in trials
+        }
+        self._scores: list[dict[str, float]] = [{} for _ in self._keep]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every trial has ended."""
+        return all(trial.state == "ended" for trial in self._trials.values())
+
+    @property
+    def progress(self) -> str:
+        """Such as `trials: 12 running, 40 waiting, 3 paused, 9 ended of 64`."""
+        counts = Counter(trial.state for trial in self._trials.values())
+        states = (f"{counts[state]} {state}" for state in ("running", "waiting", "paused", "ended") if counts[state])
+        return f"trials: {', '.join(states)} of {len(self._trials)}"
+
+    def has_ended(self, trial: str) -> bool:
+        return self._trials[trial].state == "ended"
+
+    @property
+    def running(self) -> list[str]:
+        return [name for name, trial in self._trials.items() if trial.state == "running"]
+
+    @property
+    def retried(self) -> list[str]:
+        """The trials that a new driver tries again: lost, as a lane that died says nothing of the trial.
+
+        But not where others went on from the same rung without it: were it better, more would go on than are to.
+        """
+        furthest = max(trial.rung for trial in self._trials.values())
+        return [
+            name
+            for name, trial in self._trials.items()
+            if trial.status == "lost" and (trial.rung == trial.rungs or trial.rung == furthest)
+        ]
+
+    def next(self, fits: Callable[[str], bool] = lambda trial: True) -> Segment | None:
+        """The segment to run next among trials that `fits`; None if there is none now.
+
+        Those of the lowest rung first, since decisions wait for them; then in the order of the plan.
+        """
+        waiting = [name for name, trial in self._trials.items() if trial.state == "waiting" and fits(name)]
+        if not waiting:
+            return None
+        return self.target(min(waiting, key=lambda name: self._trials[name].rung))  # min keeps the first of equals
+
+    def target(self, name: str) -> Segment:
+        """The segment that trial `name` is at."""
+        trial = self._trials[name]
+        return Segment(name, trial.rung if trial.rung < trial.rungs else None, trial.micro_batch)
+
+    def retries_after_loss(self, trial: str) -> bool:
+        return self._trials[trial].losses < LOST_RETRIES
+
+    def retries_after_oom(self, trial: str) -> bool:
+        """Once, with smaller micro-batches."""
+        return self._trials[trial].micro_batch is None
+
+    def apply(self, event: Event) -> list[str]:
+        """Take in an event. Returns the trials that it stops at their rung: each wants an `end` of its own."""
+        kind = event["event"]
+        if kind == "driver":
+            again = {*self.running, *self.retried}
+            for name, trial in self._trials.items():
+                if name in again:
+                    trial.state, trial.status = "waiting", ""
+                trial.losses = 0
+            return self._decide()
+        name, trial = event["trial"], self._trials[event["trial"]]
+        if kind == "begin":
+            trial.state = "running"
+        elif kind == "rung":
+            trial.state = "paused"
+            score = event["score"]
+            self._scores[event["rung"]][name] = math.nan if score is None else score
+        elif kind == "lost":
+            trial.state, trial.losses = "waiting", trial.losses + 1
+        elif kind == "oom":
+            trial.state, trial.micro_batch = "waiting", event["micro_batch"]
+        elif kind == "end":
+            trial.state, trial.status = "ended", event["status"]
+        return self._decide()
+
+    def _decide(self) -> list[str]:
+        """Let those go on that will for certain; return those that will not."""
+        stops: list[str] = []
+        at_most = sum(trial.rungs > 0 for trial in self._trials.values())  # trials that may yet come to the rung
+        for rung, keep in enumerate(self._keep):
+            scores = dict(self._scores[rung])
+            for name, trial in self._trials.items():
+                if trial.rung == rung < trial.rungs and trial.state == "ended" and trial.status != "stopped":
+                    scores[name] = math.nan
+            go_on, stop = settled(scores, at_most - len(scores), keep)
+            for name in go_on:
+                trial = self._trials[name]
+                if trial.rung == rung and trial.state == "paused" and not math.isnan(scores[name]):
+                    trial.rung, trial.state = rung + 1, "waiting"
+            for name in stop | {name for name in scores if math.isnan(scores[name])}:
+                trial = self._trials[name]
+                if trial.rung == rung and trial.state == "paused":
+                    stops.append(name)
+            finite = sum(not math.isnan(scores[name]) for name in go_on)
+            at_most = finite if len(scores) == at_most else min(keep, at_most)
+        return stops

@@ -1,0 +1,299 @@
+"""Search spaces: YAML files of axes and levels, and the distinct functions that they spell. Pure: no torch.
+
+A file has `axes` (any field of a run -> its levels), or `presets`, or both; `base`, the preset that the points start
+from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may have
+
+    when        for an axis the levels of others that it counts with; elsewhere it is dead, and the base's value stands
+    placement   for trials of some levels the ranks that each takes
+"""
+
+import dataclasses
+import graphlib
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raytrain import architecture
+from raytrain.architecture import AXES, PRESETS
+from raytrain.config.resolve import FIELDS, read_value, read_yaml
+from raytrain.config.run import TrainConfig
+from raytrain.errors import UserError, unknown_value
+
+_KEYS = ("base", "presets", "axes", "vary", "when", "placement")
+_VARY = ("all", "one_at_a_time")
+# What a trial may differ in and still be ranked with the others. Not the data or the vocabulary, which move the zero
+# of the loss; nor what is watched, or where and how fast a trial runs.
+AXIS_FIELDS = (
+    *("preset", *AXES, "n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff"),
+    *("global_batch", "learning_rate", "min_lr_fraction", "warmup_fraction", "schedule", "decay_fraction"),
+    *("weight_decay", "beta1", "beta2", "grad_clip", "precision", "init_from"),
+)
+# A wheel has the spaces inside the package; a checkout, which an editable install points at, has them beside it.
+_FOLDERS = tuple(Path(__file__).parents[up] / "search_spaces" for up in (1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One spelling in a space: `values` are fields of a run, `preset` among them."""
+
+    label: str
+    values: Mapping[str, Any]
+
+
+Condition = Mapping[str, tuple[Any, ...]]  # axis -> levels of it; it holds where all those axes have one of theirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Axes and their levels around a base. `preset` may be an axis; the base's own level comes first in its axis.
+
+    `when` holds the conditions of conditional axes, each after those that its own condition names. `placement` are
+    conditions, and the ranks of a trial that meets one; the first that holds counts.
+    """
+
+    name: str
+    base: str
+    levels: Mapping[str, tuple[Any, ...]]
+    vary: str = "all"
+    when: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
+    placement: tuple[tuple[Condition, int], ...] = ()
+
+    def dead(self, values: Mapping[str, Any]) -> set[str]:
+        """The axes that do not count in a run of `values`. A condition on a dead axis does not hold."""
+        found: set[str] = set()
+        for axis, condition in self.when.items():
+            if found & condition.keys() or not _holds(condition, values):
+                found.add(axis)
+        return found
+
+    def workers(self, values: Mapping[str, Any]) -> int | None:
+        """The ranks of a trial of `values`; None where the space does not say."""
+        return next((ranks for condition, ranks in self.placement if _holds(condition, values)), None)
+
+    def points(self) -> list[Point]:
+        """Every spelling. The base comes first if it is one of them."""
+        if self.vary == "all":
+            combinations = itertools.product(*self.levels.values())
+            return [self._point(dict(zip(self.levels, levels, strict=True))) for levels in combinations]
+        base = {"preset": self.base} | PRESETS[self.base]
+        changes = [{axis: level} for axis, levels in self.levels.items() for level in levels]
+        return [self._point({})] + [self._point(change) for change in changes if not change.items() <= base.items()]
+
+    def _point(self, change: dict[str, Any]) -> Point:
+        start = PRESETS[change.get("preset", self.base)]
+        dead_axes = self.dead(start | change)
+        change = {axis: level for axis, level in change.items() if axis not in dead_axes}
+        values = {"preset": self.base} | change
+        dead = "activation" if values.get("ffn_type", start.get("ffn_type")) == "swiglu" else None
+        differences = [
+            f"{axis}={level}"
+            for axis, level in change.items()
+            if axis not in ("preset", dead) and not (axis in start and level == start[axis])
+        ]
+        if not differences or "preset" in self.levels:
+            differences.insert(0, values["preset"])
+        return Point(" ".join(differences), values)
+
+
+def _holds(condition: Condition, values: Mapping[str, Any]) -> bool:
+    return all(values.get(axis) in levels for axis, levels in condition.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One function (or one program) of a space, in the program form of its first spelling.
+
+    `labels` holds the first label of each preset that spells it; `values` are those of the first spelling.
+    """
+
+    config: TrainConfig
+    labels: tuple[str, ...]
+    values: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """`points` spellings of `programs` distinct programs, and the candidates that are left to train."""
+
+    points: int
+    programs: int
+    candidates: list[Candidate]
+
+
+def expand(
+    space: Space, resolve: Callable[[Mapping[str, Any]], TrainConfig], *, keep_backends: bool = False
+) -> Expansion:
+    """The distinct functions of `space`, in the order of their first spelling.
+
+    Two points fall together if their architectures have one canonical form and all other fields of the run are equal.
+    With `keep_backends` the attention backends stay apart: programs are the candidates, for a study of speed.
+    `resolve` makes a run of a point's values. Raises UserError that names the combination it cannot be made of.
+    """
+    other_fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "architecture"]
+    points = space.points()
+    programs = set()
+    runs: dict[Any, tuple[TrainConfig, Mapping[str, Any]]] = {}
+    labels: dict[Any, dict[str, str]] = {}  # by preset
+    for point in points:
+        try:
+            config = resolve(point.values)
+        except UserError as error:
+            raise UserError(f"Space {space.name}, {point.label}: {error}") from None
+        program = config.architecture.program()
+        is_dead = {"decay_fraction"} if config.schedule == "cosine" else set()
+        rest = tuple(getattr(config, field) for field in other_fields if field not in is_dead)
+        programs.add((program, rest))
+        key = (program if keep_backends else program.canonical(), rest)
+        runs.setdefault(key, (config, point.values))
+        labels.setdefault(key, {}).setdefault(point.values["preset"], point.label)
+    candidates = [
+        Candidate(config.replace(architecture=config.architecture.program()), tuple(labels[key].values()), values)
+        for key, (config, values) in runs.items()
+    ]
+    return Expansion(len(points), len(programs), candidates)
+
+
+def load_space(spec: str, base: str | None = None) -> Space:
+    """The space called `spec` in search_spaces/, or in the YAML file `spec`. `base` overrides the file's.
+
+    Raises UserError for an unknown name, an unreadable file, an unknown key, axis or level, or an empty space.
+    """
+    path = _find(spec)
+    content = read_yaml(path, "space", "with axes or presets")
+    for key in content:
+        if key not in _KEYS:
+            raise unknown_value(f"key in space {spec}", key, _KEYS)
+    base = str(base or content.get("base", "gpt2"))
+    if base not in PRESETS:
+        raise unknown_value("base", base, PRESETS)
+    vary = content.get("vary", "all")
+    if vary not in _VARY:
+        raise unknown_value(f"vary in space {spec}", vary, _VARY)
+    axes = content.get("axes") or {}
+    if not isinstance(axes, dict):
+        raise UserError(f"axes in space {spec} must be a mapping of field to levels, not {axes!r}")
+    if "presets" in content and "preset" in axes:
+        raise UserError(f"Space {spec} has presets and an axis called preset; leave one of them out")
+    if "presets" in content:
+        axes = {"preset": content["presets"]} | axes
+    if not axes:
+        raise UserError(f"Space {spec} is empty: it needs axes or presets")
+    levels = {axis: _levels(spec, axis, given) for axis, given in axes.items()}
+    start = {"preset": base} | PRESETS[base]
+    return Space(
+        name=path.stem,
+        base=base,
+        levels={axis: tuple(sorted(levels[axis], key=lambda level: level != start.get(axis))) for axis in levels},
+        vary=vary,
+        when=_when(spec, content.get("when") or {}, levels),
+        placement=_placement(spec, content.get("placement") or [], levels),
+    )
+
+
+def _when(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> dict[str, Condition]:
+    """The conditions of axes, in an order in which each comes after those that it depends on."""
+    if not isinstance(given, dict):
+        raise UserError(f"when in space {spec} must be a mapping of axis to condition, not {given!r}")
+    for axis in given:
+        if axis not in levels:
+            raise unknown_value(f"axis in when of space {spec}", axis, levels)
+    conditions = {axis: _condition(spec, f"when of {axis}", condition, levels) for axis, condition in given.items()}
+    try:
+        order = graphlib.TopologicalSorter({axis: condition.keys() for axis, condition in conditions.items()})
+        return {axis: conditions[axis] for axis in order.static_order() if axis in conditions}
+    except graphlib.CycleError as error:
+        raise UserError(f"when in space {spec} goes in a circle: {' -> '.join(error.args[1])}") from None
+
+
+def _placement(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> tuple[tuple[Condition, int], ...]:
+    if not isinstance(given, list):
+        raise UserError(f"placement in space {spec} must be a list of when and workers, not {given!r}")
+    found = []
+    for entry in given:
+        if not isinstance(entry, dict) or entry.keys() != {"when", "workers"}:
+            raise UserError(f"placement in space {spec}: {entry!r} must have when and workers")
+        workers = entry["workers"]
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise UserError(f"placement in space {spec}: workers ({workers!r}) must be a whole number, 1 or more")
+        found.append((_condition(spec, "placement", entry["when"], levels), workers))
+    return tuple(found)
+
+
+def _condition(spec: str, place: str, given: Any, levels: Mapping[str, list[Any]]) -> Condition:
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{place} in space {spec} must be a mapping of axis to levels, not {given!r}")
+    condition = {}
+    for axis, wanted in given.items():
+        if axis not in levels:
+            raise unknown_value(f"axis in {place} of space {spec}", axis, levels)
+        try:
+            read = [_level(axis, level) for level in (wanted if isinstance(wanted, list) else [wanted])]
+        except UserError as error:
+            raise UserError(f"{place} in space {spec}: {error}") from None
+        for level in read:
+            if level not in levels[axis]:
+                raise unknown_value(f"level of {axis} in {place} of space {spec}", level, map(str, levels[axis]))
+        condition[axis] = tuple(read)
+    return condition
+
+
+def _find(spec: str) -> Path:
+    spaces = {path.stem: path for folder in reversed(_FOLDERS) for path in sorted(folder.glob("*.yaml"))}
+    if spec in spaces:
+        return spaces[spec]
+    if Path(spec).suffix in (".yaml", ".yml") or Path(spec).is_file():
+        return Path(spec)
+    raise unknown_value("space (and no YAML file)", spec, spaces)
+
+
+def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
+    """The levels of one axis, as the types of that field."""
+    if axis not in FIELDS and axis != "preset":
+        raise unknown_value(f"axis in space {spec}", axis, AXIS_FIELDS)
+    if axis not in AXIS_FIELDS:
+        raise UserError(f"{axis} cannot be an axis of space {spec}: trials that differ in it are not to be ranked")
+    if isinstance(given, dict):
+        given = _range(spec, axis, given)
+    if not isinstance(given, list):
+        raise UserError(f"axis {axis} in space {spec} must be a list of levels or a range, not {given!r}")
+    if not given:
+        raise UserError(f"Space {spec} is empty: axis {axis} has no levels")
+    try:
+        levels = [_level(axis, level) for level in given]
+    except UserError as error:
+        raise UserError(f"Axis {axis} in space {spec}: {error}") from None
+    for index, level in enumerate(levels):
+        if level in levels[:index]:
+            raise UserError(f"Axis {axis} in space {spec} has the level {level} twice")
+    return levels
+
+
+def _range(spec: str, axis: str, given: dict[Any, Any]) -> list[float]:
+    """`count` levels from `low` to `high`, each the same factor above the one before, to six digits."""
+    allowed = ("low", "high", "count")
+    for key in given:
+        if key not in allowed:
+            raise unknown_value(f"key of axis {axis} in space {spec}", key, allowed)
+    try:
+        low, high, count = float(given["low"]), float(given["high"]), int(given["count"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"axis {axis} in space {spec}: a range has the numbers low, high and count") from None
+    if FIELDS.get(axis) is not float or not 0 < low < high < math.inf or count < 2:
+        raise UserError(
+            f"axis {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 or "
+            f"more, not {given}"
+        )
+    return [float(f"{low * (high / low) ** (place / (count - 1)):.6g}") for place in range(count)]
+
+
+def _level(axis: str, given: Any) -> Any:
+    if axis == "preset":
+        if str(given) not in PRESETS:
+            raise unknown_value("preset", given, PRESETS)
+        return given
+    level = read_value(axis, given)
+    if axis in AXES:
+        architecture.preset("gpt2", **{axis: level})  # raises for a value outside the axis
+    return level

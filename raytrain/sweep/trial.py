@@ -1,0 +1,41 @@
+"""One planned run of a sweep."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from raytrain.config.run import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTrial:
+    """One run of a sweep. `id` is its folder's name; `labels` are what the space calls it.
+
+    `levels` are those of the space's axes that its function depends on. `role` is "frontier" for a run of the base at a
+    budget of its own, else empty. `workers` are the ranks that the space's placement gives it, if it does.
+    """
+
+    id: str
+    labels: tuple[str, ...]
+    config: TrainConfig
+    levels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    role: str = ""
+    workers: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.labels[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        config = self.config
+        trial = {
+            "id": self.id,
+            "label": self.label,
+            "labels": list(self.labels),
+            "hash": config.architecture.hash,
+            "seed": config.seed,
+            "levels": dict(self.levels),
+            "config": config.to_dict(),
+        }
+        return trial | {key: value for key in ("role", "workers") if (value := getattr(self, key))}
