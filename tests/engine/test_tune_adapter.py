@@ -2,7 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ray.tune.search import Searcher
-from tests.engine.test_record import finish, trials
+from tests.engine.test_journal import finish, trials
 
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import StudyJournal
