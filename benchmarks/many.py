@@ -52,8 +52,8 @@ def main() -> None:
     space = Space("many", "llama", {"norm_position": ("pre",)})
     expansion = expand(space, lambda values: resolve([("bench", {"max_iters": 1, **values})], data_vocab_size=256)[0])
     budget = expansion.candidates[0].config.train_flops
-    plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=flags.trials)
     request = ResourceRequest(gpus_per_trial=0, concurrent=flags.lanes)
+    plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=flags.trials, request=request)
     memory: list[tuple[float, float]] = []
     is_over = threading.Event()
 
@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="many-") as runs:
         threading.Thread(target=watch, daemon=True).start()
         began = time.time()
-        run_study(plan, runs=Path(runs), name="many", request=request, train=train)
+        run_study(plan, runs=Path(runs), name="many", train=train)
         took = time.time() - began
         is_over.set()
         events = read_log(Path(runs) / "many" / "events.jsonl")

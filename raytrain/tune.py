@@ -1,32 +1,19 @@
 """`python -m raytrain.tune`: a sweep over a search space, on this machine or on the cluster of RAY_ADDRESS or a job."""
 
 import argparse
-import functools
 import gc
 import json
-import math
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from raytrain.architecture import PRESETS
-from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
-from raytrain.config.run import AUTO, TrainConfig
-from raytrain.data import open_dataset
-from raytrain.data.corpora import STDLIB
-from raytrain.errors import Parser, UserError, command, unknown_value
+from raytrain.config.resolve import add_flags, read_flags
+from raytrain.errors import Parser, UserError, command
 from raytrain.interrupts import held
 from raytrain.rundir.folders import check_name
 from raytrain.sweep.design import DESIGNS
-from raytrain.sweep.estimate import ResourceRequest
-from raytrain.sweep.halving import Halving
-from raytrain.sweep.measure import measured_rate
-from raytrain.sweep.plan import Plan, make_plan
-from raytrain.sweep.space import expand, load_space
-
-SCHEDULERS = ("none", "halving")
+from raytrain.sweep.plan import Plan
+from raytrain.sweep.planning import OPTIONS, SCHEDULERS, plan
 
 
 @command
@@ -44,19 +31,20 @@ def main(argv: list[str] | None = None) -> int | None:
             concurrent=flags.concurrent,
             as_json=flags.json,
         )
-    plan = _plan(flags)
+    if flags.name is not None:
+        check_name(flags.name)
+    planned = _plan(flags)
     if flags.plan:
-        print(json.dumps(plan.to_dict()) if flags.json else plan)
+        print(json.dumps(planned.to_dict()) if flags.json else planned)
         return 0
     with held():
         from raytrain.engine.study import run_study  # a plan must not wait for it
 
     return run_study(
-        plan,
+        planned,
         runs=Path(flags.runs),
         name=flags.name,
         tracking_uri=flags.tracking_uri,
-        request=_request(flags),
         storage=flags.storage,
         command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
         as_json=flags.json,
@@ -138,113 +126,11 @@ def _check_resume(flags: argparse.Namespace) -> None:
             )
 
 
-def _request(flags: argparse.Namespace) -> ResourceRequest:
-    return ResourceRequest(flags.gpus_per_trial, flags.workers_per_trial, flags.trials_per_gpu, flags.concurrent)
-
-
-def _check(flags: argparse.Namespace) -> None:
-    """Raises UserError for values of the sweep's own flags that cannot be."""
-    for name, least in (
-        ("max_trials", 1),
-        ("trials", 1),
-        ("seeds", 1),
-        ("gpus_per_trial", 0),
-        ("workers_per_trial", 1),
-        ("trials_per_gpu", 1),
-        ("concurrent", 1),
-        ("factor", 2),
-    ):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            raise UserError(f"{name} ({value}) must be {least} or more")
-    if flags.name is not None:
-        check_name(flags.name)
-    if flags.trials is not None and flags.design is None:
-        raise UserError(
-            f"trials ({flags.trials}) goes with --design random or d_optimal; --max_trials cuts a sweep short"
-        )
-    if flags.max_trials is not None and flags.design is not None:
-        raise UserError(
-            f"max_trials ({flags.max_trials}) would spoil design {flags.design}; say how many with --trials"
-        )
-    if (flags.trials_per_gpu or 1) > 1 and flags.gpus_per_trial not in (None, 1):
-        raise UserError(f"trials_per_gpu ({flags.trials_per_gpu}) shares one GPU; gpus_per_trial must be 1 then")
-    if any(not 0 < multiple < math.inf for multiple in flags.frontier_budgets):
-        raise UserError(f"frontier_budgets ({flags.frontier_budgets}) must be above 0 and finite, as multiples")
-    for name, allowed in (("reference", PRESETS), ("scheduler", SCHEDULERS)):
-        if getattr(flags, name) not in allowed:
-            raise unknown_value(name, getattr(flags, name), allowed)
-
-
 def _plan(flags: argparse.Namespace) -> Plan:
-    """Raises UserError for any mistake in the command line, the space and the data."""
-    _check(flags)
-    space = load_space(flags.space, flags.base)
-    layers = [("flag", read_flags(flags))]
-    if flags.config:
-        layers.insert(0, (flags.config, read_file(flags.config)))
-    for layer, values in layers:
-        if "preset" in values:
-            raise UserError(f"preset ({values['preset']}) is for one run; a sweep varies around --base")
-        for name in values:
-            if name in space.levels:
-                raise UserError(
-                    f"{name} ({layer}) is an axis of space {space.name}: leave it out, or vary something else"
-                )
-    given = {name: value for _, values in layers for name, value in values.items()}
-    if (flags.trials_per_gpu or 1) > 1 and given.get("micro_batch") == AUTO:
-        raise UserError("micro_batch (auto) has a GPU to itself while it tries; with --trials_per_gpu give a number")
+    """The plan that the flags ask for: those of a run by their fields' names, the others by their options'."""
+    options = {name: value for name, value in vars(flags).items() if name in OPTIONS}
+    return plan(flags.space, **options, **read_flags(flags))
 
-    def resolved(values: Mapping[str, Any], *without: str) -> TrainConfig:
-        data = str(values.get("data", given.get("data", STDLIB)))
-        kept = [(layer, {name: v for name, v in said.items() if name not in without}) for layer, said in layers]
-        config, _ = resolve([*kept, ("space", values)], data_vocab_size=_vocab_size(data))
-        config.check_ranks(
-            space.workers(config.to_dict() | config.architecture.to_dict())
-            or flags.gpus_per_trial
-            or flags.workers_per_trial
-            or 1
-        )
-        if "checkpoint_interval" not in given:  # a sweep keeps no checkpoints unless it is told to
-            config = config.replace(checkpoint_interval=None)
-        if config.init_from is not None and not Path(config.init_from).is_dir():
-            raise UserError(f"init_from ({config.init_from}) is no folder")
-        # Trials may run in another working directory.
-        paths = {name: getattr(config, name) for name in ("data", "init_from")}
-        return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
-
-    first = {"preset": space.base} if PRESETS[space.base] else space.points()[0].values
-    base = resolved(first, "rungs")  # which are checked against the budget that it gives
-    budget = base.train_flops if any(given.get(name) is not None for name in ("max_iters", "tokens")) else base.flops
-    assert budget is not None
-    rungs = read_value("rungs", given.get("rungs", ()))
-    if flags.scheduler == "halving" and not rungs:
-        rungs = tuple(budget / flags.factor**k for k in (2, 1))
-
-    def resolve_trial(values: Mapping[str, Any]) -> TrainConfig:
-        config = resolved(values, "rungs")
-        return config.replace(max_iters=None, tokens=None, flops=float(budget), rungs=rungs)
-
-    return make_plan(
-        space,
-        expand(space, resolve_trial),
-        budget_flops=round(budget),
-        scale=base.scale,
-        seeds=flags.seeds,
-        max_trials=flags.max_trials,
-        base=resolve_trial(first),
-        request=_request(flags),
-        design=flags.design,
-        trials=flags.trials,
-        interactions=flags.interactions,
-        reference=flags.reference,
-        halving=Halving(flags.factor, rungs, base.rung_decay) if flags.scheduler == "halving" else None,
-        frontier=flags.frontier_budgets,
-        measured=functools.partial(measured_rate, now=flags.measure),
-    )
-
-
-_vocab_size = functools.cache(lambda data: open_dataset(data).vocab_size)
 
 if __name__ == "__main__":
     code = main()

@@ -14,7 +14,7 @@ from raytrain import tune
         ("--space nowhere", "Available: full, one_factor, presets"),
         ("--base lama", "Did you mean llama?"),
         ("--n_embd 100 --n_head 12", "n_embd (100) must be divisible by n_head (12)"),
-        ("--space full --normalization rmsnorm", "normalization (flag) is an axis of space full"),
+        ("--space full --normalization rmsnorm", "normalization (rmsnorm) is an axis of space full"),
         ("--preset llama", "--base"),
         ("--max_trials 0", "max_trials (0) must be 1 or more"),
         ("--seeds 0", "seeds (0) must be 1 or more"),

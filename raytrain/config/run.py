@@ -231,6 +231,12 @@ class TrainConfig:
         """Plain values, as JSON has them."""
         return dataclasses.asdict(self) | {"rungs": list(self.rungs)}
 
+    def flat(self) -> dict[str, Any]:
+        """Plain values with the architecture's fields among the run's own: one mapping of field to value."""
+        values = self.to_dict()
+        shape: dict[str, Any] = values.pop("architecture")
+        return shape | values
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """A run as `to_dict` gave it, also that of 0.1.0 before activation checkpointing had three levels."""

@@ -39,7 +39,7 @@ from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError
 from raytrain.interrupts import INTERRUPTED
 from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
-from raytrain.sweep.estimate import NO_REQUEST, ResourceRequest
+from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
 
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
@@ -51,7 +51,6 @@ def run_study(
     runs: Path,
     name: str | None = None,
     tracking_uri: str | None = None,
-    request: ResourceRequest = NO_REQUEST,
     storage: str | None = None,
     command: str = "",
     as_json: bool = False,
@@ -70,7 +69,7 @@ def run_study(
     console = _console(as_json=as_json)
     folder = _free_folder(_home(runs), name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
-    trials = [trial.to_dict() for trial in plan.trials]
+    trials, request = [trial.to_dict() for trial in plan.trials], plan.request
     sync = Sync(folder, tracking_uri, console)
     with ray_started() as is_local:
         lanes = plan_lanes(trials, request, is_local=is_local)

@@ -46,7 +46,7 @@ class Spread:
 class Plan:
     """A sweep, complete: `trials` in the order to run them, each to `budget_flops` but for those of the frontier.
 
-    `axes` are the levels of the space's axes, `baseline` those of its base.
+    `axes` are the levels of the space's axes, `baseline` those of its base. `request` is what the trials are to run on.
     """
 
     space: str
@@ -64,6 +64,7 @@ class Plan:
     total_flops: float
     design: Design | None = None
     halving: Halving | None = None
+    request: ResourceRequest = NO_REQUEST
 
     @property
     def counts(self) -> dict[str, int]:
@@ -201,7 +202,7 @@ def make_plan(
 
     def planned(candidate: Candidate, name: str, seed: int) -> PlannedTrial:
         config = candidate.config.replace(seed=seed)
-        workers = space.workers(config.to_dict() | config.architecture.to_dict())
+        workers = space.workers(config.flat())
         return PlannedTrial(f"{name}-s{seed}", candidate.labels, config, _levels(space, config), workers=workers)
 
     chosen_design = None
@@ -245,6 +246,7 @@ def make_plan(
         total_flops=total,
         design=chosen_design,
         halving=halving,
+        request=request,
     )
 
 
@@ -271,7 +273,7 @@ def _frontier(
 
 def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
     """The level of each axis of `space` that the run's function can differ in."""
-    values = config.to_dict() | config.architecture.to_dict()
+    values = config.flat()
     dead = space.dead(values)
     return {axis: values[axis] for axis in space.levels if axis not in _NO_FACTORS and axis not in dead}
 

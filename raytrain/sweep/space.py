@@ -161,7 +161,12 @@ def load_space(spec: str, base: str | None = None) -> Space:
     Raises UserError for an unknown name, an unreadable file, an unknown key, axis or level, or an empty space.
     """
     path = _find(spec)
-    content = read_yaml(path, "space", "with axes or presets")
+    return read_space(path.stem, read_yaml(path, "space", "with axes or presets"), base, spec=spec)
+
+
+def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *, spec: str | None = None) -> Space:
+    """The space `name` of what a file of one holds; `spec` is what errors call it. Otherwise as `load_space`."""
+    spec = spec or name
     for key in content:
         if key not in _KEYS:
             raise unknown_value(f"key in space {spec}", key, _KEYS)
@@ -183,7 +188,7 @@ def load_space(spec: str, base: str | None = None) -> Space:
     levels = {axis: _levels(spec, axis, given) for axis, given in axes.items()}
     start = {"preset": base} | PRESETS[base]
     return Space(
-        name=path.stem,
+        name=name,
         base=base,
         levels={axis: tuple(sorted(levels[axis], key=lambda level: level != start.get(axis))) for axis in levels},
         vary=vary,
@@ -256,7 +261,7 @@ def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
         raise UserError(f"{axis} cannot be an axis of space {spec}: trials that differ in it are not to be ranked")
     if isinstance(given, dict):
         given = _range(spec, axis, given)
-    if not isinstance(given, list):
+    if not isinstance(given, list | tuple):
         raise UserError(f"axis {axis} in space {spec} must be a list of levels or a range, not {given!r}")
     if not given:
         raise UserError(f"Space {spec} is empty: axis {axis} has no levels")

@@ -440,15 +440,11 @@ def test_killed_worker_changes_nothing(ray_here: None, tmp_path: Path) -> None:
     space = Space("test", "llama", {"norm_position": ("pre",)})
     expansion = expand(space, lambda v: resolve([("test", {**values, **v})], data_vocab_size=256)[0])
     budget = expansion.candidates[0].config.train_flops
-    plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=1)
+    request = ResourceRequest(workers_per_trial=2)
+    plan = make_plan(space, expansion, budget_flops=budget, scale="tiny", seeds=1, request=request)
     losses = {}
     for name, marker in (("whole", tmp_path), ("killed", tmp_path / "marker")):  # a marker that exists: nobody dies
-        assert (
-            study.run_study(
-                plan, runs=tmp_path, name=name, request=ResourceRequest(workers_per_trial=2), train=dies_once(marker)
-            )
-            == 0
-        )
+        assert study.run_study(plan, runs=tmp_path, name=name, train=dies_once(marker)) == 0
         reports = read_log(tmp_path / name / "trials" / plan.trials[0].id / "log.jsonl")
         losses[name] = {r["step"]: r["loss"] for r in reports if r["event"] == "step"}
         assert reports[-1]["status"] == "complete"

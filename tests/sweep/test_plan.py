@@ -157,8 +157,8 @@ def test_a_d_optimal_plan_says_what_it_resolves(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--trials 9", "goes with --design"),
-        ("--design d_optimal --max_trials 9", "would spoil design"),
+        ("--trials 9", "goes with design random"),
+        ("--design d_optimal --max_trials 9", "cannot be combined with design d_optimal"),
         ("--design d_optimal", "needs --trials N"),
         ("--design leave_one_out", "the base is the reference"),
     ],

@@ -1,0 +1,224 @@
+"""From a space and options to a plan: what `python -m raytrain.tune` and `raytrain.plan` both call. No torch, no ray.
+
+A new option of planning is a keyword of `plan`, checked in `_check_counts` or `_check_options`; the flag of the same
+name in `raytrain.tune` reaches it by that name.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raytrain.architecture import PRESETS
+from raytrain.config.resolve import FIELDS, read_file, read_value, resolve
+from raytrain.config.run import AUTO, TrainConfig
+from raytrain.data import open_dataset
+from raytrain.data.corpora import STDLIB
+from raytrain.errors import UserError, unknown_value
+from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.halving import Halving
+from raytrain.sweep.measure import measured_rate
+from raytrain.sweep.plan import Plan, make_plan
+from raytrain.sweep.space import Space, expand, load_space, read_space
+
+SCHEDULERS = ("none", "halving")
+_LEAST = {
+    "max_trials": 1,
+    "trials": 1,
+    "seeds": 1,
+    "gpus_per_trial": 0,
+    "workers_per_trial": 1,
+    "trials_per_gpu": 1,
+    "concurrent": 1,
+    "factor": 2,
+}
+
+
+def plan(
+    space: str | Path | Space | Mapping[str, Any] = "presets",
+    *,
+    base: str | None = None,
+    config: str | Path | None = None,
+    seeds: int = 1,
+    max_trials: int | None = None,
+    design: str | None = None,
+    trials: int | None = None,
+    interactions: bool = True,
+    reference: str = "gpt2",
+    scheduler: str = "none",
+    factor: int = 4,
+    frontier_budgets: Sequence[float] = (),
+    measure: bool = False,
+    gpus_per_trial: int | None = None,
+    workers_per_trial: int | None = None,
+    trials_per_gpu: int | None = None,
+    concurrent: int | None = None,
+    **run: Any,
+) -> Plan:
+    """Plan a sweep over `space`; nothing starts, and nothing is written.
+
+    Args:
+        space: the name of a space in search_spaces/ (presets, one_factor, full), a YAML file, a `Space`, or a mapping:
+            of axes to levels, such as `{"normalization": ["layernorm", "rmsnorm"]}`, or of what such a file holds.
+        base: preset that the space varies around, instead of the space's own.
+        config: YAML file of fields of a run; `run` overrides it.
+        seeds: trials of each distinct model, with the seeds `seed`, `seed` + 1, ...
+        max_trials: train a fixed random part of the space, the base first.
+        design: which points to run: full, one_at_a_time, leave_one_out, random or d_optimal; None: every one.
+        trials: runs in all, for the designs random and d_optimal.
+        interactions: whether d_optimal estimates pairwise interactions too.
+        reference: preset that leave_one_out puts each choice back to.
+        scheduler: none, or halving, which stops trials at rungs.
+        factor: with halving, one trial of this many goes on after a rung.
+        frontier_budgets: multiples of the budget that the base runs at too, for compute gains.
+        measure: time a few steps on this machine for the plan's estimate.
+        gpus_per_trial: GPUs of each trial; 0 trains on CPUs; None: 1 where there are GPUs.
+        workers_per_trial: ranks of each trial on CPUs; on GPUs there is one a GPU.
+        trials_per_gpu: small trials that share a GPU.
+        concurrent: most trials at a time; None: as many as fit.
+        run: any field of `TrainConfig` or `Architecture` that all trials share, such as `flops=1e13` (model FLOPs of
+            each trial), `scale="small"` or `learning_rate=1e-3`. Text is read as on the command line.
+
+    Raises UserError, one line, for any mistake in the arguments, the space and the data.
+    """
+    request = ResourceRequest(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent)
+    _check_counts({"max_trials": max_trials, "trials": trials, "seeds": seeds, "factor": factor})
+    _check_counts(dataclasses.asdict(request))
+    _check_options(max_trials, design, trials, reference, scheduler, frontier_budgets, request)
+    the_space = _read_space(space, base)
+    runs = _Runs(the_space, _layers(the_space, config, run), request)
+    if (trials_per_gpu or 1) > 1 and runs.given.get("micro_batch") == AUTO:
+        raise UserError("micro_batch (auto) has a GPU to itself while it tries; with trials_per_gpu give a number")
+
+    first = {"preset": the_space.base} if PRESETS[the_space.base] else the_space.points()[0].values
+    baseline = runs.resolve(first)  # its rungs are checked against the budget that it gives
+    is_counted = any(runs.given.get(name) is not None for name in ("max_iters", "tokens"))
+    budget = baseline.train_flops if is_counted else baseline.flops
+    assert budget is not None
+    rungs = read_value("rungs", runs.given.get("rungs", ()))
+    if scheduler == "halving" and not rungs:
+        rungs = tuple(budget / factor**k for k in (2, 1))
+
+    def resolve_trial(values: Mapping[str, Any]) -> TrainConfig:
+        return runs.resolve(values).replace(max_iters=None, tokens=None, flops=float(budget), rungs=rungs)
+
+    return make_plan(
+        the_space,
+        expand(the_space, resolve_trial),
+        budget_flops=round(budget),
+        scale=baseline.scale,
+        seeds=seeds,
+        max_trials=max_trials,
+        base=resolve_trial(first),
+        request=request,
+        design=design,
+        trials=trials,
+        interactions=interactions,
+        reference=reference,
+        halving=Halving(factor, rungs, baseline.rung_decay) if scheduler == "halving" else None,
+        frontier=tuple(frontier_budgets),
+        measured=functools.partial(measured_rate, now=measure),
+    )
+
+
+OPTIONS = tuple(
+    name for name, parameter in inspect.signature(plan).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """Makes the run of a point: its own values over `layers` (name, values), which all runs share."""
+
+    space: Space
+    layers: Sequence[tuple[str, Mapping[str, Any]]]
+    request: ResourceRequest
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {name: value for _, values in self.layers for name, value in values.items()}
+
+    def resolve(self, values: Mapping[str, Any]) -> TrainConfig:
+        """The run of a point's `values`, without rungs. Raises UserError for one that cannot be."""
+        data = str(values.get("data", self.given.get("data", STDLIB)))
+        shared = [(layer, {name: v for name, v in own.items() if name != "rungs"}) for layer, own in self.layers]
+        config, _ = resolve([*shared, ("space", values)], data_vocab_size=_vocab_size(data))
+        ranks = self.request.gpus_per_trial or self.request.workers_per_trial or 1
+        config.check_ranks(self.space.workers(config.flat()) or ranks)
+        if "checkpoint_interval" not in self.given:  # a sweep keeps no checkpoints unless it is asked to
+            config = config.replace(checkpoint_interval=None)
+        if config.init_from is not None and not Path(config.init_from).is_dir():
+            raise UserError(f"init_from ({config.init_from}) is no folder")
+        # Trials may run in another working directory.
+        paths = {name: getattr(config, name) for name in ("data", "init_from")}
+        return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
+
+
+_vocab_size = functools.cache(lambda data: open_dataset(data).vocab_size)
+
+
+def _read_space(given: str | Path | Space | Mapping[str, Any], base: str | None) -> Space:
+    if isinstance(given, Mapping):
+        is_file = "axes" in given or "presets" in given
+        return read_space("axes", dict(given) if is_file else {"axes": dict(given)}, base)
+    if not isinstance(given, Space):
+        return load_space(str(given), base)
+    if base not in (None, given.base):
+        raise UserError(f"base ({base}) cannot change that of a Space ({given.base})")
+    return given
+
+
+def _layers(space: Space, config: str | Path | None, run: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The values that all runs share, from the file `config` and from `run`."""
+    for name in run:
+        if name not in (*FIELDS, "preset"):
+            raise unknown_value("argument", name, (*OPTIONS, *FIELDS))
+    layers: list[tuple[str, Mapping[str, Any]]] = [("argument", run)]
+    if config is not None:
+        layers.insert(0, (str(config), read_file(str(config))))
+    for _, values in layers:
+        if "preset" in values:
+            raise UserError(f"preset ({values['preset']}) is for one run; a sweep varies around base (--base)")
+        for name in values:
+            if name in space.levels:
+                raise UserError(
+                    f"{name} ({values[name]}) is an axis of space {space.name}: leave it out, or vary something else"
+                )
+    return layers
+
+
+def _check_counts(given: Mapping[str, Any]) -> None:
+    """Raises UserError for a value that is no whole number, or below what its option allows."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{name} ({value!r}) must be a whole number")
+        if value < _LEAST[name]:
+            raise UserError(f"{name} ({value}) must be {_LEAST[name]} or more")
+
+
+def _check_options(
+    max_trials: int | None,
+    design: str | None,
+    trials: int | None,
+    reference: str,
+    scheduler: str,
+    frontier_budgets: Sequence[float],
+    request: ResourceRequest,
+) -> None:
+    """Raises UserError for options that cannot be, or do not go together."""
+    if trials is not None and design is None:
+        raise UserError(f"trials ({trials}) goes with design random or d_optimal; max_trials cuts a sweep short")
+    if max_trials is not None and design is not None:
+        raise UserError(f"max_trials ({max_trials}) cannot be combined with design {design}; give trials instead")
+    if (request.trials_per_gpu or 1) > 1 and request.gpus_per_trial not in (None, 1):
+        raise UserError(f"trials_per_gpu ({request.trials_per_gpu}) shares one GPU; gpus_per_trial must be 1 then")
+    if any(not isinstance(multiple, int | float) or not 0 < multiple < math.inf for multiple in frontier_budgets):
+        raise UserError(f"frontier_budgets ({frontier_budgets}) must be above 0 and finite, as multiples")
+    for name, value, allowed in (("reference", reference, PRESETS), ("scheduler", scheduler, SCHEDULERS)):
+        if value not in allowed:
+            raise unknown_value(name, value, allowed)

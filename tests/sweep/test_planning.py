@@ -1,0 +1,60 @@
+"""`plan` as a Python user calls it; tests/test_tune.py tries the same mistakes as flags."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytrain import tune
+from raytrain.errors import UserError
+from raytrain.sweep.planning import OPTIONS, plan
+from raytrain.sweep.space import load_space
+
+AXES = {"normalization": ("layernorm", "rmsnorm"), "learning_rate": [1e-3, 2e-3]}
+
+
+def test_one_space_in_four_forms(tmp_path: Path) -> None:
+    """Would catch a mapping, a path or a Space that gives other trials than the file's name does."""
+    file = tmp_path / "axes.yaml"
+    file.write_text("axes:\n  normalization: [layernorm, rmsnorm]\n  learning_rate: [1e-3, 2e-3]\n")
+    spaces: list[Any] = [AXES, {"axes": AXES}, file, load_space(str(file))]
+    plans = [plan(space, seeds=2, max_iters=20) for space in spaces]
+    assert [one.to_dict()["trial_ids"] for one in plans] == [plans[0].to_dict()["trial_ids"]] * 4
+    assert len(plans[0].trials) == 8
+
+
+def test_same_plan_as_the_command() -> None:
+    """Would catch an option that the command line reads, and the function does not, or the other way round."""
+    flags = "--space presets --base llama --seeds 2 --max_trials 4 --scale tiny --learning_rate 2e-3 --concurrent 3"
+    by_flags = tune._plan(tune._parser().parse_args(flags.split()))
+    by_call = plan("presets", base="llama", seeds=2, max_trials=4, scale="tiny", learning_rate=2e-3, concurrent=3)
+    assert by_flags == by_call
+    assert set(OPTIONS) <= set(vars(tune._parser().parse_args([])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"seeds": "2"}, "seeds ('2') must be a whole number"),
+        ({"seeds": True}, "seeds (True) must be a whole number"),
+        ({"concurrent": 0}, "concurrent (0) must be 1 or more"),
+        ({"sedes": 2}, "Unknown argument: 'sedes'"),
+        ({"learnig_rate": 1}, "Did you mean learning_rate?"),
+        ({"preset": "llama"}, "a sweep varies around base"),
+        ({"normalization": "rmsnorm"}, "normalization (rmsnorm) is an axis of space axes"),
+        ({"frontier_budgets": ["x"]}, "frontier_budgets (['x']) must be above 0"),
+        ({"config": "/nowhere.yaml"}, "config (/nowhere.yaml) cannot be read"),
+        ({"space": {}}, "Space axes is empty"),
+        ({"space": {"normalisation": ["rmsnorm"]}}, "Unknown axis in space axes: 'normalisation'"),
+        ({"space": {"normalization": "rmsnorm"}}, "must be a list of levels"),
+        ({"space": load_space("presets"), "base": "llama"}, "base (llama) cannot change that of a Space (gpt2)"),
+        ({"max_iters": 0}, "max_iters (0) must be above 0"),
+        ({"space": "presets", "design": "random"}, "design random needs --trials N"),
+    ],
+)
+def test_mistakes(arguments: dict[str, Any], words: str) -> None:
+    """Would catch a mistake in a notebook that surfaces as a TypeError from within, or is ignored."""
+    with pytest.raises(UserError) as raised:
+        plan(**({"space": AXES} | arguments))
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
