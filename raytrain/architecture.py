@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from raytrain.errors import UserError, unknown_value
+from raytrain.errors import UserError, shown, unknown_value
+from raytrain.rundir.parse import parse_yaml
 
 # What the values of each categorical axis are called in an architecture's name.
 NORMALIZATIONS = {"layernorm": "LN", "layernorm_nobias": "LN-NB", "rmsnorm": "RMS"}
@@ -48,6 +50,8 @@ _SPOKEN = {
     "norm_position": "norm position",
     "ffn_type": "FFN type",
 }
+_LARGEST = 2**31 - 1  # of a size: kernels count rows and columns in 32 bits
+_TRIED_DIVISORS = 100_000  # for a hint in a message
 _FFN_MULTIPLE = 64  # FFN widths are rounded to this: whole 128-byte rows in bf16, which tensor-core tiles want
 
 
@@ -86,10 +90,10 @@ class Architecture:
                 raise unknown_value(_SPOKEN[axis], value, allowed)
         for axis in ("bias", "weight_tying"):
             if not isinstance(getattr(self, axis), bool):
-                raise UserError(f"{axis} ({getattr(self, axis)!r}) must be True or False")
+                raise UserError(f"{axis} ({shown(getattr(self, axis))}) must be True or False")
         number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         if not (number and 0.0 <= self.dropout <= 1.0):
-            raise UserError(f"dropout ({self.dropout!r}) must be a number from 0.0 to 1.0")
+            raise UserError(f"dropout ({shown(self.dropout)}) must be a number from 0.0 to 1.0")
         object.__setattr__(self, "dropout", float(self.dropout) + 0.0)  # -0.0 is 0.0
         for size in SIZES:
             value = getattr(self, size)
@@ -97,14 +101,16 @@ class Architecture:
             if value is None and optional:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{size} ({value!r}) must be a whole number of 1 or more")
+                raise UserError(f"{size} ({shown(value)}) must be a whole number of 1 or more")
+            if value > _LARGEST:
+                raise UserError(f"{size} ({shown(value)}) must be below 2^31")
         if self.n_embd % self.n_head:
-            near = [str(h) for h in _divisors_near(self.n_embd, self.n_head)]
+            near = [str(h) for h in divisors_near(self.n_embd, self.n_head)]
             raise UserError(
                 f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}); try {' or '.join(near)}"
             )
         if self.n_head % self.kv_heads:
-            near = [str(k) for k in _divisors_near(self.n_head, self.kv_heads)]
+            near = [str(k) for k in divisors_near(self.n_head, self.kv_heads)]
             raise UserError(
                 f"n_head ({self.n_head}) must be divisible by n_kv_head ({self.n_kv_head}); try {' or '.join(near)}"
             )
@@ -197,11 +203,11 @@ def from_json(text: str) -> Architecture:
 def from_yaml(text: str) -> Architecture:
     """Raises UserError for what is not a valid architecture in YAML."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"An architecture cannot be read: {' '.join(str(error).split())}") from None
+        values = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"An architecture cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"An architecture is a mapping of field to value, not {values!r}")
+        raise UserError(f"An architecture is a mapping of field to value, not {shown(values)}")
     return from_dict(values)
 
 
@@ -256,9 +262,10 @@ def preset(name: str, **changes: Any) -> Architecture:
     return from_dict(PRESETS[name] | changes)
 
 
-def _divisors_near(whole: int, wanted: int) -> list[int]:
-    """The divisors of `whole` next below and next above `wanted`."""
-    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+def divisors_near(whole: int, wanted: int) -> list[int]:
+    """The divisors of `whole` next below and next above `wanted`; of a very large one, those that are found."""
+    low = [d for d in range(1, min(math.isqrt(whole), _TRIED_DIVISORS) + 1) if whole % d == 0]
+    divisors = sorted({*low, *(whole // d for d in low)})
     below = [d for d in divisors if d < wanted][-1:]
     above = [d for d in divisors if d > wanted][:1]
     return below + above

@@ -3,6 +3,8 @@
 import argparse
 import difflib
 import functools
+import io
+import reprlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn, Protocol
@@ -14,16 +16,44 @@ class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line, shown as it is, without a traceback."""
 
 
+_SHOWN_CHARACTERS = 80  # of a value in a message
+_SHOWN_NAMES = 40  # of those that are allowed
+_LINE_CHARACTERS = 2000  # of a whole message
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlong = 3, 40
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = 20
+_repr.maxstring = _repr.maxother = _SHOWN_CHARACTERS
+
+
+def shown(value: object) -> str:
+    """`value` as Python writes it, for a message: of bounded length, whatever the value is."""
+    try:
+        return short(_repr.repr(value), 2 * _SHOWN_CHARACTERS)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def short(text: str, length: int = _SHOWN_CHARACTERS) -> str:
+    """`text` on one line of at most `length` characters, with dots for what is left out of its middle."""
+    if len(text) > 4 * length:
+        text = text[: 2 * length] + text[-2 * length :]
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
+
+
 def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserError:
     """The error for a `value` of `field` outside `allowed`, with the nearest allowed value if one is near.
 
     >>> str(unknown_value("norm type", "rmsnrm", ["layernorm", "rmsnorm"]))
     "Unknown norm type: 'rmsnrm'. Available: layernorm, rmsnorm. Did you mean rmsnorm?"
     """
-    names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(value).lower(), names, n=1)
+    names = [short(str(name)) for name in allowed]
+    text = value if isinstance(value, str) else shown(value)
+    near = difflib.get_close_matches(text[:_SHOWN_CHARACTERS].lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return UserError(f"Unknown {field}: {value!r}. Available: {', '.join(names) or 'none'}.{hint}")
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    listed = ", ".join(names[:_SHOWN_NAMES]) or "none"
+    return UserError(f"Unknown {field}: {shown(value)}. Available: {listed}{more}.{hint}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            name = unknown[0].split("=")[0]
+            name = short(unknown[0].split("=")[0])
             near = difflib.get_close_matches(name, self._option_string_actions, n=1)
             hint = f" Did you mean {near[0]}?" if near else " --help lists the flags."
             raise UserError(f"Unknown argument: {name}.{hint}")
@@ -54,10 +84,13 @@ def command(main: Callable[[list[str] | None], int | None]) -> Command:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal or pipe that cannot show a character gets its escape
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {short(str(error), _LINE_CHARACTERS)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

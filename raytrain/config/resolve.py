@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
 from raytrain.config.run import AUTO, STOPS, TrainConfig
-from raytrain.errors import UserError, unknown_value
+from raytrain.errors import UserError, shown, unknown_value
+from raytrain.rundir.parse import parse_yaml, read_bounded
 
 # Batch in tokens, learning rate and budget that suit each scale. A flag or a file overrides any of them.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -64,13 +63,13 @@ def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
 def read_yaml(path: Path, what: str, content: str) -> dict[str, Any]:
     """The mapping of `content` in the YAML file of a `what`; empty for an empty file. Raises UserError otherwise."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{what} ({path}) is not YAML: {place}{problem or ' '.join(str(error).split())}") from None
+        text = read_bounded(path)
+    except UserError as error:
+        raise UserError(f"{what} ({path}) cannot be read: {error}") from None
+    try:
+        values = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{what} ({path}) is not YAML: {error}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{what} ({path}) must be a mapping {content}, not a {type(values).__name__}")
@@ -134,29 +133,51 @@ def resolve(
 
 def read_value(field: str, value: Any) -> Any:
     """`value` as the type of `field`: text such as "False", "1e6" or "none" is read. Raises UserError otherwise."""
-    kinds = (typing.get_args(FIELDS[field]) if field != "rungs" else ()) or (FIELDS[field],)
+    if field == "rungs":
+        return _rungs(value)
+    kinds = typing.get_args(FIELDS[field]) or (FIELDS[field],)
     optional = type(None) in kinds
     kind = next(kind for kind in kinds if kind is not type(None))
-    words = ["true", "false"] if kind is bool else []
-    if optional and (value is None or str(value).lower() == "none"):
+    text = value if isinstance(value, str) else shown(value)
+    if optional and text.lower() == "none":
         return None
     if kind is str or (str in kinds and value == AUTO):
-        return str(value)
-    if field == "rungs":
-        parts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
-        return tuple(read_value("flops", part) for part in parts)
-    text = str(value).lower()
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise UserError(f"{field} ({shown(value)}) must be text")
+        return text
     if kind is bool:
-        if text in words:
-            return text == "true"
-        allowed = "True or False" + (" or none" if optional else "")
-        raise UserError(f"{field} ({value!r}) must be {allowed}")
+        if text.lower() in _WORDS:
+            return _WORDS[text.lower()]
+        raise UserError(f"{field} ({shown(value)}) must be True or False{' or none' if optional else ''}")
+    return _number(field, kind, value, text)
+
+
+def _rungs(value: Any) -> tuple[float, ...]:
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        return ()
+    parts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
+    if len(parts) > _MOST_RUNGS:
+        raise UserError(f"rungs has {len(parts):,} values, and may have {_MOST_RUNGS}")
+    return tuple(_number("rungs", float, part, str(part)) for part in parts)
+
+
+def _number(field: str, kind: type, value: Any, text: str) -> Any:
     try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
         number = float(text)
-        if isinstance(value, bool) or math.isnan(number) or (kind is int and number != int(number)):
+        if math.isnan(number) or (kind is int and number != int(number)):
             raise ValueError
     except (ValueError, OverflowError):
-        raise UserError(f"{field} ({value!r}) must be a {'whole number' if kind is int else 'number'}") from None
+        raise UserError(f"{field} ({shown(value)}) must be a {'whole number' if kind is int else 'number'}") from None
     if kind is float:
         return number
-    return int(text) if text.lstrip("+-").isdecimal() else int(number)
+    whole = int(text) if text.lstrip("+-").isdecimal() else int(number)
+    if abs(whole) > _MOST:
+        raise UserError(f"{field} ({shown(value)}) must be below 2^63")
+    return whole
+
+
+_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+_MOST = 2**63 - 1  # what tensors and files count with
+_MOST_RUNGS = 100

@@ -9,7 +9,7 @@ from typing import Any
 
 from raytrain import architecture
 from raytrain.accounting.flops import flops_per_token
-from raytrain.architecture import SCALES, Architecture
+from raytrain.architecture import SCALES, Architecture, divisors_near
 from raytrain.errors import UserError, unknown_value
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, where nobody says
@@ -171,7 +171,7 @@ class TrainConfig:
         per_rank = self.batch_sequences // size
         if isinstance(self.micro_batch, int) and per_rank % self.micro_batch:
             wanted = self.micro_batch
-            near = min((b for b in range(1, per_rank + 1) if per_rank % b == 0), key=lambda b: abs(b - wanted))
+            near = min(divisors_near(per_rank, wanted), key=lambda b: abs(b - wanted))
             raise UserError(
                 f"micro_batch ({self.micro_batch}) must divide the {per_rank} sequences of a rank's step; try {near}"
             )

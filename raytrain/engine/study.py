@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -67,7 +68,8 @@ def run_study(
     """
     started = time.time()
     console = _console(as_json=as_json)
-    folder = _free_folder(_home(runs), name or f"{plan.space}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.space)  # a space's file may be called anything
+    folder = _free_folder(_home(runs), name or f"{plain}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
     trials, request = [trial.to_dict() for trial in plan.trials], plan.request
     sync = Sync(folder, tracking_uri, console)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.errors import UserError, unknown_value
+from raytrain.rundir.parse import parse_json
 
 _NAME_LENGTH = 128  # a file's name may have 255 bytes, and others are made of this one
 _STUDY = ["name", "space", "base", "scale", "created", "command", "git_commit"]
@@ -32,10 +33,10 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UserError for a file that cannot be read or is not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object")

@@ -19,10 +19,12 @@ from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS
 from raytrain.config.resolve import FIELDS, read_value, read_yaml
 from raytrain.config.run import TrainConfig
-from raytrain.errors import UserError, unknown_value
+from raytrain.errors import UserError, shown, unknown_value
 
 _KEYS = ("base", "presets", "axes", "vary", "when", "placement")
 _VARY = ("all", "one_at_a_time")
+_LEVELS = 1000  # of an axis
+_POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms
 # What a trial may differ in and still be ranked with the others. Not the data or the vocabulary, which move the zero
 # of the loss; nor what is watched, or where and how fast a trial runs.
 AXIS_FIELDS = (
@@ -75,6 +77,11 @@ class Space:
     def points(self) -> list[Point]:
         """Every spelling. The base comes first if it is one of them."""
         if self.vary == "all":
+            if (count := math.prod(map(len, self.levels.values()))) > _POINTS:
+                raise UserError(
+                    f"Space {self.name} has {count:,} points, and may have {_POINTS:,}: leave levels or axes out, or "
+                    "vary one_at_a_time"
+                )
             combinations = itertools.product(*self.levels.values())
             return [self._point(dict(zip(self.levels, levels, strict=True))) for levels in combinations]
         base = {"preset": self.base} | PRESETS[self.base]
@@ -178,7 +185,7 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
         raise unknown_value(f"vary in space {spec}", vary, _VARY)
     axes = content.get("axes") or {}
     if not isinstance(axes, dict):
-        raise UserError(f"axes in space {spec} must be a mapping of field to levels, not {axes!r}")
+        raise UserError(f"axes in space {spec} must be a mapping of field to levels, not {shown(axes)}")
     if "presets" in content and "preset" in axes:
         raise UserError(f"Space {spec} has presets and an axis called preset; leave one of them out")
     if "presets" in content:
@@ -200,7 +207,7 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
 def _when(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> dict[str, Condition]:
     """The conditions of axes, in an order in which each comes after those that it depends on."""
     if not isinstance(given, dict):
-        raise UserError(f"when in space {spec} must be a mapping of axis to condition, not {given!r}")
+        raise UserError(f"when in space {spec} must be a mapping of axis to condition, not {shown(given)}")
     for axis in given:
         if axis not in levels:
             raise unknown_value(f"axis in when of space {spec}", axis, levels)
@@ -214,21 +221,21 @@ def _when(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> dict[str, C
 
 def _placement(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> tuple[tuple[Condition, int], ...]:
     if not isinstance(given, list):
-        raise UserError(f"placement in space {spec} must be a list of when and workers, not {given!r}")
+        raise UserError(f"placement in space {spec} must be a list of when and workers, not {shown(given)}")
     found = []
     for entry in given:
         if not isinstance(entry, dict) or entry.keys() != {"when", "workers"}:
-            raise UserError(f"placement in space {spec}: {entry!r} must have when and workers")
+            raise UserError(f"placement in space {spec}: {shown(entry)} must have when and workers")
         workers = entry["workers"]
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-            raise UserError(f"placement in space {spec}: workers ({workers!r}) must be a whole number, 1 or more")
+            raise UserError(f"placement in space {spec}: workers ({shown(workers)}) must be a whole number, 1 or more")
         found.append((_condition(spec, "placement", entry["when"], levels), workers))
     return tuple(found)
 
 
 def _condition(spec: str, place: str, given: Any, levels: Mapping[str, list[Any]]) -> Condition:
     if not isinstance(given, dict) or not given:
-        raise UserError(f"{place} in space {spec} must be a mapping of axis to levels, not {given!r}")
+        raise UserError(f"{place} in space {spec} must be a mapping of axis to levels, not {shown(given)}")
     condition = {}
     for axis, wanted in given.items():
         if axis not in levels:
@@ -262,17 +269,24 @@ def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
     if isinstance(given, dict):
         given = _range(spec, axis, given)
     if not isinstance(given, list | tuple):
-        raise UserError(f"axis {axis} in space {spec} must be a list of levels or a range, not {given!r}")
+        raise UserError(f"axis {axis} in space {spec} must be a list of levels or a range, not {shown(given)}")
     if not given:
         raise UserError(f"Space {spec} is empty: axis {axis} has no levels")
+    if len(given) > _LEVELS:
+        raise UserError(f"axis {axis} in space {spec} has {len(given):,} levels, and may have {_LEVELS:,}")
     try:
         levels = [_level(axis, level) for level in given]
     except UserError as error:
         raise UserError(f"Axis {axis} in space {spec}: {error}") from None
-    for index, level in enumerate(levels):
-        if level in levels[:index]:
-            raise UserError(f"Axis {axis} in space {spec} has the level {level} twice")
+    seen: set[Any] = set()
+    for level in levels:
+        if level in seen:
+            raise UserError(f"Axis {axis} in space {spec} has the level {shown(level)} twice")
+        seen.add(level)
     return levels
+
+
+_RANGE = {"low": "learning_rate", "high": "learning_rate", "count": "log_interval"}  # each read as such a field
 
 
 def _range(spec: str, axis: str, given: dict[Any, Any]) -> list[float]:
@@ -282,13 +296,13 @@ def _range(spec: str, axis: str, given: dict[Any, Any]) -> list[float]:
         if key not in allowed:
             raise unknown_value(f"key of axis {axis} in space {spec}", key, allowed)
     try:
-        low, high, count = float(given["low"]), float(given["high"]), int(given["count"])
-    except (KeyError, TypeError, ValueError):
+        low, high, count = (read_value(field, given[name]) for name, field in _RANGE.items())
+    except (KeyError, UserError):
         raise UserError(f"axis {axis} in space {spec}: a range has the numbers low, high and count") from None
-    if FIELDS.get(axis) is not float or not 0 < low < high < math.inf or count < 2:
+    if FIELDS.get(axis) is not float or not 0 < low < high < math.inf or not 2 <= count <= _LEVELS:
         raise UserError(
-            f"axis {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 or "
-            f"more, not {given}"
+            f"axis {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 to "
+            f"{_LEVELS:,}, not {shown(given)}"
         )
     return [float(f"{low * (high / low) ** (place / (count - 1)):.6g}") for place in range(count)]
 

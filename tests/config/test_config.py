@@ -99,6 +99,16 @@ def test_text_is_read_as_the_field_s_type(field, given, value):
         ({"max_iters": True}, r"max_iters \(True\) must be a whole number"),
         ({"learning_rate": "nan"}, r"learning_rate \('nan'\) must be a number"),
         ({"seed": "none"}, r"seed \('none'\) must be a whole number"),
+        ({"seed": "9" * 5000}, r"seed \('9+\.\.\.9+'\) must be a whole number"),
+        ({"seed": 10**5000}, r"seed \(a number of thousands of digits\) must be a whole number"),
+        ({"global_batch": 2**64}, r"global_batch \(18446744073709551616\) must be below 2\^63"),
+        ({"seed": [1]}, r"seed \(\[1\]\) must be a whole number"),
+        ({"data": None}, r"data \(None\) must be text"),
+        ({"data": True}, r"data \(True\) must be text"),
+        ({"rungs": "1e12,none"}, r"rungs \('none'\) must be a number"),
+        ({"rungs": {"a": 1}}, r"rungs .* must be a number"),
+        ({"rungs": [1e12] * 101}, "rungs has 101 values, and may have 100"),
+        ({"n_embd": 1_000_000_007}, r"n_embd \(1000000007\) must be divisible by n_head \(3\); try 1"),
         ({"flops": -1}, r"flops \(-1.0\) must be above 0"),
         ({"max_iters": 0}, r"max_iters \(0\) must be above 0"),
         ({"max_iters": 10, "flops": 1e12}, "Give one of max_iters, tokens.* flops; given: max_iters 10, flops 1"),
@@ -120,6 +130,20 @@ def test_mistakes(values, message):
     with pytest.raises(UserError, match=message) as caught:
         run(values)
     assert "\n" not in str(caught.value)
+
+
+def test_ways_to_say_none_and_yes():
+    """Would catch: `--rungs none` that ends in a TypeError, and YAML's `yes`, which is text now, refused for a flag."""
+    assert run({"rungs": "none"}).rungs == run({"rungs": None}).rungs == ()
+    assert run({"bias": "yes"}).architecture.bias
+    assert run({"compile": "off"}).compile is False
+
+
+def test_a_huge_batch_is_refused_at_once():
+    """Would catch: a search through 10^15 numbers for a divisor to suggest."""
+    config = run({"global_batch": 128 * 10**15, "tokens": 10**18, "micro_batch": 7})
+    with pytest.raises(UserError, match=r"micro_batch \(7\) must divide the 10{15} sequences .*; try 8"):
+        config.check_ranks(1)
 
 
 def test_a_vocabulary_below_the_data_s():

@@ -2,11 +2,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ray.tune.search import Searcher
-from tests.engine.test_journal import finish, trials
 
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
+from tests.engine.test_journal import finish, trials
 
 
 def test_trials_that_fit_in_no_lane_wait_for_another_driver(tmp_path: Path) -> None:

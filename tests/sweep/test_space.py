@@ -134,6 +134,15 @@ def test_a_spelt_out_default_is_no_new_point(space_file):
         ("vary: one\naxes: {bias: [true]}", "Unknown vary in space .*: 'one'. Available: all, one_at_a_time"),
         ("- bias", "must be a mapping with axes or presets, not a list"),
         ("axes: {bias: [true", "is not YAML"),
+        (
+            f"axes: {{n_embd: [{', '.join(map(str, range(1001)))}]}}",
+            "axis n_embd in space .* has 1,001 levels, and may have 1,000",
+        ),
+        ("axes: {learning_rate: {low: 1e-4, high: 1e-2, count: .inf}}", "range has the numbers low, high and count"),
+        ("axes: {learning_rate: {low: 1e-4, high: 1e-2, count: 2.5}}", "range has the numbers low, high and count"),
+        ("axes: {learning_rate: {low: 1e-4, high: 1e-2, count: 1000000}}", "a count of 2 to 1,000"),
+        ("axes: {bias: {[1]: 2}}", "is not YAML: line 1"),
+        ("axes: {bias: [[true]]}", r"Axis bias .*: bias \(\[True\]\) must be True or False"),
     ],
 )
 def test_mistakes(space_file, text, message):
@@ -141,6 +150,14 @@ def test_mistakes(space_file, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load_space(space_file(text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_space_of_more_points_than_can_be_planned(space_file):
+    """Would catch: 10^6 points that are all resolved, for minutes, before `--max_trials 5` takes five of them."""
+    axes = (f"{name}: {{low: 0.01, high: 0.1, count: 100}}" for name in ("learning_rate", "weight_decay", "beta1"))
+    space = load_space(space_file(f"axes: {{{', '.join(axes)}}}"))
+    with pytest.raises(UserError, match="Space mine has 1,000,000 points, and may have 30,000"):
+        space.points()
 
 
 @pytest.mark.parametrize(
