@@ -1,6 +1,6 @@
 """python benchmarks/coverage.py: are the intervals, the claims and the winners of a study what they say? Simulated.
 
-See raytrain.analysis.simulate for the worlds: 720 functions, pairwise interactions, noise of sd 0.0019 nats. At the end
+See raytrain.analysis.simulate for the worlds: 720 variants, pairwise interactions, noise of sd 0.0019 nats. At the end
 the command that replays a table, timed.
 """
 
@@ -64,11 +64,11 @@ def main() -> None:
         names = ", ".join(f"{budget:.2g}" for budget in budgets)
         print(f"{names:28}" + "".join(f"{part:10.3f}" for part in found.values()))
 
-    print(f"\nThe command raytrain.replay: {REPLAYS} replays of a table of 720 functions, {SEEDS} seeds, two rungs\n")
+    print(f"\nThe command raytrain.replay: {REPLAYS} replays of a table of 720 variants, {SEEDS} seeds, two rungs\n")
     print(f"{'':36}   time, s   regret, mnats: run, model    coverage    FLOPs")
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "study.parquet"
-        points, draws = simulate.functions(), np.random.default_rng(0)
+        points, draws = simulate.variants(), np.random.default_rng(0)
         losses, _ = simulate.truths(Model(points, points[0]), points, 1, draws)
         simulate.study_table(points, losses[:, 0], draws, seeds=SEEDS).to_parquet(table)
         for design in DESIGNS:

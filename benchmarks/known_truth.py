@@ -3,7 +3,7 @@
     python benchmarks/known_truth.py
 
 - Known truth: in the corpus each letter is, nine times in ten, the one four places before, so a model must know the
-  order of its tokens. `position_encoding: none` has to hurt; `dropout: 1e-12`, which is another function but drops no
+  order of its tokens. `position_encoding: none` has to hurt; `dropout: 1e-12`, which is another variant but drops no
   number in all of the study, cannot do anything.
 - A/A: 20 configurations that differ in `grad_clip` alone, at 1,000 and above, where no gradient comes to.
 
@@ -110,7 +110,7 @@ def equals(folder: Path) -> Iterable[str]:
     text, table = tell(folder), answer(folder).table
     largest = max(report.get("grad_norm", 0.0) for log in folder.glob("trials/*/log.jsonl") for report in read_log(log))
     print(f"{programs(table).nunique()} configurations, {len(table)} trials; largest gradient norm seen {largest:.3g}")
-    if "no difference between any two of 20 functions" not in text or "No difference stands out; effects" not in text:
+    if "no difference between any two of 20 variants" not in text or "No difference stands out; effects" not in text:
         yield "WRONG: the report of equal configurations does not say that there is no difference"
 
 

@@ -84,7 +84,7 @@ def textbook(trials: list[dict[str, Any]], folder: Path, ranks: int, *, gpu: boo
 
 def ours(folder: Path, ranks: int, trials: int, *, gpu: bool) -> list[Path]:
     """Train `trials` trials by raytrain.tune; their logs, in the order in which they ran."""
-    seeds = -(-trials // 4)  # the space has four functions
+    seeds = -(-trials // 4)  # the space has four variants
     many = f"--seeds {seeds} --max_trials {trials} --concurrent 1 --runs {folder} --name ours --json"
     place = f"--gpus_per_trial {ranks}" if gpu else f"--device cpu --workers_per_trial {ranks}"
     command = [sys.executable, "-m", "raytrain.tune", *f"{SMALL} {many} {place}".split()]

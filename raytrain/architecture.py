@@ -1,6 +1,6 @@
 """What a model is: nine axes, a size, presets, a name, and a canonical form. Pure: no torch.
 
-Two configurations that compute the same function have one canonical form and one hash, so a sweep trains them once.
+Two configurations that are the same variant have one canonical form and one hash, so a sweep trains them once.
 """
 
 import dataclasses
@@ -161,12 +161,12 @@ class Architecture:
         return dataclasses.replace(self, activation=activation, n_kv_head=self.kv_heads, d_ff=self.ffn_width)
 
     def canonical(self) -> "Architecture":
-        """The form that is one for all programs of one function: the attention backend changes speed alone."""
+        """The form that is one for all programs of one variant: the attention backend changes speed alone."""
         return dataclasses.replace(self.program(), attention_backend="sdpa")
 
     @functools.cached_property
     def hash(self) -> str:
-        """12 hex digits of the canonical form: equal if and only if the architectures are one function."""
+        """12 hex digits of the canonical form: equal if and only if the architectures are one variant."""
         text = json.dumps(self.canonical().to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -239,7 +239,7 @@ PRESET_NOTES = {
     "team": "model_v1: the same axes as llama",
     "hybrid": "GPT-2's FFN and norm with RoPE and pre-norm",
     "openai_gpt2": "the real GPT-2: pre-norm, biases everywhere, tanh-GELU",
-    "custom": "nothing preset: you say all nine axes",
+    "custom": "nothing preset: give all nine axes",
 }
 
 # Sizes by name. `vocab_size` is absent where the data decides it.

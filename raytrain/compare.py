@@ -37,7 +37,7 @@ _MEANS |= {"peak_tflops", "eval_interval", "log_interval", "stats_interval", "ch
 class Run:
     """A run's folder and facts. `axes` has no dead axis; `setting` is all else that the run's loss depends on.
 
-    Both are empty for a folder without a config.json. `ranking` is what `analysis.ranking.rank` says of a study's
+    Both are empty for a folder without a config.json. `ranking` is what `analysis.ranking.rank` gives of a study's
     trial: its `rank`, `hardware_rank`, `rank_note`, `role` and `place` in the order, and whether its study `has_noise`
     to rank by; empty for other runs.
     """
@@ -84,15 +84,15 @@ def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = Non
 def read_run(folder: Path) -> Run:
     """Raises UserError for files that cannot be read."""
     reports = read_log(folder / "log.jsonl")
-    said: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if (folder / "result.json").exists():
-        said = read_json(folder / "result.json")
-        said["seconds"] = said.get("train_seconds")
+        result = read_json(folder / "result.json")
+        result["seconds"] = result.get("train_seconds")
     else:
         for report in reports:
-            said |= report
-        said |= {"status": "unfinished", "seconds": reports[-1]["time"] - reports[0]["time"] if reports else None}
-    facts = {key: said.get(key) for key in (*_SHOWN, "seconds", "hash", "vocab_size", "data_fingerprint")}
+            result |= report
+        result |= {"status": "unfinished", "seconds": reports[-1]["time"] - reports[0]["time"] if reports else None}
+    facts = {key: result.get(key) for key in (*_SHOWN, "seconds", "hash", "vocab_size", "data_fingerprint")}
     if not (folder / "config.json").exists():
         return Run(folder, facts, {}, {})
     config = read_json(folder / "config.json")
@@ -238,7 +238,7 @@ def _run_table(runs: list[Run]) -> Table:
     moved = any(run.ranking.get("rank_note") for run in runs)
     is_strict = any(run.ranking and not run.ranking["has_noise"] for run in runs)
     caption = "rank: place in its study, shared within the noise"
-    caption += " (where no function has two seeds, chance may have made the order)" if is_strict else ""
+    caption += " (where no variant has two seeds, chance may have made the order)" if is_strict else ""
     caption += "; by hw: the same by hardware FLOPs"
     caption += ", * where that order is another" if moved else ""
     table = Table(

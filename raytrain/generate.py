@@ -15,7 +15,7 @@ from raytrain.training.pretrained import load_run
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("python -m raytrain.generate", __doc__)
     parser.add_argument("run", help="run folder")
-    parser.add_argument("--prompt", default="\n", help="text to go on from [a line break]")
+    parser.add_argument("--prompt", default="\n", help="text to continue [a line break]")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to write [200]")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token [0.8]")
     parser.add_argument("--top_k", type=int, default=50, help="sample among this many likeliest tokens [50]")

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser = Parser("python -m raytrain.train", __doc__)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
-    parser.add_argument("--resume", metavar="RUN", help="go on from the last checkpoint of this run folder")
+    parser.add_argument("--resume", metavar="RUN", help="continue from the last checkpoint of this run folder")
     add_flags(parser)
     flags = parser.parse_args(argv)
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if is_main:
         folder = Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config)
         if _is_complete(folder):
-            print(f"{folder} is complete: there is nothing to go on with")
+            print(f"{folder} is complete: there is nothing left to train")
             return 0
         _print_sources(config, sources)
         write_json(folder / "config.json", config.to_dict())
@@ -107,7 +107,7 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
         if getattr(flags, name) is not None:
             raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
     if not (folder / "checkpoints").is_dir():
-        raise UserError(f"resume ({folder}) has no checkpoints to go on from; --checkpoint_interval N keeps some")
+        raise UserError(f"resume ({folder}) has no checkpoint to continue from; --checkpoint_interval N keeps some")
     changes = {name: read_value(name, value) for name, value in read_flags(flags).items()}
     for stop in STOPS:
         if stop in changes:
@@ -152,7 +152,7 @@ def _last_line(result: Report, folder: Path) -> str:
     if result["status"] == "diverged":
         return f"diverged: {result['reason']}. Log in {folder}"
     if result["status"] == "interrupted":
-        return f"interrupted at step {result['steps']}; go on with: python -m raytrain.train --resume {folder}"
+        return f"interrupted at step {result['steps']}; resume with: python -m raytrain.train --resume {folder}"
     return f"val_loss {result['val_loss']:.4f} after {result['train_flops']:.4g} FLOPs. Log and result in {folder}"
 
 

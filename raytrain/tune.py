@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int | None:
         check_name(flags.name)
     planned = _plan(flags)
     if flags.plan:
-        print(json.dumps(planned.to_dict()) if flags.json else planned)
+        print(json.dumps(planned.to_dict() | {"functions": planned.variants}) if flags.json else planned)
         return 0
     with held():
         from raytrain.engine.study import run_study  # a plan must not wait for it
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         type=int,
         default=1,
-        help="trials of each function, from --seed upwards; of the base 3 or more under --design [1]",
+        help="trials of each variant, from --seed upwards; of the base 3 or more under --design [1]",
     )
     sweep.add_argument("--design", help=f"which points to run: {', '.join(DESIGNS)} [every one, or --max_trials]")
     sweep.add_argument("--reference", default="gpt2", help="preset that leave_one_out puts each choice back to [gpt2]")
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run the base at these multiples of the budget too, for compute gains [none]",
     )
     sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
-    sweep.add_argument("--resume", metavar="NAME", help="go on with this study, whatever ended it")
+    sweep.add_argument("--resume", metavar="NAME", help="continue this study after an interruption")
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")
@@ -121,7 +121,7 @@ def _check_resume(flags: argparse.Namespace) -> None:
     for name, value in vars(flags).items():
         if name not in allowed and value != usual[name]:
             raise UserError(
-                f"{name} ({value}) does not go with --resume, which goes on as planned; these do: "
+                f"{name} ({value}) cannot be combined with --resume, which continues as planned; allowed: "
                 f"{', '.join(allowed[1:])}"
             )
 

@@ -68,7 +68,7 @@ def write_study(
             (folder / "trials" / trial["id"]).mkdir(parents=True)
             text = json.dumps({key: value for key, value in result.items() if value is not None})
             (folder / "trials" / trial["id"] / "result.json").write_text(text)
-    counts = {"points": len(grid), "programs": len(grid), "functions": len(grid), "trials": len(trials)}
+    counts = {"points": len(grid), "programs": len(grid), "variants": len(grid), "trials": len(trials)}
     estimate = {
         "seconds": 3600.0,
         "lanes": 8,

@@ -24,7 +24,7 @@ CUSTOM = {axis: levels[0] for axis, levels in FULL_SPACE.items()}
 
 
 def test_the_full_space_has_720_functions():
-    """Catches: one function trained twice, or two taken for one."""
+    """Catches: one variant trained twice, or two taken for one."""
     points = [Architecture(**dict(zip(FULL_SPACE, p, strict=True))) for p in itertools.product(*FULL_SPACE.values())]
     assert len(points) == len(set(points)) == 2304
     assert len({point.program() for point in points}) == 1440
@@ -97,7 +97,7 @@ def test_widths():
 
 
 def test_what_the_hash_distinguishes():
-    """Catches: two functions under one hash; one function under two, by how its defaults were spelled."""
+    """Catches: two variants under one hash; one variant under two, by how its defaults were spelled."""
     base = preset("llama")
     assert base.hash == preset("llama", n_kv_head=12, d_ff=2048, activation="relu", attention_backend="manual").hash
     assert base.canonical() == base.canonical().canonical()

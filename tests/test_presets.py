@@ -40,7 +40,7 @@ def test_table(capsys):
     out = capsys.readouterr().out
     assert "124,372,992" in out
     assert "OpenAI's is openai_gpt2" in out
-    assert "you say all nine" in out
+    assert "give all nine" in out
     assert "…" not in out
 
 

@@ -42,7 +42,7 @@ def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("sync nothing", "Unknown name in {runs}: 'nothing'. Available: "),
         ("sync ../s", "may have letters"),
         (f"sync {'a' * 300}", "name (aaaaaaaaaaaaaaaa...) has 300 characters, and may have 128"),
-        ("sync empty", "study.json is no whole study's: it lacks name, space"),
+        ("sync empty", "study.json is incomplete: missing name, space"),
         ("synk s", "invalid choice: 'synk'"),
     ],
 )

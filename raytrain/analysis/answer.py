@@ -1,4 +1,4 @@
-"""All that a study says: its ranking, effects, frontier and gains, and the answer in words, from its folder alone."""
+"""The answer of a study: ranking, effects, frontier and gains, and sentences, from its folder alone."""
 
 import dataclasses
 import itertools
@@ -28,21 +28,21 @@ from raytrain.rundir.folders import read_study_json
 from raytrain.sweep.factorial import Point, live
 
 _TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
-_TOLD = 3  # of the gains, and of the trials whose two ranks differ
+_LISTED = 3  # of the gains, and of the trials whose two ranks differ
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the study in `study` (study.json) says.
+    """The answer of the study in `study` (study.json).
 
     `table` is that of `ranking.rank`, with compute_gain and hardware_gain, each with `_low` and `_high` (95%; an end
     that would be infinite is NaN) and, where there is none, a `_reason`. `noise` is the spread of val_loss over seeds
-    at the study's budget, `paired` what functions on the same seeds do not share of it (`noise.Means`). `effects` are
+    at the study's budget, `paired` what variants on the same seeds do not share of it (`noise.Means`). `effects` are
     those of `axes` against `baseline`, at `effects_flops`: the study's budget, or the last rung that every trial
-    reached if some were stopped. `trends` has a row for each function but the baseline that ran at several budgets:
+    reached if some were stopped. `trends` has a row for each variant but the baseline that ran at several budgets:
     `label`, `hash`, the `slope` of ln gain against ln FLOPs with `low` and `high`, or the `reason` that there is none.
     `rung_frontier` is the one that they follow from where budgets are rungs.
-    `reasons` says of each part that is None, or empty, why.
+    `reasons` gives, for each part that is None or empty, the reason.
     """
 
     study: dict[str, Any]
@@ -71,7 +71,7 @@ def answer(folder: str | Path) -> Answer:
     paired = group_means(done["val_loss"], programs(done), done["seed"]).noise if len(done) else None
     reasons: dict[str, str] = {}
     if noise is None:
-        reasons["noise"] = "no function was completed at the study's budget with two seeds"
+        reasons["noise"] = "no variant was completed at the study's budget with two seeds"
     ranked = table["rank"].notna() & numbers(table, "hardware_flops").notna()
     if unlike := unlike_devices(table[ranked]):
         reasons["hardware_rank"] = unlike
@@ -102,7 +102,7 @@ def answer(folder: str | Path) -> Answer:
 
     trends, rungs = _trends(table[~is_base], groups[~is_base], frontiers["frontier"]), None
     if trends.empty:
-        reasons["trends"] = reasons.get("frontier", "no function but the baseline ran at two budgets or more")
+        reasons["trends"] = reasons.get("frontier", "no variant but the baseline ran at two budgets or more")
         try:
             trends, rungs = _rung_trends(rung_table(folder), table, is_base)
         except UserError as error:
@@ -131,7 +131,7 @@ def _effects(
 ) -> tuple[Effects, float]:
     """The effects, and the FLOPs that they hold at."""
     if not axes:
-        raise UserError("no axis varies: all trials are one function")
+        raise UserError("no axis varies: all trials are one variant")
     flops = float(study["budget_flops"])
     table = table[table["role"] != "frontier"]
     if (table["status"] == "stopped").any():
@@ -147,7 +147,7 @@ def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] 
         return None
     spelled = (live(dict(zip(axes, point, strict=True))) for point in itertools.product(*(levels[a] for a in axes)))
     points = list({json.dumps(point, sort_keys=True): point for point in spelled}.values())
-    return points if len(points) == study["counts"]["functions"] else None
+    return points if len(points) == study["counts"]["variants"] else None
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:
@@ -180,7 +180,7 @@ def _frontier(
         )
     noise = pooled(table.loc[done, "val_loss"], groups[done])
     if noise is None:
-        raise UserError("the frontier needs the noise: no function was completed with two seeds at one budget")
+        raise UserError("the frontier needs the noise: no variant was completed with two seeds at one budget")
     flops = numbers(runs, column)
     if column == "train_flops":
         return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise)
@@ -220,13 +220,13 @@ def _no_gain(status: str) -> str:
 
 
 def _trends(table: pd.DataFrame, groups: pd.Series, frontier: Frontier | None) -> pd.DataFrame:
-    """A row for each of the functions that ran at several budgets."""
+    """A row for each of the variants that ran at several budgets."""
     done = table[groups >= 0].assign(program=programs(table), budget=groups, flops=numbers(table, "train_flops"))
     return _slopes(done, "budget", frontier) if frontier else pd.DataFrame(columns=_TRENDS)
 
 
 def _slopes(runs: pd.DataFrame, budget: str, frontier: Frontier) -> pd.DataFrame:
-    """The trend of each program of `runs`, whose budgets the column `budget` tells apart."""
+    """The trend of each program of `runs`, whose budgets the column `budget` numbers."""
     rows = []
     for _, own in runs.groupby("program", sort=False):
         groups = own.groupby(budget)
@@ -265,11 +265,11 @@ def _sentences(answer: Answer) -> list[str]:
         if stopped := int((table["status"] == "stopped").sum()):
             out.append(_at_rung(answer, stopped))
         out += answer.effects.sentences
-    out += _spread_told(table)
-    out += _unlike_told(answer)
-    out += _gains_told(answer)
-    out += _trends_told(answer)
-    out += _hardware_told(answer)
+    out += _unequal_spread(table)
+    out += _mixed_devices(answer)
+    out += _gain_sentences(answer)
+    out += _trend_sentences(answer)
+    out += _hardware_rank_sentences(answer)
     out += _outcomes(table)
     return out
 
@@ -285,33 +285,33 @@ def _headline(answer: Answer) -> str:
     seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
     own = answer.table[answer.table["role"] != "frontier"]
     if rest := programs(own).nunique() - count:
-        functions = f"{count} functions that came to the end of the budget ({rest} did not)"
+        variants = f"{count} variants that came to the end of the budget ({rest} did not)"
     else:
-        functions = f"{count} functions"
+        variants = f"{count} variants"
     if count == 1 and rest:
         return (
-            f"No winner: of {rest + 1} functions {name} alone came to the end of the budget, with val_loss "
+            f"No winner: of {rest + 1} variants {name} alone came to the end of the budget, with val_loss "
             f"{losses.mean():.4f} over {seeds}, and there is none to compare it with."
         )
     if count == 1:
         noise = f"the noise: sd {answer.noise.describe()}" if answer.noise else "nothing"
-        return f"No difference to find: all ranked trials are one function, {name}. Their spread is {noise}."
+        return f"No difference to find: all ranked trials are one variant, {name}. Their spread is {noise}."
     if answer.noise is None:
         return (
-            f"{name} came first of {functions} with val_loss {losses.mean():.4f}, but the noise is not known "
+            f"{name} came first of {variants} with val_loss {losses.mean():.4f}, but the noise is not known "
             f"({answer.reasons['noise']}): chance may have made this order, and nothing here is better or worse."
         )
     first = ranked["rank"] == 1
     shared = entries[first].nunique()
     if shared == 1:
         return (
-            f"The winner of {functions} is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
+            f"The winner of {variants} is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
             "other beyond the noise. (The first of many flatters itself a little: a run anew will likely be less good.)"
         )
     least = f"The least mean val_loss is {losses.mean():.4f}, over {seeds}, of {name}."
     if shared == count:
-        return f"No winner: no difference between any two of {functions} stands out from the noise. {least}"
-    return f"No winner: {shared} of {functions} share rank 1, as the noise leaves open which is best. {least}"
+        return f"No winner: no difference between any two of {variants} stands out from the noise. {least}"
+    return f"No winner: {shared} of {variants} share rank 1, as the noise leaves open which is best. {least}"
 
 
 def _at_rung(answer: Answer, stopped: int) -> str:
@@ -323,8 +323,8 @@ def _at_rung(answer: Answer, stopped: int) -> str:
     )
 
 
-def _spread_told(table: pd.DataFrame) -> list[str]:
-    """That the noise differs between functions, if it does."""
+def _unequal_spread(table: pd.DataFrame) -> list[str]:
+    """That the noise differs between variants, if it does."""
     done = table[at_budget(table) & (table["status"] == "complete")]
     p = equal_spread(done["val_loss"], programs(done))
     if p is None or p >= SIGNIFICANCE:
@@ -336,8 +336,8 @@ def _spread_told(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _unlike_told(answer: Answer) -> list[str]:
-    """What else than functions and seeds the ranked losses differ in: devices, and dtypes where they are no axis."""
+def _mixed_devices(answer: Answer) -> list[str]:
+    """What else than variants and seeds the ranked losses differ in: devices, and dtypes where they are no axis."""
     ranked = answer.table[answer.table["rank"].notna()]
     columns = {"device": "devices"} | ({} if "precision" in answer.axes else {"dtype": "compute dtypes"})
     out = []
@@ -348,7 +348,7 @@ def _unlike_told(answer: Answer) -> list[str]:
     return out
 
 
-def _gains_told(answer: Answer) -> list[str]:
+def _gain_sentences(answer: Answer) -> list[str]:
     if answer.frontier is None:
         return [f"No compute gains: {answer.reasons['frontier']}."]
     out = []
@@ -362,15 +362,15 @@ def _gains_told(answer: Answer) -> list[str]:
         if once.empty:
             continue
         if known.empty:
-            out.append(f"No function has a {gain.replace('_', ' ')}: {_reasons(once[f'{gain}_reason'])}.")
+            out.append(f"No variant has a {gain.replace('_', ' ')}: {_reasons(once[f'{gain}_reason'])}.")
             continue
         high = known[f"{gain}_high"].fillna(np.inf)
         above, below = int((known[f"{gain}_low"] > 1).sum()), int((high < 1).sum())
-        told = ", ".join(_gain(row, gain) for row in known.head(_TOLD).to_dict("records"))
+        gains = ", ".join(_gain(row, gain) for row in known.head(_LISTED).to_dict("records"))
         lacking = once[once[gain].isna()]
         more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'])})." if len(lacking) else ""
         out.append(
-            f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {told}. Functions "
+            f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {gains}. Variants "
             f"that save compute: {above} of {len(known)}; that waste it: {below}; each judged alone by its 95% "
             f"interval.{more}"
         )
@@ -385,20 +385,20 @@ def _gains_told(answer: Answer) -> list[str]:
     return out
 
 
-def _trends_told(answer: Answer) -> list[str]:
+def _trend_sentences(answer: Answer) -> list[str]:
     known = answer.trends[answer.trends["slope"].notna()].astype({"slope": float, "low": float, "high": float})
     if known.empty:
         return []
     low, high = known["low"].fillna(-np.inf), known["high"].fillna(np.inf)
     clear = known[(low > 0) | (high < 0)]
     clear = clear.loc[clear["slope"].abs().sort_values(ascending=False, kind="stable").index]
-    told = [
+    slopes = [
         f"the gain of {row['label']} {'shrinks' if row['slope'] < 0 else 'grows'} ({row['slope']:+.3f}, 95% "
         f"{row['low']:+.3f} to {row['high']:+.3f})"
-        for row in clear.head(_TOLD).to_dict("records")
+        for row in clear.head(_LISTED).to_dict("records")
     ]
-    rest = f"that of {len(known) - len(clear)} of {len(known)} functions does not clearly change"
-    out = f"As budgets grow (ln gain for each factor e of FLOPs): {'; '.join([*told, rest])}."
+    rest = f"that of {len(known) - len(clear)} of {len(known)} variants does not clearly change"
+    out = f"As budgets grow (ln gain for each factor e of FLOPs): {'; '.join([*slopes, rest])}."
     if (answer.table["status"] == "stopped").any():
         out += " Luck at a rung helps a trial on, and is gone at the next, so a gain seems to shrink a little."
     rungs = answer.rung_frontier
@@ -416,7 +416,7 @@ def _gain(row: dict[Any, Any], gain: str) -> str:
     return f"{row['label']} x{row[gain]:.3f} (95% {ends})"
 
 
-def _hardware_told(answer: Answer) -> list[str]:
+def _hardware_rank_sentences(answer: Answer) -> list[str]:
     table = answer.table
     if reason := answer.reasons.get("hardware_rank"):
         return [f"No rank by hardware FLOPs: {reason}."]
@@ -427,9 +427,9 @@ def _hardware_told(answer: Answer) -> list[str]:
     if differs.empty:
         return ["By hardware FLOPs the order is the same."]
     moved = (differs["hardware_rank"] - differs["rank"]).abs().astype(float)
-    rows = differs.loc[moved.sort_values(ascending=False, kind="stable").index[:_TOLD]]
-    told = "; ".join(f"{row['label']}: {row['rank_note']}" for row in rows.to_dict("records"))
-    return [f"By hardware FLOPs, where MFU counts, {len(differs)} functions change places. {told}."]
+    rows = differs.loc[moved.sort_values(ascending=False, kind="stable").index[:_LISTED]]
+    moves = "; ".join(f"{row['label']}: {row['rank_note']}" for row in rows.to_dict("records"))
+    return [f"By hardware FLOPs, where MFU counts, {len(differs)} variants change places. {moves}."]
 
 
 def _outcomes(table: pd.DataFrame) -> list[str]:
@@ -452,4 +452,4 @@ def _outcomes(table: pd.DataFrame) -> list[str]:
 
 def _reasons(column: pd.Series) -> str:
     """The distinct reasons, most frequent first."""
-    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:_TOLD] if reason)
+    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:_LISTED] if reason)

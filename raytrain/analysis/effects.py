@@ -15,16 +15,16 @@ from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
 
 WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed")
-_INTERACTIONS_TOLD = 3
+_INTERACTIONS_LISTED = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-    """What a study says of its axes.
+    """The effects of a study's axes.
 
     `table` has a row for each effect: `effect` (its name), `axis`, `level`, `reference`; for an interaction
     `other_axis`, `other_level` and `other_reference`; `estimate` (nats: below zero is better), `standard_error`, `low`
-    and `high` (95%), `p`, `p_holm`; and `aliased_with`: empty, or what the runs cannot tell the effect from, which
+    and `high` (95%), `p`, `p_holm`; and `aliased_with`: empty, or what the effect is confounded with, which
     then has no estimate.
     """
 
@@ -57,7 +57,7 @@ def effects(
     `table` has one row a trial (see raytrain.analysis.trials). Effects are averaged over `candidates`, the points of
     the space, by default the points run. Intervals come from `noise`, by default from the residuals: these hold the
     spread over seeds, pooled with whatever the model does not explain. Each seed has an offset of its own, which takes
-    out what it does to all functions (see `noise.Means`), unless that hides an effect, as where no two functions share
+    out what it does to all variants (see `noise.Means`), unless that hides an effect, as where no two variants share
     a seed, or takes up more than half of the degrees of freedom.
 
     Trials that were stopped at a rung count with their loss there, and each budget has an offset of its own. As the
@@ -67,7 +67,7 @@ def effects(
 
     p-values are adjusted for all effects together (Holm, Scandinavian Journal of Statistics 6, 1979), so that a study
     makes any false claim with a chance of at most 5%. Raises UserError if fewer than two trials have a loss, or all
-    that have one are of one function.
+    that have one are of one variant.
     """
     axes = list(axes)
     used = table[table["status"].isin(WITH_LOSS) & table["val_loss"].notna()]
@@ -78,13 +78,13 @@ def effects(
     offsets = np.eye(budget.max() + 1)[budget][:, 1:]
     full = Model(population(runs, candidates), baseline, interactions=interactions)
     if not full.effects:
-        raise UserError("all trials with a loss are of one function")
+        raise UserError("all trials with a loss are of one variant")
     model, fit = fit_model(full, runs, offsets)
     source = "residuals"
     shared = np.hstack([offsets, np.eye(used["seed"].nunique())[pd.factorize(used["seed"])[0]][:, 1:]])
     shared_model, shared_fit = fit_model(full, runs, shared)
-    told = _seen(shared_model, shared_fit) == _seen(model, fit)
-    if shared.shape[1] > offsets.shape[1] and told and shared_fit.df >= fit.df / 2:
+    same_effects = _seen(shared_model, shared_fit) == _seen(model, fit)
+    if shared.shape[1] > offsets.shape[1] and same_effects and shared_fit.df >= fit.df / 2:
         model, fit, offsets, source = shared_model, shared_fit, shared, f"{source}{SHARED}"
 
     seeds = seed_noise(used, axes)
@@ -104,7 +104,7 @@ def effects(
 
 
 def _seen(model: Model, fit: LeastSquares) -> set[str]:
-    """The effects that the runs tell."""
+    """The effects that the runs can estimate."""
     hidden = np.any(fit.unseen(model.contrasts), axis=1)
     return {effect.name for effect, is_hidden in zip(model.effects, hidden, strict=True) if not is_hidden}
 
@@ -175,7 +175,7 @@ def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
 
 
 def _best(model: Model, estimates: _Estimates, baseline: Point) -> tuple[Point, float, float, float] | None:
-    """The point of least expected loss; None where the runs do not say what to expect of all points."""
+    """The point of least expected loss; None where the runs do not determine the expected loss of all points."""
     seen = {item for point in model.points for item in point.items()}
     if not seen >= live(baseline).items():
         return None
@@ -228,11 +228,11 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
             "in ways that the model lacks; the intervals allow for it."
         )
     if known.empty:
-        out.append("No effect of an axis can be told, as the runs differ in several axes at once.")
+        out.append("No main effect can be estimated, because the runs differ in several axes at once.")
     elif full.pairs and not estimates.model.pairs:
         out.append(
-            "The runs cannot tell main effects from interactions: each effect holds where it was run, and elsewhere "
-            "only if the axes do not interact."
+            "The runs cannot separate main effects from interactions: each effect holds where it was run, and "
+            "elsewhere only if the axes do not interact."
         )
     elif len(known) < len(effects.table):
         names = effects.table.loc[effects.table["estimate"].isna(), "effect"]
@@ -245,13 +245,16 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
             verdict = _verdict(row["estimate"], row["low"], row["high"])
             out.append(f"{row['effect']} {verdict} against {row['reference']}{scope}.")
         by_name = {effect.name: effect for effect in estimates.model.effects}
-        out += [_told(by_name[name], estimates) for name in claims.loc[~main, "effect"][:_INTERACTIONS_TOLD]]
+        out += [
+            _interaction_sentence(by_name[name], estimates)
+            for name in claims.loc[~main, "effect"][:_INTERACTIONS_LISTED]
+        ]
         if effects.best and effects.best[2] < effects.best[3] < 0 and not claims.empty:
             point, difference, low, high = effects.best
-            told = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)
+            changes = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)
             out.append(
-                f"The fitted model expects most of {told}: {difference:+.4f} nats against the baseline (95% {low:+.4f} "
-                f"to {high:+.4f}, which flatters the first of {len(full.points)} points)."
+                f"The fitted model expects most of {changes}: {difference:+.4f} nats against the baseline (95% "
+                f"{low:+.4f} to {high:+.4f}, which flatters the first of {len(full.points)} points)."
             )
         if claims.empty:
             finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
@@ -268,8 +271,8 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
     return out
 
 
-def _told(effect: Effect, estimates: _Estimates) -> str:
-    """An interaction as the effect of one axis at both levels of the other: of the two ways, the more telling."""
+def _interaction_sentence(effect: Effect, estimates: _Estimates) -> str:
+    """An interaction as the effect of one axis at both levels of the other, in the way that shows it more clearly."""
     ways = []
     for varied in (0, 1):
         given = 1 - varied

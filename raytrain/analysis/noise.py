@@ -15,10 +15,10 @@ SIGNIFICANCE = 0.05  # intervals are 95%; a claim is wrong in at most this part 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """An estimate of the sd of val_loss between runs of one function, in nats.
+    """An estimate of the sd of val_loss between runs of one variant, in nats.
 
     `source` is "seeds" for the spread over seeds, or "residuals" for what a fitted model leaves over: that holds the
-    spread over seeds and, if the model lacks something, its lack of fit too. Where functions share their seeds it says
+    spread over seeds and, if the model lacks something, its lack of fit too. Where variants share their seeds it says
     ", less what a seed does to all": see `Means`.
     """
 
@@ -68,7 +68,7 @@ def pooled(values: pd.Series, group: pd.Series) -> Noise | None:
 class Means:
     """The means of `groups`, the `variances` (groups x groups) of their differences over that of the noise, and this.
 
-    The functions of a study run on the same seeds, and a seed gives all of them the same order of the data and, where
+    The variants of a study run on the same seeds, and a seed gives all of them the same order of the data and, where
     shapes agree, the same first weights: a part of the noise that they share, and that no difference holds. Each seed
     then has an offset of its own, as a block has (Fisher, The Design of Experiments, 1935): means are those that the
     groups would have on all seeds, and the noise is what is left. Without offsets if they would take up more than half

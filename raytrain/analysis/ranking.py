@@ -82,7 +82,7 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
 def programs(table: pd.DataFrame) -> pd.Series:
     """A number for each row's program: trials of one differ in their seed, and the noise, alone.
 
-    A function (its hash) and recipe; and the attention backend, as two backends with one seed are no two draws of the
+    A variant (its hash) and recipe; and the attention backend, as two backends with one seed are no two draws of the
     noise. In a table without hashes every row is a program of its own.
     """
     if "hash" not in table:

@@ -226,10 +226,10 @@ def judge(
         aliased = np.any(fit.unseen(model.contrasts), axis=1)
         orders = np.array([len(effect.axes) for effect in model.effects])
         for order, suffix in ((1, ""), (2, "_interactions")):
-            told = (orders == order) & ~aliased
-            if told.any():
-                out[f"coverage{suffix}"][studies] = covered[told].mean(axis=0)
-                out[f"half_width{suffix}"][studies] = half_widths[told].mean(axis=0)
+            estimable = (orders == order) & ~aliased
+            if estimable.any():
+                out[f"coverage{suffix}"][studies] = covered[estimable].mean(axis=0)
+                out[f"half_width{suffix}"][studies] = half_widths[estimable].mean(axis=0)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Simulated studies over the 720 functions, with a known truth."""
+"""Simulated studies over the 720 variants, with a known truth."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from raytrain.sweep.halving import halve, survivors
 
 NOISE_SD = 0.0019  # nats: the sd of val_loss over 80 runs of one recipe (modded-nanogpt's log)
 # Effects are drawn as normal with mean zero. One sd of a main effect is then 5 noise sd, of an interaction 1.6:
-# between the choices that matter at once (no positions, post-norm) and the many that only replicates tell apart.
+# between the choices that matter at once (no positions, post-norm) and the many that only replicates separate.
 MAIN_SD, INTERACTION_SD = 0.010, 0.003
 MEAN_LOSS = 3.3
 
@@ -34,8 +34,8 @@ LEVELS = {
 }
 
 
-def functions() -> list[Point]:
-    """The 720 distinct functions of the full space, the gpt2 preset first."""
+def variants() -> list[Point]:
+    """The 720 distinct variants of the full space, the gpt2 preset first."""
     spellings = (live(dict(zip(LEVELS, levels, strict=True))) for levels in itertools.product(*LEVELS.values()))
     return list({frozenset(point.items()): point for point in spellings}.values())
 
@@ -87,7 +87,7 @@ def coverage(trials: int = 128, replays: int = 1000, seed: int = 0) -> dict[str,
     The part of 95% intervals that hold the true effect; their half-widths over those that the plan promised; the mean
     true regret, in nats, of its winner, and of the best run of the full grid with one seed a point.
     """
-    points, draws = functions(), np.random.default_rng(seed)
+    points, draws = variants(), np.random.default_rng(seed)
     truth, _ = truths(Model(points, points[0]), points, replays, draws)
     plan = choose(points, "d_optimal", trials=trials, seed=seed)
     rows = np.array([index for index, _ in plan.trials])
@@ -119,7 +119,7 @@ def winners_declared(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int 
     return sum(winner is not None for winner in winners) / replays
 
 
-def ranks_told_apart(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0) -> float:
+def unequal_ranks(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0) -> float:
     """The part of A/A studies in which any of the identical configurations, number i with `runs[i]` seeds, is ranked
     behind another."""
     member = np.repeat(np.eye(len(runs)), runs, axis=0)
@@ -134,8 +134,8 @@ def ranks_told_apart(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int 
 
 
 def claims_made(replays: int = 1000, trials: int = 128, seed: int = 0) -> float:
-    """The part of A/A studies with any significant effect: a d_optimal design over functions that are all the same."""
-    points, draws = functions(), np.random.default_rng(seed)
+    """The part of A/A studies with any significant effect: a d_optimal design over variants that are all the same."""
+    points, draws = variants(), np.random.default_rng(seed)
     rows = [index for index, _ in choose(points, "d_optimal", trials=trials, seed=seed).trials]
     model = Model(points, points[0])
     fit = LeastSquares(model.matrix([points[row] for row in rows]))
@@ -151,7 +151,7 @@ def stopping_pull(replays: int = 50, seed: int = 0) -> dict[str, float]:
 
     It is below 1 if effects are pulled towards zero, and depends on what is done with the stopped trials.
     """
-    points, draws = functions(), np.random.default_rng(seed)
+    points, draws = variants(), np.random.default_rng(seed)
     model = Model(points, points[0])
     row_of = {effect.name: row for row, effect in enumerate(model.effects)}
     truth, true = truths(model, points, replays, draws)
@@ -226,13 +226,13 @@ def frontier_coverage(
     def loss(at: Array) -> Array:
         return truth["E"] + truth["A"] * at ** -truth["alpha"] + draws.normal(0, NOISE_SD, np.shape(at))
 
-    def told(at: Array) -> Array:
+    def noisy_clock(at: Array) -> Array:
         return at * np.exp(draws.normal(0, clock_sd, np.shape(at)))
 
     for _ in range(replays):
         losses = loss(flops)
         if clock_sd:
-            seen, kinds = told(flops), len(flops) - len(budgets)
+            seen, kinds = noisy_clock(flops), len(flops) - len(budgets)
             means = np.repeat(np.log(seen).reshape(-1, seeds).mean(axis=1), seeds)
             clock = Noise(float(np.sqrt(np.sum((np.log(seen) - means) ** 2) / kinds)), kinds, "seeds")
             means = np.repeat(losses.reshape(-1, seeds).mean(axis=1), seeds)
@@ -244,7 +244,7 @@ def frontier_coverage(
             held[name].append(low <= truth[name] <= high)
         for name, gain, spent in [("gain", 1.15, budgets[1]), *(("baseline", 1.0, budget) for budget in budgets)]:
             reached = float(loss(np.array(gain * spent)))
-            found = compute_gain(reached, float(told(np.array(spent))) if clock_sd else spent, frontier)
+            found = compute_gain(reached, float(noisy_clock(np.array(spent))) if clock_sd else spent, frontier)
             if found.value is not None:
                 held[name].append((found.low or 0) <= gain <= (found.high or np.inf))
     return {name: float(np.mean(values)) for name, values in held.items()}

@@ -234,7 +234,9 @@ def _check_size(path: Path, expected: int) -> None:
     except OSError as error:
         raise UserError(f"Cannot read the shard {path}: {error.strerror}; prepare the data again") from error
     if size != expected:
-        raise UserError(f"The shard {path} has {size:,} bytes, its manifest says {expected:,}; prepare the data again")
+        raise UserError(
+            f"The shard {path} has {size:,} bytes, its manifest records {expected:,}; prepare the data again"
+        )
 
 
 def load_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:

@@ -165,7 +165,7 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], request: ResourceRequest, *,
     have = gpus if on_gpus else cpus
     unit = "GPU" if on_gpus else "CPU"
     infeasible = {
-        name: f"it needs {ranks} ranks with a {unit} each, and Ray finds {have} {unit}s"
+        name: f"too large for the cluster: {ranks} ranks need a {unit} each, and Ray has {have} {unit}s"
         for name, ranks in workers.items()
         if ranks > have and not grows
     }

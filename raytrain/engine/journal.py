@@ -179,7 +179,7 @@ class Sync:
         if error is not None:
             again = ["python", "-m", "raytrain.track", "sync", self._folder.name, "--runs", str(self._folder.parent)]
             again += ["--tracking_uri", self._tracking_uri] if self._tracking_uri else []
-            self._console.print(f"MLflow does not have it all: {error}", markup=False)
+            self._console.print(f"MLflow sync incomplete: {error}", markup=False)
             self._console.print(f"send the rest later with: {shlex.join(again)}", markup=False)
 
     def _run(self) -> None:

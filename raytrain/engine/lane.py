@@ -281,7 +281,7 @@ class Watchdog:
                 if left <= 0:
                     break
                 self._changed.wait(left)
-        reason = f"the lane hung: rank said nothing for {self._hang_timeout:g} s"
+        reason = f"the lane hung: no message from a rank for {self._hang_timeout:g} s"
         end = {"event": "end", "status": "lost", "reason": reason, "time": time.time()}
         with contextlib.suppress(ray.exceptions.RayError):
             self._mailbox.report(self._number or 0, end)

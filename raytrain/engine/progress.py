@@ -44,7 +44,7 @@ _RANKING = (
 class Progress(tune.CLIReporter):
     """Tune's progress table, on stdout or stderr. It names the stream, since Tune pickles it and a stream cannot be.
 
-    Tune counts its own trials, the segments; how many trials of the study have ended, its `schedule` says.
+    Tune counts its own trials, the segments; its `schedule` knows how many trials of the study have ended.
     """
 
     def __init__(self, schedule: Schedule, *, to_stderr: bool) -> None:
@@ -80,19 +80,19 @@ class Progress(tune.CLIReporter):
 def ranking_table(table: pd.DataFrame) -> rich.table.Table:
     """The trials of a study, as `analysis.ranking.rank` orders them, with the gains of `analysis.answer` if it has any.
 
-    Trials that share a rank cannot be told apart; without replicates, the title says that chance may have made the
-    order. Where that by hardware FLOPs is another, the row is bold and has a star. Below are the reasons of trials that
-    failed.
+    Trials that share a rank do not differ beyond the noise; without replicates, the title warns that chance may have
+    made the order. A trial with another place by hardware FLOPs has a bold row and a star. The reasons of
+    failed trials are below.
     """
     moved = table.get("rank_note", pd.Series("", index=table.index)) != ""
     below = ["* by hardware FLOPs, where MFU counts, the order is another"] if moved.any() else []
     failed = table[table["reason"].notna()] if "reason" in table else table[:0]
     below += [f"{row['short_name']} {row['status']}: {row['reason']}" for row in failed.to_dict("records")]
-    told = "a shared rank: no difference beyond the noise"
+    note = "a shared rank: no difference beyond the noise"
     if budget_noise(table) is None:
-        told = "no function has two seeds: chance may have made this order"
+        note = "no variant has two seeds: chance may have made this order"
     shown = rich.table.Table(
-        title=f"Loss bought per model FLOP, best first ({told})",
+        title=f"Loss bought per model FLOP, best first ({note})",
         caption=rich.markup.escape("\n".join(below)) or None,
         title_justify="left",
         caption_justify="left",
@@ -113,7 +113,7 @@ def ranking_table(table: pd.DataFrame) -> rich.table.Table:
 
 def _text(row: dict[Any, Any], metric: str, form: str) -> str:
     if pd.isna(row[metric]) or (metric.startswith("loss_per") and not row["budget_ok"]):
-        return ""  # of another budget, a ratio says who stopped first
+        return ""  # of another budget, a ratio shows only who stopped first
     if metric == "compute_gain":
         low, high = (row[f"compute_gain_{end}"] for end in ("low", "high"))
         return f"{row[metric]:.3f} ({low:.3f}-{'' if pd.isna(high) else f'{high:.3f}'})"

@@ -147,7 +147,7 @@ def _drive(
     *,
     as_json: bool,
 ) -> int:
-    """Run what is left of the study in `folder`; whenever a Ctrl-C comes, say how to go on."""
+    """Run what is left of the study in `folder`; after a Ctrl-C at any time, print how to resume."""
     try:
         return _run(folder, study, lanes, sync, started, train, console, as_json=as_json)
     except KeyboardInterrupt:
@@ -227,7 +227,7 @@ def _tune(
     tuner = tune.Tuner(
         trainable(train),
         tune_config=tune.TuneConfig(
-            num_samples=-1,  # until SegmentSearcher says that it is over
+            num_samples=-1,  # until SegmentSearcher reports that it is over
             search_alg=SegmentSearcher(record, lanes.shapes, lanes.counts),
             scheduler=SegmentScheduler(record),
             reuse_actors=True,
@@ -268,7 +268,7 @@ def _give_up(folder: Path, console: rich.console.Console, reason: str) -> None:
 
 def _how_to_resume(folder: Path) -> str:
     again = ["python", "-m", "raytrain.tune", "--resume", folder.name, "--runs", str(folder.parent)]
-    return f"go on with: {shlex.join(again)}"
+    return f"resume with: {shlex.join(again)}"
 
 
 def _report(folder: Path, console: rich.console.Console) -> None:
@@ -299,7 +299,7 @@ def _signals() -> Iterator[None]:
 
 
 class InterruptNotice(tune.Callback):
-    """Says that a Ctrl-C was heard: to end trials in good order takes seconds, and Tune is silent meanwhile."""
+    """Acknowledges a Ctrl-C: ending trials in good order takes seconds, and Tune is silent meanwhile."""
 
     def setup(self, *args: Any, **info: Any) -> None:
         """Tune calls this once its own handler is in place."""
@@ -307,24 +307,24 @@ class InterruptNotice(tune.Callback):
         if not callable(end) or threading.current_thread() is not threading.main_thread():
             return
 
-        def told(number: int, frame: FrameType | None) -> None:
+        def notify(number: int, frame: FrameType | None) -> None:
             # Not by print, which may be what was interrupted.
             os.write(2, b"interrupted: ending the trials; once more ends them at once\n")
             end(number, frame)
 
-        signal.signal(signal.SIGINT, told)
+        signal.signal(signal.SIGINT, notify)
 
 
 def _against_estimate(study: dict[str, Any], table: pd.DataFrame, lanes: Lanes) -> str | None:
-    """What the plan said of device-hours of training, beside what all trials took on these `lanes`."""
+    """The device-hours of training that the plan estimated, beside those that all trials took on these `lanes`."""
     estimate = study["plan"].get("estimate")
     if estimate is None or "train_seconds" not in table:
         return None
     devices = {trial: shape.workers * (shape.gpus or shape.cpus) for trial, shape in lanes.shapes.items()}
     took = float((table["train_seconds"] * table["trial"].map(devices)).sum()) / 3600
-    said = f"{estimate['seconds'] * estimate['devices'] / 3600:.3g} {estimate['device']}-hours"
+    planned = f"{estimate['seconds'] * estimate['devices'] / 3600:.3g} {estimate['device']}-hours"
     unit = "GPU" if any(shape.gpus for shape in lanes.counts) else "core"
-    return f"planned     about {said} of training; it took {took:.3g} {unit}-hours"
+    return f"planned     about {planned} of training; it took {took:.3g} {unit}-hours"
 
 
 def _console(*, as_json: bool) -> rich.console.Console:
@@ -365,7 +365,7 @@ def _make(folder: Path, study: dict[str, Any]) -> None:
 
 def _taken(folder: Path) -> UserError:
     name = folder.name
-    return UserError(f"name ({name}) is taken in {folder.parent}; choose another, or go on with it by --resume {name}")
+    return UserError(f"name ({name}) is taken in {folder.parent}; choose another, or continue it with --resume {name}")
 
 
 def _git_commit() -> str | None:

@@ -34,7 +34,7 @@ class SegmentSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """A config for Tune's trial `trial_id`; None if there is none now.
 
-        A trial that fits in no lane is left; when none but such wait, and none is on a lane, it is over.
+        A trial too large for the cluster is left; when none but such wait, and none is on a lane, it is over.
         """
         schedule = self._record.schedule
         if schedule.is_over:

@@ -1,7 +1,8 @@
 """The pictures of a report: effects, interactions, loss against FLOPs, loss against speed.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), which the colour-blind can tell apart. Markers, line
-styles or printed signs say the same, for grey print. A figure is as wide as a phone's page where its content allows.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), which remain distinct to the colour-blind. Markers,
+line styles or printed signs carry the same information in grey print. A figure is as wide as a phone's page where its
+content allows.
 """
 
 import base64
@@ -74,7 +75,7 @@ class Picture:
 def effects_picture(effects: pd.DataFrame, noise: Noise | None) -> Picture:
     """A forest plot of the main effects in `effects` (the table of `Effects`), by axis, with their 95% intervals.
 
-    Without p-values no effect is told from zero.
+    Without p-values no effect is marked significant.
     """
     main = effects[effects["other_axis"].isna()]
     axes = list(dict.fromkeys(main["axis"]))
@@ -103,12 +104,12 @@ def effects_picture(effects: pd.DataFrame, noise: Noise | None) -> Picture:
             wide = noise.t * noise.sd * np.sqrt(2)
             ax.axvspan(-wide, wide, color=_PALE, zorder=0, linewidth=0)
         ax.set_xlabel("effect on val_loss, nats (left of 0 is better)")
-        told = main["p_holm"] < SIGNIFICANCE
+        significant = main["p_holm"] < SIGNIFICANCE
         handles: list[Artist] = []
         for mask, marker, color, face, label in (
-            (told & (main["estimate"] < 0), "o", BLUE, BLUE, "better"),
-            (told & (main["estimate"] > 0), "s", VERMILLION, VERMILLION, "worse"),
-            (~told & main["p_holm"].notna(), "D", GREY, "white", "not told from 0"),
+            (significant & (main["estimate"] < 0), "o", BLUE, BLUE, "better"),
+            (significant & (main["estimate"] > 0), "s", VERMILLION, VERMILLION, "worse"),
+            (~significant & main["p_holm"].notna(), "D", GREY, "white", "not distinguishable from zero"),
             (main["p_holm"].isna() & main["estimate"].notna(), "D", GREY, "white", "no claim"),
         ):
             if mask.any():
@@ -149,7 +150,7 @@ def interactions_picture(effects: pd.DataFrame) -> Picture:
         handles = [
             Patch(facecolor=_DIVERGING(0.15), label="\N{MINUS SIGN} better together"),
             Patch(facecolor=_DIVERGING(0.85), label="+ worse together"),
-            Patch(facecolor="white", edgecolor=BLACK, linewidth=1.6, label="told from 0"),
+            Patch(facecolor="white", edgecolor=BLACK, linewidth=1.6, label="distinguishable from zero"),
             Patch(facecolor="white", edgecolor=GREY, hatch="////", label="not estimable"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=1.5)
@@ -192,7 +193,7 @@ def speed_picture(table: pd.DataFrame, speed: str = "mfu") -> Picture:
     shown = table[table["val_loss"].notna() & table[speed].notna()]
     with matplotlib.rc_context(_STYLE):
         figure, ax = _figure(3.9)
-        _scatter(ax, shown, speed, "function")
+        _scatter(ax, shown, speed, "variant")
         best = shown.sort_values(["val_loss", speed], ascending=[True, False], kind="stable")
         best = best[best[speed] > _FASTER * best[speed].cummax().shift(fill_value=0)]
         ax.plot(
@@ -236,11 +237,11 @@ def _effect(ax: Axes, row: dict[Any, Any], y: float) -> None:
     if np.isnan(estimate):
         ax.text(1, y, "not estimable", **_beside(ax, "right"), color=GREY, style="italic")
         return
-    told = row["p_holm"] < SIGNIFICANCE
-    color, marker = ((BLUE, "o") if estimate < 0 else (VERMILLION, "s")) if told else (GREY, "D")
+    significant = row["p_holm"] < SIGNIFICANCE
+    color, marker = ((BLUE, "o") if estimate < 0 else (VERMILLION, "s")) if significant else (GREY, "D")
     if not np.isnan(low):
         ax.plot([low, high], [y, y], color=color, linewidth=1.6, solid_capstyle="butt", zorder=2)
-    face = color if told else "white"
+    face = color if significant else "white"
     ax.plot([estimate], [y], marker=marker, color=color, markerfacecolor=face, markersize=5, zorder=3)
 
 
@@ -266,8 +267,8 @@ def _cell(ax: Axes, x: int, y: int, row: dict[Any, Any] | None, scale: Normalize
     if row is None:  # above the diagonal, or two levels that never meet
         return
     estimate = row["estimate"]
-    told = row["p_holm"] < SIGNIFICANCE
-    frame: Any = {"linewidth": 1.6 if told else 0.4, "edgecolor": BLACK if told else GREY}
+    significant = row["p_holm"] < SIGNIFICANCE
+    frame: Any = {"linewidth": 1.6 if significant else 0.4, "edgecolor": BLACK if significant else GREY}
     if np.isnan(estimate):
         ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, facecolor="white", hatch="////", **frame))
         return
@@ -275,7 +276,7 @@ def _cell(ax: Axes, x: int, y: int, row: dict[Any, Any] | None, scale: Normalize
     ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, facecolor=color, **frame))
     red, green, blue, _ = color
     is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-    weight = "bold" if told else "normal"
+    weight = "bold" if significant else "normal"
     text = format(1000 * estimate, "+.1f" if abs(estimate) < 0.1 else "+.0f").replace("-", "\N{MINUS SIGN}")
     ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if is_dark else BLACK, weight=weight)
 

@@ -1,6 +1,6 @@
 """A study's report: one page of HTML that needs nothing else, a summary in Markdown, its pictures and its table.
 
-What is said is made once, as the sections of a document, which is then written twice.
+The content is built once, as the sections of a document, which is then rendered in two formats.
 """
 
 import functools
@@ -29,8 +29,8 @@ _MINUS = "\N{MINUS SIGN}"
 _MOVED = "\N{NOT EQUAL TO}"
 _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 _SEEDS = (1, 2, 3, 5, 10)
-_SEEDS_TOLD = 5  # losses of a function's seeds before the least and the most stand for them
-_TOLD = 5  # of a list of remarks
+_SEEDS_LISTED = 5  # losses of a variant's seeds before the least and the most stand for them
+_REMARKS_LISTED = 5  # of a list of remarks
 _GAINS = {"compute_gain": "compute gain", "hardware_gain": "hardware gain"}
 _MEANS = ("val_bpb", "mfu", "tokens_per_second", "train_flops")
 _NO_PEAK = "the peak of the device is not known (see --peak_tflops)"
@@ -64,7 +64,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
 
 
 def sections(found: Answer) -> list[Section]:
-    """All that the report says, in order."""
+    """All sections of the report, in order."""
     table = found.table.assign(is_baseline=_is_baseline(found))
     return [
         Section("question", "The question", _question(found)),
@@ -100,11 +100,9 @@ def _question(found: Answer) -> list[Block]:
             rows.append([axis, base, ", ".join(others)])
         blocks.append(Table(["axis", "baseline", "varied to"], rows, texts=(0, 1, 2)))
     else:
-        blocks.append(
-            Missing("No axis varies: all trials are one function, so any difference is noise (an A/A study).")
-        )
-    sizes = " -> ".join(f"{counts[name]:,}" for name in ("points", "programs", "functions"))
-    blocks.append(Text(f"Points -> programs -> functions: {sizes}. {_design(study)} {_scheduler(study)}"))
+        blocks.append(Missing("No axis varies: all trials are one variant, so any difference is noise (an A/A study)."))
+    sizes = " -> ".join(f"{counts[name]:,}" for name in ("points", "programs", "variants"))
+    blocks.append(Text(f"Points -> programs -> variants: {sizes}. {_design(study)} {_scheduler(study)}"))
     return blocks
 
 
@@ -121,8 +119,8 @@ def _scheduler(study: dict[str, Any]) -> str:
     scheduler = study.get("scheduler") or {"name": "none"}
     if scheduler["name"] == "none":
         return "Every trial was to run to its end."
-    told = zip(scheduler["keep"], scheduler["rungs"], strict=True)
-    rungs = ", ".join(f"{keep} after {flops:.3g} FLOPs" for keep, flops in told)
+    survivors = zip(scheduler["keep"], scheduler["rungs"], strict=True)
+    rungs = ", ".join(f"{keep} after {flops:.3g} FLOPs" for keep, flops in survivors)
     return f"Scheduler: {scheduler['name']}, which lets the best go on: {rungs}."
 
 
@@ -183,7 +181,7 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "rank": lambda entry: _place(entry["rank"]),
         "by hardware FLOPs": lambda entry: _place(entry["hardware_rank"]) + f" {_MOVED}" * bool(entry["rank_note"]),
-        "function": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
+        "variant": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
         "val_loss": lambda entry: _mean_loss(entry["losses"], found.noise),
     }
     for gain in gains:
@@ -208,16 +206,16 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     kept = frozenset(number for number, entry in enumerate(entries) if entry["is_baseline"])
     marked = frozenset(number for number, entry in enumerate(entries) if entry["rank_note"])
     order = "A tie within the noise shares a rank." if found.noise else "Without replicates chance may have made it."
-    text = f"Functions ranked: {ranked}, best first, by the mean loss bought per model FLOP. {order}"
+    text = f"Variants ranked: {ranked}, best first, by the mean loss bought per model FLOP. {order}"
     if found.noise:
         text += " Beside each mean is its own 95% interval."
     if found.paired and SHARED in found.paired.source:
-        text += " Differences are known better than that, as the functions share their seeds."
-    words = tuple(number for number, name in enumerate(columns) if name in ("function", "each seed", "outcome"))
+        text += " Differences are known better than that, as the variants share their seeds."
+    words = tuple(number for number, name in enumerate(columns) if name in ("variant", "each seed", "outcome"))
     blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
     if notes := [f"{entry['label']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
         blocks.append(
-            Text(f"{_MOVED} marks a function that changes places with others by hardware FLOPs, where MFU counts:")
+            Text(f"{_MOVED} marks a variant that changes places with others by hardware FLOPs, where MFU counts:")
         )
         blocks.append(_some(notes))
     elif table["hardware_rank"].isna().all():
@@ -228,7 +226,7 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
 
 
 def _entry(runs: pd.DataFrame) -> dict[str, Any]:
-    """A function's trials as one: the first's facts, and the means of the ranked ones, or of all if none is."""
+    """A variant's trials as one: the first's facts, and the means of the ranked ones, or of all if none is."""
     is_ranked = bool(runs["rank"].notna().any())
     used = runs[runs["rank"].notna()] if is_ranked else runs
     means = {name: numbers(used, name).mean() for name in _MEANS}
@@ -245,7 +243,7 @@ def _mean_loss(losses: list[float], noise: Noise | None) -> str:
 
 
 def _each(losses: list[float]) -> str:
-    if len(losses) > _SEEDS_TOLD:
+    if len(losses) > _SEEDS_LISTED:
         return f"{min(losses):.4f} to {max(losses):.4f} ({len(losses)} seeds)"
     return ", ".join(f"{loss:.4f}" for loss in losses) or _DASH
 
@@ -257,7 +255,7 @@ def _gain(entry: dict[str, Any], gain: str) -> str:
 
 
 def _lacking(entries: list[dict[str, Any]]) -> list[Block]:
-    """Which functions that came to a loss have no gain, and why: all of them at once, or the first."""
+    """Which variants that came to a loss have no gain, and why: all of them at once, or the first."""
     entries = [entry for entry in entries if entry["losses"]]
     out: dict[str, list[str]] = {}  # by reason
     for gain, name in _GAINS.items():
@@ -268,14 +266,14 @@ def _lacking(entries: list[dict[str, Any]]) -> list[Block]:
         if len(lacking) == len(entries) and len(set(reasons)) == 1:
             out.setdefault(reasons[0], []).append(name)
         else:
-            which = f"{name} for {len(lacking)} of {len(entries)} functions, such as {lacking[0]['label']}"
+            which = f"{name} for {len(lacking)} of {len(entries)} variants, such as {lacking[0]['label']}"
             out.setdefault(reasons[0], []).append(which)
     return [Missing(f"No {' and no '.join(names)}: {why}.") for why, names in out.items()]
 
 
 def _some(items: list[str]) -> Items:
-    more = len(items) - _TOLD
-    return Items(items if more <= 0 else [*items[:_TOLD], f"and {more} more"])
+    more = len(items) - _REMARKS_LISTED
+    return Items(items if more <= 0 else [*items[:_REMARKS_LISTED], f"and {more} more"])
 
 
 def _claims(effects: Effects) -> pd.DataFrame:
@@ -290,7 +288,7 @@ def _main_effects(found: Answer) -> list[Block]:
     table = _claims(found.effects)
     main = table[table["other_axis"].isna()]
     if main["estimate"].isna().all():
-        why = "No effect of an axis can be told, as the runs differ in several axes at once"
+        why = "No main effect can be estimated, because the runs differ in several axes at once"
         return [
             Missing(f"{why}; each is given with up to three others that it goes together with."),
             _effect_table(main),
@@ -303,9 +301,9 @@ def _main_effects(found: Answer) -> list[Block]:
     else:
         caption += f", with its 95% interval, at {found.effects_flops:.4g} FLOPs."
     if main["p_holm"].notna().any():
-        caption += " A filled mark is told from 0 after Holm's adjustment."
+        caption += " A filled mark is distinguishable from zero after Holm's adjustment."
     else:
-        caption += " No claim is made of any, as no function was completed with two seeds."
+        caption += " No claim is made of any, as no variant was completed with two seeds."
     return [Image("effects", caption, plots.effects_picture(table, found.noise)), _effect_table(main)]
 
 
@@ -317,12 +315,12 @@ def _effect_table(effects: pd.DataFrame) -> Table:
         estimate = row["estimate"]
         if np.isnan(estimate):
             alias = row["aliased_with"]
-            why = alias if alias.startswith("no run") else f"not told from {alias}" if alias else "not estimable"
+            why = alias if alias.startswith("no run") else f"confounded with {alias}" if alias else "not estimable"
             rows.append([row["effect"], str(against), _DASH, _DASH, _DASH, why])
             continue
-        told = ("better" if estimate < 0 else "worse") + (" together" if is_pair else "")
-        doubt = "no claim" if np.isnan(row["p_holm"]) else "not told from 0"
-        verdict = told if row["p_holm"] < SIGNIFICANCE else doubt
+        direction = ("better" if estimate < 0 else "worse") + (" together" if is_pair else "")
+        doubt = "no claim" if np.isnan(row["p_holm"]) else "not distinguishable from zero"
+        verdict = direction if row["p_holm"] < SIGNIFICANCE else doubt
         rows.append(
             [
                 row["effect"],
@@ -351,7 +349,7 @@ def _interactions(found: Answer) -> list[Block]:
         "against the baseline's."
     )
     if pairs["p_holm"].notna().any():
-        caption += " A bold frame is told from 0 after Holm's adjustment."
+        caption += " A bold frame is distinguishable from zero after Holm's adjustment."
     order = (pairs["estimate"] / pairs["standard_error"]).abs().fillna(pairs["estimate"].abs())
     strongest = pairs.loc[order.sort_values(ascending=False, kind="stable").index]
     return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest)]
@@ -370,8 +368,8 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
         if frontier is not None:
             ends = frontier.interval()
             fitted = {"E": frontier.floor, "A": frontier.scale * frontier.unit**frontier.alpha, "alpha": frontier.alpha}
-            told = ", ".join(f"{name} {value:.4g} ({_range(*ends[name])})" for name, value in fitted.items())
-            caption += f" The baseline's frontier is E + A FLOPs^-alpha with {told}; nothing is said beyond its ends."
+            values = ", ".join(f"{name} {value:.4g} ({_range(*ends[name])})" for name, value in fitted.items())
+            caption += f" The baseline's frontier is E + A FLOPs^-alpha with {values}; it is not extrapolated."
         else:
             missing.setdefault(found.reasons[part], []).append(f"frontier in {unit}")
             if part == "hardware_frontier":
@@ -389,7 +387,7 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
             for row in found.trends.to_dict("records")
         ]
         blocks.append(Text("Slope of ln gain against ln FLOPs; below zero the gain shrinks as runs grow:"))
-        blocks.append(Table(["function", "slope", "95% interval", "note"], rows, texts=(0, 3)))
+        blocks.append(Table(["variant", "slope", "95% interval", "note"], rows, texts=(0, 3)))
     elif found.frontier is not None:
         blocks.append(Missing(f"No trend of the gains with the budget: {found.reasons['trends']}."))
     return blocks
@@ -406,13 +404,13 @@ def _speed(table: pd.DataFrame) -> list[Block]:
     if numbers(table, name).isna().all():
         return [*blocks, Missing("No picture: no trial with a loss has a speed.")]
     caption = (
-        f"val_loss against {what}, each function's mean: down and to the right is better. The dashed line joins those "
+        f"val_loss against {what}, each variant's mean: down and to the right is better. The dashed line joins those "
         "that no other beats in both."
     )
     if unlike := unlike_devices(table):
-        caption += f" But {unlike}, and a speed is theirs as much as the function's."
+        caption += f" But {unlike}, and a speed is theirs as much as the variant's."
     if len(entries) < 2:
-        return [*blocks, Missing("No picture: all trials with a loss are one function.")]
+        return [*blocks, Missing("No picture: all trials with a loss are one variant.")]
     entries["val_loss"] = entries["losses"].map(np.mean)
     return [*blocks, Image("speed", caption, plots.speed_picture(entries, name))]
 
@@ -425,16 +423,16 @@ def _noise(found: Answer) -> list[Block]:
         ]
     noise = found.paired or found.noise
     rows = [[f"{seeds}", _text("{:.4f}", noise.t * noise.sd * np.sqrt(2 / seeds))] for seeds in _SEEDS]
-    blocks: list[Block] = [Text(f"The sd of val_loss between runs of one function is {found.noise.describe()}.")]
+    blocks: list[Block] = [Text(f"The sd of val_loss between runs of one variant is {found.noise.describe()}.")]
     if SHARED in noise.source:
         blocks.append(
             Text(
-                "The functions ran on the same seeds, and a part of this is what a seed does to all of them, which no "
+                "The variants ran on the same seeds, and a part of this is what a seed does to all of them, which no "
                 f"difference holds. The rest, on which ranks rest, has an sd of {noise.describe()}."
             )
         )
     blocks += [
-        Text("Two functions, compared alone, differ beyond the noise (95%) if their means differ by more than:"),
+        Text("Two variants, compared alone, differ beyond the noise (95%) if their means differ by more than:"),
         Table(["seeds of each", "nats"], rows, texts=()),
     ]
     if found.effects is not None:
@@ -453,7 +451,7 @@ def _noise(found: Answer) -> list[Block]:
 
 
 def _promised(found: Answer, effects: pd.DataFrame) -> str:
-    """What the plan said of the half-widths of these effects, in nats."""
+    """The half-widths of these effects that the plan promised, in nats."""
     design = (found.study.get("plan") or {}).get("design") or {}
     promised = design.get("half_widths_in_noise_sd") or {}
     known = [promised[name] for name in effects["effect"] if promised.get(name) is not None]
@@ -478,7 +476,7 @@ def _outcomes(found: Answer) -> list[Block]:
             [row["label"], str(row["seed"]), row["status"], _reason(row["status"], reason)]
             for row, reason in zip(bad.to_dict("records"), reasons, strict=True)
         ]
-        blocks.append(Table(["function", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))
+        blocks.append(Table(["variant", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))
     if found.effects is not None:
         rates = found.effects.rates[found.effects.rates["diverged"] + found.effects.rates["failed"] > 0]
         if len(rates):
@@ -540,12 +538,12 @@ def _method(found: Answer) -> list[Block]:
         "have done in the time.",
         "Model FLOPs per token: 3 x the forward matrix products, from the configuration alone; attention not halved "
         "for its mask, the head counted, the embedding's lookup and recomputation not.",
-        "Noise: sd^2 = sum over functions of the squared deviations from their mean / sum of (runs - 1), over "
-        "functions completed with several seeds at one budget. It is taken to be equal for all; where Bartlett's test "
-        "finds that it is not, the answer says so. Functions that run on the same seeds share a part of it, which each "
+        "Noise: sd^2 = sum over variants of the squared deviations from their mean / sum of (runs - 1), over "
+        "variants completed with several seeds at one budget. It is taken to be equal for all; where Bartlett's test "
+        "rejects that, the answer states it. Variants that run on the same seeds share a part of it, which each "
         "seed's own offset takes out of their differences, as blocks do in an experiment.",
-        "Rank r: r - 1 functions or more are better beyond the noise, by Tukey's studentized range over all functions "
-        "(in the form of Kramer), which tells any two of equal ones apart in at most 5% of studies. A winner must beat "
+        "Rank r: r - 1 variants or more are better beyond the noise, by Tukey's studentized range over all variants "
+        "(in the form of Kramer), which separates any two equal ones in at most 5% of studies. A winner must beat "
         "every other by the t test of two, which finds one among equals in at most 5% of studies too.",
         "Effects: least squares on the axes and all their pairs. An effect is a difference of means over the space's "
         "points; an interaction is the change of one effect with the other axis's level.",

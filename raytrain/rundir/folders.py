@@ -50,8 +50,14 @@ def no_study(field: str, name: str, runs: Path) -> UserError:
 
 
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
-    """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`."""
+    """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`.
+
+    Old files count their variants as `functions`; the result has `variants`.
+    """
     study = read_json(folder / "study.json")
     if missing := [field for field in (*_STUDY, *more) if field not in study]:
-        raise UserError(f"{folder / 'study.json'} is no whole study's: it lacks {', '.join(missing)}")
+        raise UserError(f"{folder / 'study.json'} is incomplete: missing {', '.join(missing)}")
+    counts = study["counts"]
+    if isinstance(counts, dict) and "functions" in counts:
+        study["counts"] = {{"functions": "variants"}.get(name, name): count for name, count in counts.items()}
     return study

@@ -23,7 +23,7 @@ _TIE, _LEAST_GAIN = 1e-7, 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """What a design will say about one effect: the expected half-width of its 95% interval over the noise's sd.
+    """The precision of one effect under a design: the expected half-width of its 95% interval over the noise's sd.
 
     None where the design aliases the effect, or leaves no degrees of freedom to estimate the noise.
     """
@@ -40,15 +40,15 @@ class Design:
     name: str
     trials: tuple[tuple[int, int], ...]
     candidates: int
-    interactions: bool  # whether main effects are told apart from pairwise interactions
-    d_efficiency: float | None  # of a run, against one of the full grid; None if the runs cannot tell all effects apart
+    interactions: bool  # whether main effects are separated from pairwise interactions
+    d_efficiency: float | None  # of a run, against one of the full grid; None if some effects are aliased
     residual_df: int
     precisions: tuple[Precision, ...]
 
     def describe(self) -> str:
-        """Such as `d_optimal: 128 trials of 120 functions out of 720; D-efficiency 0.96; ...`."""
+        """Such as `d_optimal: 128 trials of 120 variants out of 720; D-efficiency 0.96; ...`."""
         chosen = len({index for index, _ in self.trials})
-        parts = [f"{self.name}: {len(self.trials)} trials of {chosen} functions out of {self.candidates}"]
+        parts = [f"{self.name}: {len(self.trials)} trials of {chosen} variants out of {self.candidates}"]
         if self.d_efficiency is not None:
             parts.append(f"D-efficiency {self.d_efficiency:.3f}")
         parts.append(f"{self.residual_df} residual degrees of freedom")
@@ -76,7 +76,7 @@ def choose(
     reference: Point | None = None,
     starts: int = 8,
 ) -> Design:
-    """Choose trials among `candidates`, distinct functions given by their level by axis.
+    """Choose trials among `candidates`, distinct variants given by their level by axis.
 
     `base` is the index of the baseline, which is always run. Every chosen point runs with `seeds` seeds, from `seed`
     upwards, and the baseline with `base_seeds`, by default 3 or more; but 1 for a plain design without replicates
@@ -149,7 +149,7 @@ def choose(
 def precisions(full: Model, model: Model, fit: LeastSquares) -> tuple[Precision, ...]:
     """The half-widths t(0.975, df) x sqrt(c' (X'X)^-1 c), with the noise estimated by the fit's own residuals.
 
-    `full` has the effects that were asked for, `model` those of them that the runs were found to tell apart.
+    `full` has the effects that were asked for, `model` those of them that the runs can separate.
     """
     scales = np.linalg.norm(fit.weights(model.contrasts), axis=1)
     aliased = np.any(fit.unseen(model.contrasts), axis=1)

@@ -1,6 +1,6 @@
 """The linear model of a study: columns for axes and their pairs, effects, and least squares. Pure: numpy alone.
 
-A point is a mapping of level by axis. An axis that a point's function does not depend on is dead there: absent, None,
+A point is a mapping of level by axis. An axis that does not change what a point computes is dead there: absent, None,
 NaN, or `activation` under swiglu. The loss of a point is modelled as
 
     mean + sum over live axes of g_A(level) + sum over pairs of live axes of g_AB(level, level)
@@ -29,7 +29,7 @@ Point = Mapping[str, Any]
 
 
 def live(point: Point) -> dict[str, Any]:
-    """The levels that the point's function depends on: `activation` is dead under swiglu, as in Architecture."""
+    """The levels that the point's variant depends on: `activation` is dead under swiglu, as in Architecture."""
     swiglu = point.get("ffn_type") == "swiglu"
     return {
         axis: level
@@ -179,7 +179,7 @@ class LeastSquares:
         self._pseudoinverse = ((self._v / sizes[: self.rank]) @ self._u.T)[: self._size]
 
     def unseen(self, contrasts: Array) -> Array:
-        """The part of each contrast (contrasts x coefficients) that the runs say nothing of; zero if estimable."""
+        """The part of each contrast (contrasts x coefficients) that the runs do not determine; zero if estimable."""
         padded = np.hstack([contrasts, np.zeros((len(contrasts), len(self._v) - self._size))])
         rest = padded - padded @ self._v @ self._v.T
         return np.where(np.abs(rest) < 1e-7, 0.0, rest)

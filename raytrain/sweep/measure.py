@@ -48,7 +48,7 @@ def _measure(config: TrainConfig) -> float:
         command = [sys.executable, "-m", "raytrain.train", "--config", f"{folder}/run.yaml", "--runs", folder]
         done = subprocess.run([*command, "--name", "run"], capture_output=True, text=True, timeout=_TIMEOUT)
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise UserError(f"measure: the steps that were to be timed failed: {' '.join(said)}")
+            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise UserError(f"measure: the steps that were to be timed failed: {' '.join(last)}")
         result = read_json(Path(folder) / "run" / "result.json")
     return float(result["tokens_per_second"] * result["flops_per_token"])

@@ -25,7 +25,7 @@ _NO_FACTORS = ("preset", "attention_backend")  # axes that are a choice of other
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Training FLOPs per token over all functions of a space: the least and the most, and whose they are."""
+    """Training FLOPs per token over all variants of a space: the least and the most, and whose they are."""
 
     least: int
     most: int
@@ -38,7 +38,7 @@ class Spread:
 
     def __str__(self) -> str:
         if self.least == self.most:
-            return f"{self.least:,}, the same for all functions"
+            return f"{self.least:,}, the same for all variants"
         return f"{self.least:,} ({self.least_label}) to {self.most:,} ({self.most_label}): x{self.ratio:.3f}"
 
 
@@ -54,7 +54,7 @@ class Plan:
     scale: str
     points: int
     programs: int
-    functions: int
+    variants: int
     budget_flops: int
     trials: tuple[PlannedTrial, ...]
     axes: Mapping[str, tuple[Any, ...]]
@@ -71,7 +71,7 @@ class Plan:
         return {
             "points": self.points,
             "programs": self.programs,
-            "functions": self.functions,
+            "variants": self.variants,
             "trials": len(self.trials),
         }
 
@@ -92,9 +92,9 @@ class Plan:
 
     @property
     def resolution(self) -> float | None:
-        """The half-width of the 95% interval of the difference between two functions, in noise sd.
+        """The half-width of the 95% interval of the difference between two variants, in noise sd.
 
-        t(0.975, df) sqrt(2 / n) with n runs of each and df = sum over functions of (runs - 1); None without replicates.
+        t(0.975, df) sqrt(2 / n) with n runs of each and df = sum over variants of (runs - 1); None without replicates.
         """
         runs = collections.Counter(trial.config.replace(seed=0) for trial in self._own)
         df = sum(count - 1 for count in runs.values())
@@ -125,7 +125,7 @@ class Plan:
         fit = "fits" if estimate.memory <= estimate.memory_limit else "does NOT fit"
         lines = [
             f"space       {self.space} around {self.base}, scale {self.scale}",
-            f"points      {self.points} -> {self.programs} -> {self.functions} (points, programs, functions)",
+            f"points      {self.points} -> {self.programs} -> {self.variants} (points, programs, variants)",
             f"trials      {len(self.trials)}{extra}",
             *([f"design      {self.design.describe()}"] if self.design else []),
             *([] if self.design else [f"resolution  {self._resolves()}"]),
@@ -142,8 +142,8 @@ class Plan:
 
     def _resolves(self) -> str:
         if self.resolution is None:
-            return "none: without replicates no difference can be told from noise (--seeds 2 or more)"
-        return f"the difference of two functions is known to +-{self.resolution:.2f} noise sd (95%)"
+            return "none: without replicates no difference is distinguishable from noise (--seeds 2 or more)"
+        return f"the difference between two variants is known to +-{self.resolution:.2f} noise sd (95%)"
 
     def _rungs(self) -> list[str]:
         if self.halving is None:
@@ -185,7 +185,7 @@ def make_plan(
     the preset `reference`) that chooses and orders the trials instead, around `base`, which must be a candidate.
 
     `frontier` are multiples of the budget at which the base runs too, with two seeds or more, last of all. `measured`
-    tells the FLOP/s of one device at a run, or None, which leaves it to assumptions. Raises UserError for what does not
+    gives the FLOP/s of one device in a run, or None, which leaves it to assumptions. Raises UserError for what does not
     fit.
     """
 
@@ -236,7 +236,7 @@ def make_plan(
         scale=scale,
         points=expansion.points,
         programs=expansion.programs,
-        functions=len(expansion.candidates),
+        variants=len(expansion.candidates),
         budget_flops=budget_flops,
         trials=(*chosen, *extra),
         axes={axis: levels for axis, levels in space.levels.items() if axis != "attention_backend"},
@@ -272,7 +272,7 @@ def _frontier(
 
 
 def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
-    """The level of each axis of `space` that the run's function can differ in."""
+    """The level of each axis of `space` that the run's variant can differ in."""
     values = config.flat()
     dead = space.dead(values)
     return {axis: values[axis] for axis in space.levels if axis not in _NO_FACTORS and axis not in dead}

@@ -1,4 +1,4 @@
-"""Search spaces: YAML files of axes and levels, and the distinct functions that they spell. Pure: no torch.
+"""Search spaces: YAML files of axes and levels, and the distinct variants that they spell. Pure: no torch.
 
 A file has `axes` (any field of a run -> its levels), or `presets`, or both; `base`, the preset that the points start
 from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may have
@@ -110,7 +110,7 @@ def _holds(condition: Condition, values: Mapping[str, Any]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One function (or one program) of a space, in the program form of its first spelling.
+    """One variant (or one program) of a space, in the program form of its first spelling.
 
     `labels` holds the first label of each preset that spells it; `values` are those of the first spelling.
     """
@@ -132,7 +132,7 @@ class Expansion:
 def expand(
     space: Space, resolve: Callable[[Mapping[str, Any]], TrainConfig], *, keep_backends: bool = False
 ) -> Expansion:
-    """The distinct functions of `space`, in the order of their first spelling.
+    """The distinct variants of `space`, in the order of their first spelling.
 
     Two points fall together if their architectures have one canonical form and all other fields of the run are equal.
     With `keep_backends` the attention backends stay apart: programs are the candidates, for a study of speed.

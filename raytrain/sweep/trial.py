@@ -11,7 +11,7 @@ from raytrain.config.run import TrainConfig
 class PlannedTrial:
     """One run of a sweep. `id` is its folder's name; `labels` are what the space calls it.
 
-    `levels` are those of the space's axes that its function depends on. `role` is "frontier" for a run of the base at a
+    `levels` are those of the space's axes that its variant depends on. `role` is "frontier" for a run of the base at a
     budget of its own, else empty. `workers` are the ranks that the space's placement gives it, if it does.
     """
 

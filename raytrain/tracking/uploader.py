@@ -202,8 +202,8 @@ class Uploader:
         tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}
         tags |= {"labels": labels, _LINES: len(reports)}
         result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-        said = start | result
-        tags |= {"architecture": said.get("name"), "data_fingerprint": said.get("data_fingerprint")}
+        facts = start | result
+        tags |= {"architecture": facts.get("name"), "data_fingerprint": facts.get("data_fingerprint")}
         tags |= {key: result.get(key) for key in ("reason", *_EXACT)}
         final = _numbers(result | ranking) if result else {}
         self._send(run, series, final, max((report.get("step", 0) for report in reports), default=0), tags)

@@ -30,22 +30,22 @@ def presets(tmp_path):
 
 
 def test_presets_differ_in_many_axes_at_once(presets):
-    """Would catch: a study of presets taken for one of a single function, or an effect of an axis read from it."""
+    """Would catch: a study of presets taken for one of a single variant, or an effect of an axis read from it."""
     found = answer(presets)
     assert {"norm_position", "position_encoding", "ffn_type"} <= {*found.axes}
-    assert found.sentences[0].startswith("The winner of 4 functions is llama, team: val_loss 1.7050 over 2 seeds")
-    assert "No effect of an axis can be told, as the runs differ in several axes at once." in found.sentences
+    assert found.sentences[0].startswith("The winner of 4 variants is llama, team: val_loss 1.7050 over 2 seeds")
+    assert "No main effect can be estimated, because the runs differ in several axes at once." in found.sentences
     assert not any("costs" in told or "saves" in told or "nan" in told for told in found.sentences)
 
 
 def test_a_lone_survivor_is_no_winner(make_study):
-    """Would catch: a study whose scheduler left one trial called one of a single function, or its survivor a winner."""
+    """Would catch: a study whose scheduler left one trial called one of a single variant, or its survivor a winner."""
     study = make_study(axes={"norm_position": ["post", "pre"]}, rungs=(2e14,))
     for seed in (0, 1):
         study.add({"norm_position": "post"}, rungs=[3.5 + seed / 100], seed=seed, status="stopped")
         study.add({"norm_position": "pre"}, 3.0 + seed / 100, rungs=[3.2 + seed / 100], seed=seed)
     first, *others = answer(study.write()).sentences
-    assert first.startswith("No winner: of 2 functions norm_position=pre alone came to the end of the budget")
+    assert first.startswith("No winner: of 2 variants norm_position=pre alone came to the end of the budget")
     assert any(told.startswith("norm_position=pre saves 0.3000 nats") for told in others)
 
 
@@ -58,19 +58,19 @@ def test_survivors_are_told_from_all(make_study):
         study.add({"normalization": "layernorm_nobias"}, 3.0 + seed / 100, rungs=[3.2], seed=seed)
     told = answer(study.write()).sentences[0]
     assert told.startswith(
-        "The winner of 2 functions that came to the end of the budget (1 did not) is normalization=rms"
+        "The winner of 2 variants that came to the end of the budget (1 did not) is normalization=rms"
     )
 
 
 def test_equal_functions(tmp_path):
     """Would catch (A/A): a winner or an effect where there is none, or no word of it."""
     found = answer(write_study(tmp_path / "equal", effect=no_effect, seeds=3))
-    assert found.sentences[0].startswith("No winner: no difference between any two of 12 functions stands out")
+    assert found.sentences[0].startswith("No winner: no difference between any two of 12 variants stands out")
     assert any(told.startswith("No difference stands out; effects are known to") for told in found.sentences)
 
 
 def test_noise_that_differs_is_told(make_study):
-    """Would catch: one sd for a steady and a shaky function, without a word; or a word where the sds are equal."""
+    """Would catch: one sd for a steady and a shaky variant, without a word; or a word where the sds are equal."""
     for shaky in (1, 30):
         study = make_study(f"x{shaky}", axes={"norm_position": ["pre", "post"]})
         for seed in range(8):
@@ -124,14 +124,14 @@ def test_a_gain_that_vanishes_over_rungs(make_study):
 
 
 def test_one_function_that_came_through(tmp_path):
-    """Would catch: a study without an answer, as all trials of all functions but one diverged."""
+    """Would catch: a study without an answer, as all trials of all variants but one diverged."""
     diverged = {"status": "diverged", "val_loss": None}
     found = answer(
         write_study(tmp_path / "one", axes={"bias": (False, True)}, results=lambda index: diverged if index > 1 else {})
     )
     assert found.effects is None
-    assert found.sentences[0].startswith("No winner: of 2 functions gpt2 alone came to the end of the budget")
-    assert "No effects: all trials with a loss are of one function." in found.sentences
+    assert found.sentences[0].startswith("No winner: of 2 variants gpt2 alone came to the end of the budget")
+    assert "No effects: all trials with a loss are of one variant." in found.sentences
     assert "2 diverged: bias=True." in found.sentences
 
 
@@ -144,7 +144,7 @@ def test_one_function_that_came_through(tmp_path):
     ],
 )
 def test_no_hardware_figures_over_different_devices(change, devices, tmp_path):
-    """Would catch: a rank, a gain or a change of places that is the devices', told as the function's; or one withheld
+    """Would catch: a rank, a gain or a change of places that is the devices', told as the variant's; or one withheld
     from a study on one kind of device."""
     budgets = (2.5e14, 5e14, 2e15)
     folder = write_study(
@@ -164,7 +164,7 @@ def test_no_hardware_figures_over_different_devices(change, devices, tmp_path):
 
 
 def test_losses_of_different_dtypes_are_told(make_study):
-    """Would catch: a function in float32 against one in bfloat16 without a word; or a word where that is the axis."""
+    """Would catch: a variant in float32 against one in bfloat16 without a word; or a word where that is the axis."""
     for axes, is_told in (({"norm_position": ["post", "pre"]}, True), ({"precision": ["bf16", "fp32"]}, False)):
         study = make_study(next(iter(axes)), axes=axes)
         ((axis, levels),) = axes.items()

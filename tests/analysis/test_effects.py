@@ -6,7 +6,7 @@ import pytest
 
 from raytrain.analysis.effects import effects, failure_rates, holm
 from raytrain.analysis.noise import Noise
-from raytrain.analysis.simulate import LEVELS, claims_made, functions, stopping_pull, truths
+from raytrain.analysis.simulate import LEVELS, claims_made, stopping_pull, truths, variants
 from raytrain.analysis.trials import common_rung
 from raytrain.errors import UserError
 from raytrain.sweep.design import choose
@@ -32,7 +32,7 @@ def estimates(found):
 @pytest.mark.parametrize("design", ["full", "d_optimal"])
 def test_a_known_truth_is_recovered(design):
     """Bug: effects of the wrong size, sign or name, for a full grid or a fraction."""
-    points = functions()
+    points = variants()
     model = Model(points, points[0])
     truth, true = truths(model, points, 1, np.random.default_rng(0))
     by_point = {frozenset(point.items()): loss for point, loss in zip(points, truth[:, 0], strict=True)}
@@ -62,7 +62,7 @@ def test_effects_by_hand():
 
 
 def test_what_a_seed_does_to_all_widens_no_interval():
-    """Bug: the spread of the seeds, which all functions share, in the intervals; or offsets of seeds that no two share,
+    """Bug: the spread of the seeds, which all variants share, in the intervals; or offsets of seeds that no two share,
     which would leave nothing to estimate."""
     table = trials(CUBE, lambda p: 3 + 0.5 * p["a"], seeds=3, sd=0.01)
     base = {"a": 0, "b": 0, "c": 0}
@@ -80,7 +80,7 @@ def test_one_at_a_time_gives_simple_effects_and_says_so():
     found = effects(trials(points, lambda p: 3 + p["a"] - p["b"], seeds=3, sd=1e-4), ["a", "b", "c"], CUBE[0])
     assert estimates(found) == pytest.approx({"a=1": 1, "b=1": -1, "c=1": 0}, abs=1e-3)
     assert "no run has these levels together" in set(found.table["aliased_with"])
-    assert any("cannot tell main effects from interactions" in sentence for sentence in found.sentences)
+    assert any("cannot separate main effects from interactions" in sentence for sentence in found.sentences)
     assert not any("averaged over" in sentence for sentence in found.sentences)
 
 
@@ -207,7 +207,7 @@ def test_too_few_trials():
 
 
 def test_one_function_left():
-    """Bug: a traceback where all trials with a loss are of one function, as there is no effect to take a p-value of."""
+    """Bug: a traceback where all trials with a loss are of one variant, as there is no effect to take a p-value of."""
     one = trials(CUBE[:1], lambda p: 3.0, seeds=3, sd=0.01)
-    with pytest.raises(UserError, match="all trials with a loss are of one function"):
+    with pytest.raises(UserError, match="all trials with a loss are of one variant"):
         effects(one, ["a", "b", "c"], CUBE[0], candidates=CUBE)

@@ -7,7 +7,7 @@ import pytest
 
 from raytrain.analysis.noise import Noise, declare_winner
 from raytrain.analysis.ranking import budget_noise, loss_per_flop, places, rank, read_study
-from raytrain.analysis.simulate import ranks_told_apart
+from raytrain.analysis.simulate import unequal_ranks
 from raytrain.errors import UserError
 
 
@@ -80,26 +80,26 @@ def test_flops_beyond_64_bits():
     assert list(rank(big)["rank"]) == [1]
 
 
-def seeds(**functions):
-    """A table of functions with losses by seed, such as a=[2.0, 2.1]."""
+def seeds(**variants):
+    """A table of variants with losses by seed, such as a=[2.0, 2.1]."""
     return table(
         *(
             {"trial": f"{name}{seed}", "hash": name, "seed": seed, "val_loss": loss, "mfu": 0.5, "hardware_flops": 2e18}
-            for name, losses in functions.items()
+            for name, losses in variants.items()
             for seed, loss in enumerate(losses)
         )
     )
 
 
 def test_the_seeds_of_a_function_are_one_entry():
-    """Would catch: a lucky seed ahead of a better function, seeds counted as rivals, or one function's trials apart."""
+    """Would catch: a lucky seed ahead of a better variant, seeds counted as rivals, or one variant's trials apart."""
     ranked = rank(seeds(lucky=[2.0, 3.0], steady=[2.4, 2.41], worst=[9.0, 9.01]))
     assert list(ranked["trial"]) == ["steady0", "steady1", "lucky0", "lucky1", "worst0", "worst1"]
     assert list(ranked["rank"]) == [1, 1, 1, 1, 3, 3]
 
 
 def test_ties_within_the_noise_share_a_rank():
-    """Would catch: a margin of another size. Three functions with 2 seeds each, all +-0.01: sd 0.01 sqrt(2), df 3.
+    """Would catch: a margin of another size. Three variants with 2 seeds each, all +-0.01: sd 0.01 sqrt(2), df 3.
 
     The studentized range of 3 means with 3 df is 5.910 (from tables), so the margin is 5.910 x 0.01414 / sqrt(2) =
     0.0591. For the first place less is asked, 3.182 x 0.01414 = 0.0450 of Student's t with 3 df.
@@ -116,8 +116,8 @@ def test_ties_within_the_noise_share_a_rank():
 
 
 def test_what_a_seed_does_to_all_is_no_noise():
-    """Would catch: functions that share a rank as their seeds are far apart, in the same way for all of them; or, where
-    one lacks a seed, a function that is ahead by its luck with the others."""
+    """Would catch: variants that share a rank as their seeds are far apart, in the same way for all of them; or, where
+    one lacks a seed, a variant that is ahead by its luck with the others."""
     losses = {"a": [3.0, 3.5, 3.2], "b": [3.02, 3.521, 3.219], "c": [3.041, 3.54, 3.24]}
     assert list(rank(seeds(**losses))["rank"]) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     without = seeds(**losses)[lambda runs: runs["trial"] != "c1"]  # its mean is now the least
@@ -163,11 +163,11 @@ def test_identical_configurations_share_a_rank(runs):
 
     5% are allowed, and what the winner's own test adds to that (1% at most), plus 3 binomial sd of 1,000.
     """
-    assert ranks_told_apart(np.array(runs), replays=1000) <= 0.06 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+    assert unequal_ranks(np.array(runs), replays=1000) <= 0.06 + 3 * np.sqrt(0.05 * 0.95 / 1000)
 
 
 def test_without_replicates_the_order_is_strict():
-    """Would catch: all ranks shared where no noise is known, or noise made up from one seed a function."""
+    """Would catch: all ranks shared where no noise is known, or noise made up from one seed a variant."""
     once = seeds(a=[2.0], b=[2.001], c=[2.001])
     assert budget_noise(once) is None
     assert list(rank(once)["rank"]) == [1, 2, 2]
@@ -205,7 +205,7 @@ def test_where_hardware_makes_another_order():
 
 
 def test_no_hardware_rank_over_different_devices():
-    """Would catch: of two functions with equal losses one ranked before the other, as it ran on a device that is easier
+    """Would catch: of two variants with equal losses one ranked before the other, as it ran on a device that is easier
     to keep busy, or on fewer of them. What has no hardware FLOPs, as on a CPU, is not ranked by them anyway."""
     trials = seeds(a=[2.0, 2.001], b=[2.0, 2.001]).assign(device="NVIDIA H100", world_size=1)
     trials.loc[trials["hash"] == "b", "hardware_flops"] = 3e18
@@ -222,7 +222,7 @@ def test_no_hardware_rank_over_different_devices():
 
 
 def test_the_clock_s_noise_is_in_the_hardware_rank():
-    """Would catch: two functions told apart by hardware FLOPs on the strength of a clock that is off by a tenth."""
+    """Would catch: two variants told apart by hardware FLOPs on the strength of a clock that is off by a tenth."""
     trials = seeds(a=[2.0, 2.0001], b=[2.001, 2.0011])
     trials["hardware_flops"] = [1.0e18, 1.2e18, 1.1e18, 1.35e18]
     assert list(rank(trials)["rank"]) == [1, 1, 2, 2]
@@ -269,7 +269,7 @@ def test_read_study(tmp_path):
         (None, "cannot be read"),
         ("{", "is not JSON"),
         ("[]", "is not a JSON object"),
-        ("{}", "is no whole study's: it lacks name, space, base"),
+        ("{}", "is incomplete: missing name, space, base"),
     ],
 )
 def test_not_a_study(tmp_path, text, message):

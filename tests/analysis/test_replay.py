@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raytrain.analysis.replay import record, replay
-from raytrain.analysis.simulate import coverage, functions, rung_survival, study_table, truths
+from raytrain.analysis.simulate import coverage, rung_survival, study_table, truths, variants
 from raytrain.errors import UserError
 from raytrain.replay import main
 from raytrain.sweep.factorial import Model
@@ -21,8 +21,8 @@ def table(losses, seeds=1, sd=0.0, rungs=(1e14, 4e14)):
 
 @pytest.fixture(scope="module")
 def study():
-    """The 720 functions with 20 seeds each."""
-    points, draws = functions(), np.random.default_rng(0)
+    """The 720 variants with 20 seeds each."""
+    points, draws = variants(), np.random.default_rng(0)
     losses, _ = truths(Model(points, points[0]), points, 1, draws)
     return study_table(points, losses[:, 0], draws, seeds=20)
 

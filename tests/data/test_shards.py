@@ -139,7 +139,7 @@ def test_truncated_and_missing_shards_are_named(tmp_path):
     write(tmp_path)
     shard = tmp_path / "train-00001.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"train-00001\.bin has 15 bytes, its manifest says 16"):
+    with pytest.raises(UserError, match=r"train-00001\.bin has 15 bytes, its manifest records 16"):
         read_manifest(tmp_path)
     shard.unlink()
     with pytest.raises(UserError, match=r"Cannot read the shard .*train-00001\.bin"):

@@ -133,7 +133,7 @@ def test_trials_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster(monkeypatch, {"GPU": 2.0, "CPU": 8.0}, {"GPU": 2.0, "CPU": 8.0})
     lanes = plan_lanes(trials(None, 2, 8), ResourceRequest(), is_local=True)
     assert lanes.shapes == {"t0": LaneShape(1, 1, 1), "t1": LaneShape(2, 1, 1)}
-    assert lanes.infeasible == {"t2": "it needs 8 ranks with a GPU each, and Ray finds 4 GPUs"}
+    assert lanes.infeasible == {"t2": "too large for the cluster: 8 ranks need a GPU each, and Ray has 4 GPUs"}
     with pytest.raises(UserError, match=r"gpus_per_trial \(8\) must be at most the 4 GPUs that Ray finds"):
         plan_lanes(trials(8), ResourceRequest(), is_local=True)
 

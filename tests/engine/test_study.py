@@ -30,7 +30,7 @@ from tests.studies import write_study
 
 
 def make(seeds: int) -> Plan:
-    """A plan of one function with `seeds` seeds from 1 on."""
+    """A plan of one variant with `seeds` seeds from 1 on."""
     space = Space("test", "llama", {"norm_position": ("pre",)})
     expansion = expand(space, lambda values: resolve([("test", {"seed": 1, **values})], data_vocab_size=256)[0])
     budget = expansion.candidates[0].config.train_flops
@@ -126,7 +126,7 @@ def test_trials_of_several_sizes(ray_here: None, tmp_path: Path, capsys: pytest.
     assert [results[trial].get("world_size") for trial in workers] == [1, 2, 1, 2, None]
     *_, misfit = results.values()
     assert misfit["status"] == "failed"
-    assert misfit["reason"] == "it needs 99 ranks with a CPU each, and Ray finds 2 CPUs"
+    assert misfit["reason"] == "too large for the cluster: 99 ranks need a CPU each, and Ray has 2 CPUs"
     index = tmp_path / "m" / "report" / "index.html"
     assert index.exists()
     assert str(index) in capsys.readouterr().out
@@ -144,13 +144,13 @@ def test_interrupted_before_tune_listens(
     assert study.run_study(make(seeds=1), runs=tmp_path, name="i") == 130
     said = capsys.readouterr().out
     assert "interrupted: 1 of 1 trials have not ended" in said
-    assert f"go on with: python -m raytrain.tune --resume i --runs {tmp_path}" in said
+    assert f"resume with: python -m raytrain.tune --resume i --runs {tmp_path}" in said
     left = json.loads((tmp_path / "i" / "study.json").read_text())
     assert left["interrupted"] is True
     assert left["lanes"]["gpus_per_trial"] == 0  # also where it is taken up with GPUs
     monkeypatch.setattr(study, "study_lock", interrupt)
     assert study.resume_study("i", runs=tmp_path) == 130
-    assert "go on with: python -m raytrain.tune --resume i" in capsys.readouterr().out
+    assert "resume with: python -m raytrain.tune --resume i" in capsys.readouterr().out
 
 
 class NoSync(contextlib.AbstractContextManager["NoSync"]):
@@ -179,7 +179,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Non
 @pytest.mark.parametrize(
     ("seeds", "told", "title"),
     [
-        (1, "but the noise is not known", "(no function has two seeds: chance may have made this order)"),
+        (1, "but the noise is not known", "(no variant has two seeds: chance may have made this order)"),
         (2, "No winner: ", "(a shared rank: no difference beyond the noise)"),
     ],
 )
@@ -191,7 +191,7 @@ def test_the_end_says_what_the_ranking_is_worth(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Would catch a ranking of one seed a function shown as one beyond the noise, or without the answer's own word."""
+    """Would catch a ranking of one seed a variant shown as one beyond the noise, or without the answer's own word."""
     finished(tmp_path / "s", monkeypatch, seeds=seeds)
     assert study.resume_study("s", runs=tmp_path) == 0
     out = capsys.readouterr().out
@@ -201,12 +201,12 @@ def test_the_end_says_what_the_ranking_is_worth(
 def test_one_function_that_came_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Would catch a traceback in place of the ranking, as all trials of all functions but one diverged."""
+    """Would catch a traceback in place of the ranking, as all trials of all variants but one diverged."""
     diverged = {"status": "diverged", "val_loss": None}
     results = {"axes": {"bias": (False, True)}, "results": lambda index: diverged if index > 1 else {}}
     finished(tmp_path / "s", monkeypatch, **results)
     assert study.resume_study("s", runs=tmp_path) == 0
-    assert "No winner: of 2 functions gpt2 alone came to the end" in capsys.readouterr().out
+    assert "No winner: of 2 variants gpt2 alone came to the end" in capsys.readouterr().out
 
 
 def test_ctrl_c_in_the_last_sync(
@@ -226,9 +226,9 @@ def test_ctrl_c_in_the_last_sync(
     monkeypatch.setattr(study, "Sync", Impatient)
     assert study.resume_study("s", runs=tmp_path) == 0
     out = capsys.readouterr().out
-    assert "MLflow does not have it all: the last sync was interrupted" in out
+    assert "MLflow sync incomplete: the last sync was interrupted" in out
     assert f"send the rest later with: python -m raytrain.track sync s --runs {tmp_path}" in out
-    assert "go on with" not in out
+    assert "resume with" not in out
 
 
 def test_interrupted_while_what_was_lost_is_tried_again(
@@ -244,7 +244,7 @@ def test_interrupted_while_what_was_lost_is_tried_again(
     monkeypatch.setattr(study, "_tune", interrupt)
     assert study.resume_study("s", runs=tmp_path) == 130
     out = capsys.readouterr().out
-    assert "go on with: python -m raytrain.tune --resume s" in out
+    assert "resume with: python -m raytrain.tune --resume s" in out
     assert "planned " not in out
 
 
@@ -268,7 +268,7 @@ def test_ray_s_death_leaves_no_trial_running(
     monkeypatch.setattr(os, "_exit", die)
     with pytest.raises(SystemExit, match="130"):
         study.resume_study("s", runs=tmp_path)
-    assert "interrupted: Ray died on this machine\ngo on with: " in capsys.readouterr().out
+    assert "interrupted: Ray died on this machine\nresume with: " in capsys.readouterr().out
     assert json.loads((tmp_path / "s" / "study.json").read_text())["interrupted"] is True
 
 

@@ -10,7 +10,7 @@ from tests.engine.test_journal import finish, trials
 
 
 def test_trials_that_fit_in_no_lane_wait_for_another_driver(tmp_path: Path) -> None:
-    """Would catch a study that hangs, or breaks, on a trial that fits in no lane here, and one that ends while a trial
+    """Would catch a study that hangs, or breaks, on a trial too large for the cluster, and one that ends while a trial
     is on a lane; also where the rest pause at a rung that waits for it."""
     record = StudyJournal(tmp_path, [trial | {"labels": ["gpt2"]} for trial in trials(2)], {"keep": [1]})
     suggestions = SegmentSearcher(record, {"t1": LaneShape()}, {LaneShape(): 2})

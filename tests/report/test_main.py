@@ -45,7 +45,7 @@ def test_a_folder_that_is_no_study(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: study ({tmp_path}) is a folder, but no study's: it has no study.json\n"
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is no whole study's: it lacks name")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is incomplete: missing name")])
 def test_a_damaged_study(text, message, tmp_path, capsys):
     """Would catch: a traceback for a study.json that is cut off, or has not what a study's has."""
     (tmp_path / "study.json").write_text(text)
@@ -65,10 +65,10 @@ def test_it_needs_neither_torch_nor_ray_nor_mlflow(runs):
 
 
 def test_one_function_that_came_through(tmp_path):
-    """Would catch: a study without a report, as all trials of all functions but one diverged."""
+    """Would catch: a study without a report, as all trials of all variants but one diverged."""
     diverged = {"status": "diverged", "val_loss": None}
     folder = write_study(
         tmp_path / "one", axes={"bias": (False, True)}, results=lambda index: diverged if index > 1 else {}
     )
     assert main([str(folder)]) == 0
-    assert "No effects: all trials with a loss are of one function" in (folder / "report" / "summary.md").read_text()
+    assert "No effects: all trials with a loss are of one variant" in (folder / "report" / "summary.md").read_text()

@@ -143,7 +143,7 @@ def test_the_frontier_is_drawn_between_its_ends_alone(drawn):
 
 
 def test_the_trade_off_joins_what_none_beats(drawn):
-    """Would catch: a line through functions that others beat in speed and in loss, or through the worst ones."""
+    """Would catch: a line through variants that others beat in speed and in loss, or through the worst ones."""
     table = trials(mfu=[0.3, 0.4, 0.5, 0.35], val_loss=[3.0, 3.1, 3.3, 3.2], rank=[1, 2, 4, 3])
     plots.speed_picture(table)
     (ax,) = drawn[0].axes

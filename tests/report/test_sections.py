@@ -246,7 +246,7 @@ def test_no_hardware_rank_over_different_devices_says_why(tmp_path):
     found, _ = report(write_study(tmp_path / "s", results=lambda i: {"device": "NVIDIA B200"} if i == 3 else {}))
     reason = "trials had different devices (1 x NVIDIA B200, 1 x NVIDIA H200)"
     assert f"No rank by hardware FLOPs: {reason}." in found.text["ranking"]
-    assert f"But {reason}, and a speed is theirs as much as the function's." in found.text["speed"]
+    assert f"But {reason}, and a speed is theirs as much as the variant's." in found.text["speed"]
 
 
 def test_an_a_a_study_finds_no_difference(tmp_path):

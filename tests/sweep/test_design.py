@@ -10,12 +10,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raytrain.analysis.simulate import NOISE_SD, functions
+from raytrain.analysis.simulate import NOISE_SD, variants
 from raytrain.errors import UserError
 from raytrain.sweep.design import DESIGNS, choose
 from raytrain.sweep.factorial import Model
 
-POINTS = functions()
+POINTS = variants()
 T57, T52 = 2.0025, 2.0066  # 0.975 quantiles of t, from tables
 
 

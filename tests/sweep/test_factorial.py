@@ -4,11 +4,11 @@ import itertools
 import numpy as np
 import pytest
 
-from raytrain.analysis.simulate import LEVELS, functions
+from raytrain.analysis.simulate import LEVELS, variants
 from raytrain.architecture import Architecture
 from raytrain.sweep.factorial import LeastSquares, Model, fit_model, live
 
-POINTS = functions()
+POINTS = variants()
 BASE = POINTS[0]
 
 
@@ -19,7 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def losses():
-    """A loss of each of the 720 functions that is any function of pairs of levels."""
+    """A loss of each of the 720 variants that is any function of pairs of levels."""
     draws = np.random.default_rng(0)
     parts = {}
     out = []
@@ -34,7 +34,7 @@ def without(point, *axes):
 
 
 def test_live_levels_tell_functions_apart_as_the_architecture_does():
-    """Bug: a dead axis counted as live (functions trained twice) or a live one as dead (functions confused)."""
+    """Bug: a dead axis counted as live (variants trained twice) or a live one as dead (variants confused)."""
     for spelling in (dict(zip(LEVELS, levels, strict=True)) for levels in itertools.product(*LEVELS.values())):
         shown = Architecture(attention_backend="sdpa", **spelling)
         for axis, levels in LEVELS.items():

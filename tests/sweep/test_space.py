@@ -21,7 +21,7 @@ def space_file(tmp_path):
 
 
 def test_the_full_space():
-    """Would catch: points lost or trained twice. 3x4x3x2x2x2x2 functions are standard, 3x3x2x2x2x2 swiglu."""
+    """Would catch: points lost or trained twice. 3x4x3x2x2x2x2 variants are standard, 3x3x2x2x2x2 swiglu."""
     began = time.perf_counter()
     found = expand(load_space("full"), resolve_point)
     assert time.perf_counter() - began < 5
@@ -186,7 +186,7 @@ def test_no_such_space(tmp_path):
 
 
 def test_a_conditional_axis_collapses_where_it_is_dead(space_file):
-    """Would catch: one function trained again for each level of an axis that does not count, a chain of conditions that
+    """Would catch: one variant trained again for each level of an axis that does not count, a chain of conditions that
     is judged by a dead axis, and a label that names one."""
     text = """
     base: llama

@@ -50,7 +50,7 @@ class Study:
         ]
         study = {"name": name, "space": "presets", "base": "gpt2", "scale": "tiny", "created": created}
         study |= {"command": "python -m raytrain.tune", "git_commit": "c0ffee", "budget_flops": BUDGET}
-        study |= {"counts": {"points": 5, "programs": 4, "functions": 4, "trials": len(trials)}}
+        study |= {"counts": {"points": 5, "programs": 4, "variants": 4, "trials": len(trials)}}
         study |= {"trials": entries, "versions": {"python": "3.11"}}
         self.dir.mkdir(exist_ok=True)
         (self.dir / "study.json").write_text(json.dumps(study))
@@ -438,7 +438,7 @@ def test_the_ui_command_survives_a_shell():
 
 
 def test_one_function_that_came_through(runs):
-    """Would catch: a study that no sync brings to MLflow, as all trials of all functions but one diverged."""
+    """Would catch: a study that no sync brings to MLflow, as all trials of all variants but one diverged."""
     diverged = {"status": "diverged", "val_loss": None}
     folder = write_study(
         runs / "one", axes={"bias": (False, True)}, results=lambda index: diverged if index > 1 else {}
@@ -446,4 +446,4 @@ def test_one_function_that_came_through(runs):
     Uploader(folder).sync()
     _, found, _ = children(folder)
     assert found[""].info.status == "FINISHED"
-    assert "all trials with a loss are of one function" in found[""].data.tags["mlflow.note.content"]
+    assert "all trials with a loss are of one variant" in found[""].data.tags["mlflow.note.content"]
