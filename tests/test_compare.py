@@ -49,7 +49,7 @@ def compare(tmp_path, capsys):
 def test_a_study_has_its_own_ranking(make_run, compare, tmp_path, capsys):
     """Would catch: ranks that are not the report's, single seeds in place of means, or a lone run ranked with a study.
 
-    Of the first function the seeds are 2.9 and 3.1, of the second 2.98 twice: the best run is not of the best function.
+    Of the first variant the seeds are 2.9 and 3.1, of the second 2.98 twice: the best run is not of the best variant.
     """
     losses = [2.9, 3.1, 2.98, 2.98]
     folder = write_study(
@@ -162,7 +162,7 @@ def test_what_is_not_a_pair(make_run):
 
 
 def test_runs_of_other_budgets_are_in_no_difference(compare, tmp_path):
-    """Would catch: a function stopped at a sixteenth of the budget, or the baseline's runs for the frontier, that make
+    """Would catch: a variant stopped at a sixteenth of the budget, or the baseline's runs for the frontier, that make
     an axis value seem bad or good. Whole runs are 3.0 (neither), 2.8 (pre) and 2.9 (bias)."""
     early = {"status": "stopped", "rung": 0, "val_loss": 4.0, "train_flops": BUDGET // 16}
     changes = [{"val_loss": 3.0}, {"val_loss": 2.8}, {"val_loss": 2.9}, early]
@@ -187,7 +187,7 @@ def test_ranks_without_replicates(tmp_path, capsys):
     """Would catch: the order of single seeds said to be shared within the noise, of which nothing is known."""
     assert main([str(write_study(tmp_path / "study", seeds=1))]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "(where no function has two seeds, chance may have made the order)" in out
+    assert "(where no variant has two seeds, chance may have made the order)" in out
 
 
 def test_warnings(make_run):

@@ -181,7 +181,7 @@ def test_the_ranking_has_a_row_a_function(whole):
 
 
 def test_rows_whose_ranks_differ_are_marked_with_their_mfu(whole, whole_report):
-    """Would catch: a faster function that gains by hardware FLOPs without a mark, or a mark without the MFU."""
+    """Would catch: a faster variant that gains by hardware FLOPs without a mark, or a mark without the MFU."""
     found = answer(whole)
     table = only_table(sections(found)[3].blocks)
     noted = set(found.table.loc[found.table["rank_note"] != "", "label"])
@@ -242,7 +242,7 @@ def test_what_is_missing_says_why(tmp_path):
 
 def test_no_hardware_rank_over_different_devices_says_why(tmp_path):
     """Would catch: the peak of the device blamed, which is known, where trials had different devices; or a trade-off of
-    loss and speed that takes a device's speed for the function's, without a word."""
+    loss and speed that takes a device's speed for the variant's, without a word."""
     found, _ = report(write_study(tmp_path / "s", results=lambda i: {"device": "NVIDIA B200"} if i == 3 else {}))
     reason = "trials had different devices (1 x NVIDIA B200, 1 x NVIDIA H200)"
     assert f"No rank by hardware FLOPs: {reason}." in found.text["ranking"]
@@ -250,7 +250,7 @@ def test_no_hardware_rank_over_different_devices_says_why(tmp_path):
 
 
 def test_an_a_a_study_finds_no_difference(tmp_path):
-    """Would catch: a winner, an effect, or a crash, where all trials are one function."""
+    """Would catch: a winner, an effect, or a crash, where all trials are one variant."""
     found, text = report(write_study(tmp_path / "s", axes={"bias": (False,)}, seeds=20))
     assert "No difference" in found.text["answer"]
     assert "No axis varies" in found.text["question"]

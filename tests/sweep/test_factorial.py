@@ -40,8 +40,8 @@ def test_live_levels_tell_functions_apart_as_the_architecture_does():
         for axis, levels in LEVELS.items():
             for level in levels:
                 other = dataclasses.replace(shown, **{axis: level})
-                same_function = other.canonical() == shown.canonical()
-                assert (live(spelling | {axis: level}) == live(spelling)) == same_function
+                same_variant = other.canonical() == shown.canonical()
+                assert (live(spelling | {axis: level}) == live(spelling)) == same_variant
     assert len(POINTS) == 720
 
 
