@@ -31,6 +31,7 @@ _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops",
 # Fields of a run that change how it is carried out, not what it learns; and scale, which only names other fields.
 _MEANS = {"scale", "micro_batch", "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing"}
 _MEANS |= {"peak_tflops", "eval_interval", "log_interval", "stats_interval", "checkpoint_interval", "keep_checkpoints"}
+_MEANS |= {"eval_data"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

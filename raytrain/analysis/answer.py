@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
+from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, group_means, pooled
 from raytrain.analysis.ranking import (
@@ -137,7 +138,10 @@ def _effects(
     if (table["status"] == "stopped").any():
         table = common_rung(rung_table(folder), axes)
         flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
-    return effects(table, axes, baseline, candidates=_candidates(study, axes)), flops
+    candidates = _candidates(study, axes)
+    found = effects(table, axes, baseline, candidates=candidates)
+    further = by_eval_set(table, axes, baseline, found, candidates)
+    return dataclasses.replace(found, sentences=[*found.sentences, *further]), flops
 
 
 def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:

@@ -96,6 +96,7 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
         for reached in _reached(trial, folder / "trials" / trial["id"])
     ]
     numbers = ["train_flops", "decay_flops", "seconds", "val_loss"]
+    numbers += sorted({name for row in rows for name in row if str(name).startswith("val_loss_")})
     table = pd.DataFrame(rows, columns=["trial", *axes, "seed", "rung", *numbers, "status"])
     return table.astype(dict.fromkeys(numbers, float))
 
@@ -137,6 +138,7 @@ def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
             "seconds": sum(seconds) if seconds else None,
             "val_loss": report.get("val_loss"),
             "status": status,
+            **{name: loss for name, loss in report.items() if name.startswith("val_loss_")},
         }
 
 

@@ -135,6 +135,8 @@ def read_value(field: str, value: Any) -> Any:
     """`value` as the type of `field`: text such as "False", "1e6" or "none" is read. Raises UserError otherwise."""
     if field == "rungs":
         return _rungs(value)
+    if field == "eval_data":
+        return _eval_data(value)
     kinds = typing.get_args(FIELDS[field]) or (FIELDS[field],)
     optional = type(None) in kinds
     kind = next(kind for kind in kinds if kind is not type(None))
@@ -176,6 +178,18 @@ def _number(field: str, kind: type, value: Any, text: str) -> Any:
     if abs(whole) > _MOST:
         raise UserError(f"{field} ({shown(value)}) must be below 2^63")
     return whole
+
+
+def _eval_data(value: Any) -> tuple[tuple[str, str], ...]:
+    """`name=folder,...`, or a mapping of name to folder, as pairs. Raises UserError for anything else."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",") if part.strip() and part.strip().lower() != "none"]
+        pairs = [tuple(part.partition("=")[::2]) for part in parts]
+    else:
+        pairs = list((value or {}).items()) if isinstance(value, Mapping | None) else [("", "")]
+    if not all(name and isinstance(folder, str) and folder for name, folder in pairs):
+        raise UserError(f"eval_data ({shown(value)}) must be name=folder, with commas between, or a mapping of these")
+    return tuple((str(name), folder) for name, folder in pairs)
 
 
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}

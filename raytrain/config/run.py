@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,10 @@ class TrainConfig:
     log_interval: int = _field(10, "steps between log lines")
     stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
 
+    eval_data: tuple[tuple[str, str], ...] = _field(
+        (), "further validation sets, as name=folder,...: each gets a val_loss_NAME and a val_bpb_NAME"
+    )
+
     checkpoint_interval: int | None = _field(0, "steps between checkpoints; 0: only at the end; none: never")
     keep_checkpoints: int = _field(2, "newest checkpoints kept, beside the best")
     init_from: str | None = _field(None, "folder of Hugging Face weights to start from")
@@ -109,6 +114,7 @@ class TrainConfig:
         for name in ("min_lr_fraction", "warmup_fraction", "decay_fraction", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} ({getattr(self, name)}) must be from 0 to 1")
+        self._check_eval_data()
         if self.keep_checkpoints < 1:
             raise UserError(f"keep_checkpoints ({self.keep_checkpoints}) must be 1 or more")
         block_size = self.architecture.block_size
@@ -125,6 +131,16 @@ class TrainConfig:
             self._check_fp8()
         if self.activation_checkpointing == "selective" and self.compile is False:
             raise UserError("activation_checkpointing ('selective') is the compiler's doing: leave out --compile False")
+
+    def _check_eval_data(self) -> None:
+        if isinstance(self.eval_data, Mapping):  # as JSON has it
+            object.__setattr__(self, "eval_data", tuple(self.eval_data.items()))
+        names = [name for name, _ in self.eval_data]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise UserError(f"eval_data ({name!r}): a name has letters, digits and '_', a letter first")
+            if names.count(name) > 1:
+                raise UserError(f"eval_data has the name {name} twice")
 
     def _check_fp8(self) -> None:
         arch = self.architecture
@@ -229,7 +245,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return dataclasses.asdict(self) | {"rungs": list(self.rungs)}
+        return dataclasses.asdict(self) | {"rungs": list(self.rungs), "eval_data": dict(self.eval_data)}
 
     def flat(self) -> dict[str, Any]:
         """Plain values with the architecture's fields among the run's own: one mapping of field to value."""

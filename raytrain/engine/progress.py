@@ -12,6 +12,7 @@ import rich.markup
 import rich.table
 from ray import tune
 
+from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.ranking import budget_noise
 from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
 from raytrain.sweep.schedule import Schedule
@@ -99,7 +100,8 @@ def ranking_table(table: pd.DataFrame) -> rich.table.Table:
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    columns = [column for column in _RANKING if column[0] in table and table[column[0]].notna().any()]
+    known = [*_RANKING[:5], *((name, name, "{:.4f}") for name in further_losses(table)), *_RANKING[5:]]
+    columns = [column for column in known if column[0] in table and table[column[0]].notna().any()]
     for metric, heading, _ in columns:
         shown.add_column(heading, justify="left" if metric in ("short_name", "status") else "right", no_wrap=True)
     for row, is_moved in zip(table.to_dict("records"), moved, strict=True):

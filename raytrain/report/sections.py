@@ -14,6 +14,7 @@ import pandas as pd
 
 from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.effects import Effects, span
+from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, points
@@ -189,8 +190,11 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     spent = [entry["train_flops"] for entry in entries if entry["train_flops"] == entry["train_flops"]]
     hidden = {"tokens_per_second"} if any(entry["mfu"] == entry["mfu"] for entry in entries) else set()
     hidden |= {"train_flops"} if max(spent) <= min(spent) * (1 + BUDGET_TOLERANCE) else set()
+    further = [name.removeprefix("val_loss_") for name in further_losses(table)]
     for name, heading, form in (
         ("val_bpb", "bits/byte", "{:.4f}"),
+        *((f"val_loss_{name}", f"val_loss, {name}", "{:.4f}") for name in further),
+        *((f"val_bpb_{name}", f"bits/byte, {name}", "{:.4f}") for name in further),
         ("mfu", "MFU", "{:.1%}"),
         ("tokens_per_second", "tokens/s", "{:,.0f}"),
         ("train_flops", "model FLOPs", "{:.4g}"),
@@ -229,7 +233,8 @@ def _entry(runs: pd.DataFrame) -> dict[str, Any]:
     """A variant's trials as one: the first's facts, and the means of the ranked ones, or of all if none is."""
     is_ranked = bool(runs["rank"].notna().any())
     used = runs[runs["rank"].notna()] if is_ranked else runs
-    means = {name: numbers(used, name).mean() for name in _MEANS}
+    names = [str(name) for name in runs if str(name).startswith(("val_loss_", "val_bpb_"))]
+    means = {name: numbers(used, name).mean() for name in (*_MEANS, *names)}
     outcomes = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
     losses = [float(loss) for loss in used["val_loss"].dropna()]
     first = {str(name): value for name, value in used.iloc[0].items()}

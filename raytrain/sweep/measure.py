@@ -39,7 +39,7 @@ def _measure(config: TrainConfig) -> float:
     """Model FLOP/s of this machine's one GPU, or all of its CPU cores."""
     short = config.replace(
         flops=None, max_iters=_STEPS, rungs=(), rung_decay=0.0, eval_tokens=config.architecture.block_size,
-        log_interval=_STEPS, stats_interval=0, checkpoint_interval=None, parallel="auto",
+        eval_data=(), log_interval=_STEPS, stats_interval=0, checkpoint_interval=None, parallel="auto",
     )  # fmt: skip
     values = {k: v for k, v in short.to_dict().items() if k not in ("architecture", "rungs")}
     values |= short.architecture.to_dict()

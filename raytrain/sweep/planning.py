@@ -17,6 +17,7 @@ from raytrain.config.resolve import FIELDS, read_file, read_value, resolve
 from raytrain.config.run import AUTO, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
+from raytrain.data.eval_data import open_eval_data
 from raytrain.errors import UserError, unknown_value
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.halving import Halving
@@ -154,10 +155,19 @@ class _Runs:
             raise UserError(f"init_from ({config.init_from}) is no folder")
         # Trials may run in another working directory.
         paths = {name: getattr(config, name) for name in ("data", "init_from")}
-        return config.replace(**{n: str(Path(p).absolute()) for n, p in paths.items() if p not in (None, STDLIB)})
+        config = config.replace(**{n: _absolute(p) for n, p in paths.items() if p is not None})
+        config = config.replace(eval_data=tuple((name, _absolute(place)) for name, place in config.eval_data))
+        arch = config.architecture
+        _eval_data(config.eval_data, config.data, arch.block_size, config.eval_tokens, arch.vocab_size)  # it checks
+        return config
+
+
+def _absolute(place: str) -> str:
+    return place if place == STDLIB else str(Path(place).absolute())
 
 
 _vocab_size = functools.cache(lambda data: open_dataset(data).vocab_size)
+_eval_data = functools.cache(open_eval_data)
 
 
 def _read_space(given: str | Path | Space | Mapping[str, Any], base: str | None) -> Space:
@@ -179,6 +189,8 @@ def _layers(space: Space, config: str | Path | None, run: Mapping[str, Any]) -> 
     layers: list[tuple[str, Mapping[str, Any]]] = [("argument", run)]
     if config is not None:
         layers.insert(0, (str(config), read_file(str(config))))
+    if space.eval_data:
+        layers.insert(0, (f"space {space.name}", {"eval_data": dict(space.eval_data)}))
     for _, values in layers:
         if "preset" in values:
             raise UserError(f"preset ({values['preset']}) is for one run; a sweep varies around base (--base)")

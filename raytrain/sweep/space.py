@@ -5,6 +5,7 @@ from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may
 
     when        for an axis the levels of others that it counts with; elsewhere it is dead, and the base's value stands
     placement   for trials of some levels the ranks that each takes
+    eval_data   further validation sets for all trials, name -> folder
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from raytrain.config.resolve import FIELDS, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 
-_KEYS = ("base", "presets", "axes", "vary", "when", "placement")
+_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "eval_data")
 _VARY = ("all", "one_at_a_time")
 _LEVELS = 1000  # of an axis
 _POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms
@@ -52,7 +53,8 @@ class Space:
     """Axes and their levels around a base. `preset` may be an axis; the base's own level comes first in its axis.
 
     `when` holds the conditions of conditional axes, each after those that its own condition names. `placement` are
-    conditions, and the ranks of a trial that meets one; the first that holds counts.
+    conditions, and the ranks of a trial that meets one; the first that holds counts. `eval_data` are further validation
+    sets (see TrainConfig).
     """
 
     name: str
@@ -61,6 +63,7 @@ class Space:
     vary: str = "all"
     when: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
     placement: tuple[tuple[Condition, int], ...] = ()
+    eval_data: tuple[tuple[str, str], ...] = ()
 
     def dead(self, values: Mapping[str, Any]) -> set[str]:
         """The axes that do not count in a run of `values`. A condition on a dead axis does not hold."""
@@ -201,6 +204,7 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
         vary=vary,
         when=_when(spec, content.get("when") or {}, levels),
         placement=_placement(spec, content.get("placement") or [], levels),
+        eval_data=read_value("eval_data", content.get("eval_data")),
     )
 
 

@@ -44,7 +44,7 @@ _FORMAT = 1
 _FREE = {
     "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing", "micro_batch", "peak_tflops",
     "eval_interval", "log_interval", "stats_interval", "checkpoint_interval", "keep_checkpoints", "scale", "data",
-    "init_from", "rung_decay",
+    "init_from", "rung_decay", "eval_data",
 }  # fmt: skip
 
 

@@ -1,13 +1,14 @@
 """Validation loss on a fixed set of windows."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
 from raytrain.config.run import TrainConfig
-from raytrain.data import Tokens, validation_windows
+from raytrain.data import Dataset, Tokens, validation_windows
 from raytrain.data.loader import check_vocabulary
 from raytrain.training.objective import PADDING
 from raytrain.training.parallel import World
@@ -41,6 +42,37 @@ class Evaluator:
                 total += model(tokens.to(world.device), targets.to(world.device)).double()
         model.train()
         return world.sum(total).item() / (len(self._starts) * self._block_size)
+
+
+class Evaluations:
+    """What a run is evaluated on: the validation split of its data, and its further sets by name.
+
+    All are read in batches of one shape, so they share one compiled model.
+    """
+
+    def __init__(
+        self, dataset: Dataset, further: Mapping[str, Dataset], config: TrainConfig, world: World, batch: int
+    ) -> None:
+        sets = {"": dataset} | {f"_{name}": other for name, other in further.items()}
+        self._sets = {
+            ending: (Evaluator(there.val, config, world, batch), there.val_bytes_per_token)
+            for ending, there in sets.items()
+        }
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """val_loss and val_bpb, and those of each set with its name behind (`val_loss_NAME`). A collective."""
+        return self._named({ending: evaluator.loss(model) for ending, (evaluator, _) in self._sets.items()})
+
+    def of_nothing(self) -> dict[str, float]:
+        """The same, all NaN: of a model that diverged."""
+        return self._named(dict.fromkeys(self._sets, math.nan))
+
+    def _named(self, losses: Mapping[str, float]) -> dict[str, float]:
+        return {
+            f"{metric}{ending}": value
+            for ending, loss in losses.items()
+            for metric, value in evaluation(loss, self._sets[ending][1]).items()
+        }
 
 
 def evaluation(loss: float, bytes_per_token: float | None) -> dict[str, float]:

@@ -13,11 +13,13 @@ import torch
 from raytrain.accounting.flops import flops_per_token
 from raytrain.config.run import TrainConfig
 from raytrain.data import Loader, open_dataset
+from raytrain.data.eval_data import open_eval_data
+from raytrain.data.unigram import unigram_loss
 from raytrain.model import build
 from raytrain.training import monitor, optimizer, parallel, rungs
 from raytrain.training.batches import Batches
 from raytrain.training.checkpoint import Checkpointer
-from raytrain.training.evaluate import Evaluator, evaluation
+from raytrain.training.evaluate import Evaluations
 from raytrain.training.micro_batch import micro_batch
 from raytrain.training.monitor import Meter, Report
 from raytrain.training.objective import NextTokenLoss
@@ -61,6 +63,8 @@ def _train(
 
     arch = config.architecture
     dataset = open_dataset(config.data)
+    seen = {"block_size": arch.block_size, "eval_tokens": config.eval_tokens, "vocab_size": arch.vocab_size}
+    further = open_eval_data(config.eval_data, config.data, **seen)
 
     # Model and optimizer. Every rank draws the same weights, on the CPU, so they do not depend on the device.
     torch.manual_seed(config.seed)
@@ -79,10 +83,12 @@ def _train(
     # Data
     loader = Loader(dataset.train, arch.block_size, config.seed, arch.vocab_size)
     batches = Batches(loader, state.micro_batch, world)
-    evaluator = Evaluator(dataset.val, config, world, batches.micro_batch)
+    evaluations = Evaluations(dataset, further, config, world, batches.micro_batch)
 
     flops_per_sequence = flops_per_token(arch).per_sequence
     start = monitor.start_report(config, world) | {"data": config.data, "data_fingerprint": dataset.fingerprint}
+    start |= {f"data_fingerprint_{name}": other.fingerprint for name, other in further.items()}
+    start["unigram_loss"] = unigram_loss(dataset, **seen)
     start |= {
         "first_step": state.step,
         "micro_batch": batches.micro_batch,
@@ -168,13 +174,13 @@ def _train(
         stop = pause = False
         if is_rung:
             clock = time.perf_counter()
-            val_loss = rungs.score(model, stepper, batches, evaluator, checkpoints, state, config, world)
-            state.score, state.scored_step = evaluation(val_loss, dataset.val_bytes_per_token), state.step
+            state.score = rungs.score(model, stepper, batches, evaluations, checkpoints, state, config, world)
+            state.scored_step = state.step
             state.eval_seconds += time.perf_counter() - clock
             pause = world.agree(on_report(rung_report()))
         elif wants_eval:
             clock = time.perf_counter()
-            state.evaluation = evaluation(evaluator.loss(model), dataset.val_bytes_per_token)
+            state.evaluation = evaluations(model)
             state.evaluated_step = state.step
             state.eval_seconds += time.perf_counter() - clock
             stop = world.agree(

@@ -331,6 +331,7 @@ def format_line(report: Report) -> str:
         "grad_std": "std",
     }
     if report["event"] == "eval":
-        shown = {key: shown[key] for key in ("val_loss", "val_bpb")}
+        shown = {key: "{:.4f}" for key in report if key.startswith(("val_loss", "val_bpb"))}
+        names = {key: key for key in shown}
     parts = [f"{names.get(key, '')} {form.format(report[key])}".strip() for key, form in shown.items() if key in report]
     return f"step {report['step']:>6}  " + "  ".join(parts)

@@ -15,7 +15,7 @@ from raytrain.accounting.flops import flops_per_token
 from raytrain.config.run import TrainConfig
 from raytrain.training.batches import Batches
 from raytrain.training.checkpoint import Checkpointer, State
-from raytrain.training.evaluate import Evaluator
+from raytrain.training.evaluate import Evaluations
 from raytrain.training.optimizer import learning_rate
 from raytrain.training.parallel import World
 from raytrain.training.step import Stepper
@@ -32,18 +32,18 @@ def score(
     model: nn.Module,
     stepper: Stepper,
     batches: Batches,
-    evaluator: Evaluator,
+    evaluations: Evaluations,
     checkpoints: Checkpointer,
     state: State,
     config: TrainConfig,
     world: World,
-) -> float:
-    """val_loss at the rung that the run is at, in nats per token; NaN if the branch diverges. A collective.
+) -> dict[str, float]:
+    """The evaluation at the rung that the run is at; all NaN if the branch diverges. A collective.
 
     The trunk is as it was afterwards, to the last bit; `state.decay_flops` has grown by what the branch spent.
     """
     if not config.rung_decay:
-        return evaluator.loss(model)
+        return evaluations(model)
     trunk = checkpoints.snapshot()
     spans = branch_spans(config, state.sequences)
     floor = config.min_lr_fraction * config.learning_rate
@@ -57,10 +57,10 @@ def score(
             stepper.drop()
             break
         stepper.update(floor + (top - floor) * (len(spans) - number) / len(spans))  # as wsd's own decay
-    val_loss = math.nan if diverged else evaluator.loss(model)
+    found = evaluations.of_nothing() if diverged else evaluations(model)
     checkpoints.put_back(trunk, state.step)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # else the root goes on with the branch's parameters, gathered for the evaluation
     state.decay_flops += sum(count for _, count in spans) * flops_per_token(config.architecture).per_sequence
-    return val_loss
+    return found
