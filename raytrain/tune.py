@@ -83,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M,M",
         help="run the base at these multiples of the budget too, for compute gains [none]",
     )
+    sweep.add_argument(
+        "--tune",
+        type=_field_levels,
+        action="append",
+        default=[],
+        metavar="FIELD=LEVELS",
+        help="run every variant at these levels of learning_rate, weight_decay or warmup_fraction, and judge each at "
+        "its own best, as learning_rate=3e-4,1e-3,3e-3 [the space's, or none]",
+    )
     sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
     sweep.add_argument("--resume", metavar="NAME", help="continue this study after an interruption")
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
@@ -114,6 +123,15 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between, such as 0.25,4") from None
 
 
+def _field_levels(text: str) -> tuple[str, list[str]]:
+    field, sign, levels = text.partition("=")
+    if not sign or not field or not levels:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a field and its levels, such as learning_rate=3e-4,1e-3,3e-3"
+        )
+    return field, levels.split(",")
+
+
 def _check_resume(flags: argparse.Namespace) -> None:
     """A study goes on as it was planned, so flags that plan one have no meaning. Raises UserError for those."""
     usual = vars(_parser().parse_args([]))
@@ -128,7 +146,7 @@ def _check_resume(flags: argparse.Namespace) -> None:
 
 def _plan(flags: argparse.Namespace) -> Plan:
     """The plan that the flags ask for: those of a run by their fields' names, the others by their options'."""
-    options = {name: value for name, value in vars(flags).items() if name in OPTIONS}
+    options = {name: value for name, value in vars(flags).items() if name in OPTIONS} | {"tune": dict(flags.tune)}
     return plan(flags.space, **options, **read_flags(flags))
 
 

@@ -4,7 +4,7 @@ The loss of a variant is taken to be smooth in x = ln learning rate, with one le
 fitted by least squares: a quadratic, or the least degree above whose remainder the spread over seeds explains
 (`LACK_OF_FIT`). What is asked of a curve is then its least value, where that is, and what a rate twice or half as large
 loses. Each of these is a smooth function of the coefficients, so near the estimate it is a weighted sum of losses (the
-delta method), and `Errors` gives the error of any such sum with seeds as blocks.
+delta method), and `BySeed` gives the error of any such sum with seeds as blocks.
 
 For the least value, m = min over x of b(x)'beta with the basis b, the derivative is b(x*) (the envelope theorem), so
 its variance is that of the fitted loss at x*, as if x* were known. docs/log.md has the simulated coverage, also of what
@@ -14,6 +14,7 @@ was tried beside it: a correction of the bias -Var(slope) / (2 curvature), and o
 import dataclasses
 import functools
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,8 @@ import scipy.stats
 from raytrain.sweep.factorial import Array
 
 REACH = math.log(5)  # a curve is fitted to rates within this factor of the best one tried, and to the three nearest
-LEAST_LEVELS = 3
+_LEAST_LEVELS = 3
 LACK_OF_FIT = 0.10  # p below which a higher degree is taken: a wrong shape is worse than a wider interval
-_LEVERAGE = 0.99  # above it a run's residual says nothing of its error
 _GRID = 401
 
 Indices = npt.NDArray[np.intp]
@@ -116,59 +116,53 @@ class Curve:
         return Estimate(value, row @ self.weights)
 
 
-class Errors:
-    """The standard error of a weighted sum of losses, and its degrees of freedom.
+class Errors(Protocol):
+    """What gives weighted sums of losses, `weights` (sums x runs), their (standard errors, degrees of freedom)."""
 
-    `basis` (runs x rank, orthonormal) spans what was fitted; a run that was not has a loss of NaN, and zeros there.
-    With `seeds`, losses of one seed may go together in any way, as where a seed does to all variants of a level what it
-    does not do to others: the variance is then the sum over seeds of (weights' residuals)^2, each seed's residuals
-    enlarged for what the fit took of them (CR2: Bell and McCaffrey, Survey Methodology 28, 2002), with Satterthwaite's
-    degrees of freedom under equal noise (Imbens and Kolesar, Review of Economics and Statistics 98, 2016). Without,
-    all losses have one noise, that of the residuals.
+    def __call__(self, weights: Array) -> tuple[Array, Array]: ...
+
+
+class BySeed:
+    """The standard error of weighted sums of losses, with seeds as blocks that no variant runs in twice.
+
+    A seed's errors are a draw of one vector with an entry for each variant, whose covariance Omega is the same for all
+    seeds, and any: variants of one level may go together. It is estimated by the residuals e (seeds x variants) of the
+    variants' own curves, with their degrees of freedom f:
+
+        Omega_uv = sum over seeds of e_su e_sv / sqrt(f_u f_v),    variance = sum over seeds of w_s' Omega w_s
+
+    For a difference that all rates have one weight in this is the residual variance of the differences themselves,
+    seed by seed, about their own curve, with its f degrees of freedom: the error stratum of that contrast. Where
+    windows differ, covariances come out a little small, which widens intervals of differences. A variant whose curve
+    leaves no residual has the others' mean variance.
     """
 
-    def __init__(self, basis: Array, losses: Array, seeds: Indices | None = None) -> None:
-        used = np.isfinite(losses)
-        self._maker = np.diag(used.astype(float)) - basis @ basis.T
-        centred = np.where(used, losses - losses[used].mean(), 0.0) if used.any() else np.zeros(len(losses))
-        self._residuals = self._maker @ centred
-        self.df = int(used.sum()) - basis.shape[1]
-        self.sd = math.sqrt(float(self._residuals @ self._residuals) / self.df) if self.df > 0 else math.nan
-        self._blocks: list[tuple[Indices, Array, Array]] = []
-        if seeds is not None:
-            self._blocks = [self._block(np.flatnonzero(used & (seeds == seed))) for seed in np.unique(seeds[used])]
+    def __init__(self, variant: Indices, seeds: Indices, residuals: Array, df: Array) -> None:
+        self._variant, self._df = variant, df
+        self._seeds = np.unique(seeds, return_inverse=True)[1]
+        table = np.zeros((self._seeds.max(initial=-1) + 1, len(df)))
+        np.add.at(table, (self._seeds, variant), residuals)
+        known = df > 0
+        scaled = table / np.sqrt(np.maximum(df, 1))
+        self._omega = scaled.T @ scaled
+        self.sd = math.sqrt(float(np.sum(residuals**2)) / float(df.sum())) if known.any() else math.nan
+        self._omega[~known, ~known] = self.sd**2
+        self._df = np.where(known, df, df[known].min() if known.any() else np.nan)
 
-    def _block(self, rows: Indices) -> tuple[Indices, Array, Array]:
-        """The rows of a seed; M_ss^(-1/2), so far as residuals say something; and the projection on the rest."""
-        values, vectors = np.linalg.eigh(self._maker[np.ix_(rows, rows)])
-        known = values > 1 - _LEVERAGE
-        scaled = vectors[:, known] / np.sqrt(np.sqrt(values[known]))
-        return rows, scaled @ scaled.T, vectors[:, ~known] @ vectors[:, ~known].T
+    def __call__(self, weights: Array) -> tuple[Array, Array]:
+        """(standard error, degrees of freedom) of each of `weights` (sums x runs); NaN where nothing gives the noise.
 
-    def covariance(self, weights: Array) -> Array:
-        """Of several sums (sums x runs); NaN where the runs leave no noise to go by."""
-        if math.isnan(self.sd):
-            return np.full((len(weights), len(weights)), np.nan)
-        if not self._blocks:
-            return self.sd**2 * weights @ weights.T
-        out = np.zeros((len(weights), len(weights)))
-        for rows, scale, lost in self._blocks:
-            seen = weights[:, rows] @ (scale @ self._residuals[rows])
-            rest = weights[:, rows] @ lost
-            out += np.outer(seen, seen) + self.sd**2 * rest @ rest.T
-        return out
-
-    def __call__(self, weights: Array) -> tuple[float, float]:
-        """(standard error, degrees of freedom) of one sum; NaN and 0 where the runs leave no noise to go by."""
-        if math.isnan(self.sd):
-            return math.nan, 0.0
-        error = math.sqrt(float(self.covariance(weights[None])[0, 0]))
-        if not self._blocks:
-            return error, float(self.df)
-        parts = np.array([weights[rows] @ scale @ self._maker[rows] for rows, scale, _ in self._blocks])
-        products = parts @ parts.T
-        square = float(np.sum(products**2))
-        return error, float(np.trace(products)) ** 2 / square if square > 0 else float(self.df)
+        Degrees of freedom are the harmonic mean of the variants', by their part of the variance.
+        """
+        shape = (int(self._seeds.max()) + 1, len(self._df))
+        cells = np.zeros((math.prod(shape), len(weights)))
+        np.add.at(cells, np.ravel_multi_index((self._seeds, self._variant), shape), weights.T)
+        blocks = cells.T.reshape(len(weights), *shape)
+        variance = np.einsum("wsu,uv,wsv->w", blocks, self._omega, blocks, optimize=True)
+        parts = np.sum(blocks**2, axis=1) * np.diag(self._omega)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            df = parts.sum(axis=1) / np.sum(parts / self._df, axis=1)
+        return np.sqrt(np.maximum(variance, 0)), df
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,25 +180,19 @@ def best_rate(curve: Curve, errors: Errors) -> Range:
     a quadratic this is Fieller's interval of -b / 2c (Journal of the Royal Statistical Society B 16, 1954). It is
     open at an end of the tried rates that it reaches.
     """
-    slope = curve.row(curve.x, 1) @ curve.weights
-    error, df = errors(slope)
-    if math.isnan(error) or df <= 0:
-        return Range(None, None)
     grid = np.linspace(curve.low, curve.high, _GRID)
     rows = np.array([curve.row(x, 1) for x in grid])
-    covariance = errors.covariance(curve.weights)
-    spread = np.sqrt(np.maximum(np.einsum("gi,ij,gj->g", rows, covariance, rows), 0))
-    near = np.abs(rows @ curve.coefficients) <= scipy.stats.t.ppf(0.975, df) * spread
-    place = int(np.argmin(np.abs(grid - curve.x)))
-    near[place] = True
-    first, last = place, place
+    error, df = errors(rows @ curve.weights)
+    if not np.isfinite(error).all():
+        return Range(None, None)
+    near = np.abs(rows @ curve.coefficients) <= scipy.stats.t.ppf(0.975, df) * error
+    first = last = int(np.argmin(np.abs(grid - curve.x)))
     while first > 0 and near[first - 1]:
         first -= 1
-    while last < len(grid) - 1 and near[last + 1]:
+    while last < _GRID - 1 and near[last + 1]:
         last += 1
-    return Range(
-        None if first == 0 else math.exp(grid[first]), None if last == len(grid) - 1 else math.exp(grid[last])
-    )
+    ends = (None if first == 0 else math.exp(grid[first]), None if last == _GRID - 1 else math.exp(grid[last]))
+    return Range(*ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,19 +220,18 @@ def fit_curves(variant: Indices, x: Array, losses: Array, failed: npt.NDArray[np
             inside |= own & usable & (x >= window.low) & (x <= window.high)
     chosen = _degree(variant[inside], x[inside], losses[inside])
     centre = float((x[inside].min() + x[inside].max()) / 2) if inside.any() else 0.0
-    curves, bases = {}, []
+    curves: dict[int, Curve] = {}
+    residuals, df = np.zeros(len(x)), np.zeros(variant.max(initial=-1) + 1)
     for number, window in windows.items():
         own = np.flatnonzero(inside & (variant == number))
         terms = _terms(x[own], chosen, centre)
         inverse = np.linalg.pinv(terms)
         weights = np.zeros((terms.shape[1], len(x)))
         weights[:, own] = inverse
-        curves[number] = Curve(centre, coefficients=inverse @ losses[own], weights=weights, **dataclasses.asdict(window))
-        basis = np.zeros((len(x), terms.shape[1]))
-        basis[own] = np.linalg.qr(terms)[0]
-        bases.append(basis)
-    basis = np.hstack(bases) if bases else np.zeros((len(x), 0))
-    return Curves(curves, Errors(basis, np.where(inside, losses, np.nan), seeds), chosen)
+        curves[number] = Curve(centre, coefficients=inverse @ losses[own], weights=weights, **vars(window))
+        residuals[own] = losses[own] - terms @ (inverse @ losses[own])
+        df[number] = len(own) - terms.shape[1]
+    return Curves(curves, BySeed(variant, seeds, residuals, df), chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +250,9 @@ def _window(x: Array, losses: Array, usable: npt.NDArray[np.bool_]) -> _Window |
     trains = np.array([np.mean(usable[x == level]) > 0.5 for level in levels])
     if not trains.any():
         return None
-    means = np.array([losses[usable & (x == level)].mean() if ok else np.inf for level, ok in zip(levels, trains)])
+    means = np.array(
+        [losses[usable & (x == level)].mean() if ok else np.inf for level, ok in zip(levels, trains, strict=True)]
+    )
     best = int(np.argmin(means))
     first, last = best, best
     while first > 0 and trains[first - 1]:
@@ -271,7 +260,7 @@ def _window(x: Array, losses: Array, usable: npt.NDArray[np.bool_]) -> _Window |
     while last < len(levels) - 1 and trains[last + 1]:
         last += 1
     away = np.abs(levels - levels[best])
-    third = np.sort(away[first : last + 1])[:LEAST_LEVELS][-1]
+    third = np.sort(away[first : last + 1])[:_LEAST_LEVELS][-1]
     kept = [place for place in range(first, last + 1) if away[place] <= max(REACH, third) + 1e-9]
 
     def beyond(place: int) -> str:

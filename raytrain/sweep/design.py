@@ -18,6 +18,7 @@ from raytrain.errors import UserError, unknown_value
 from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, fit_model, live, population
 
 DESIGNS = ("full", "one_at_a_time", "leave_one_out", "random", "d_optimal")
+SAMPLED = ("random", "d_optimal")  # those of so many trials, of all points
 _TIE, _LEAST_GAIN = 1e-7, 1e-6
 
 
@@ -44,11 +45,13 @@ class Design:
     d_efficiency: float | None  # of a run, against one of the full grid; None if some effects are aliased
     residual_df: int
     precisions: tuple[Precision, ...]
+    tuned: str | None = None  # the field whose levels the candidates spread over too
 
     def describe(self) -> str:
         """Such as `d_optimal: 128 trials of 120 variants out of 720; D-efficiency 0.96; ...`."""
         chosen = len({index for index, _ in self.trials})
-        parts = [f"{self.name}: {len(self.trials)} trials of {chosen} variants out of {self.candidates}"]
+        what = f"pairs of a variant and a {self.tuned}" if self.tuned else "variants"
+        parts = [f"{self.name}: {len(self.trials)} trials of {chosen} {what} out of {self.candidates}"]
         if self.d_efficiency is not None:
             parts.append(f"D-efficiency {self.d_efficiency:.3f}")
         parts.append(f"{self.residual_df} residual degrees of freedom")
@@ -75,12 +78,14 @@ def choose(
     interactions: bool = True,
     reference: Point | None = None,
     starts: int = 8,
+    tuned: str | None = None,
 ) -> Design:
     """Choose trials among `candidates`, distinct variants given by their level by axis.
 
     `base` is the index of the baseline, which is always run. Every chosen point runs with `seeds` seeds, from `seed`
     upwards, and the baseline with `base_seeds`, by default 3 or more; but 1 for a plain design without replicates
     (`seeds` 1, no `trials`). `trials` is the whole number of runs, replicates included, for `random` and `d_optimal`.
+    `tuned` is a field that candidates have a value of beside their levels, which those two designs spread runs over.
 
     - full: every candidate
     - one_at_a_time: the base, and each other level of each axis alone
@@ -94,7 +99,7 @@ def choose(
     """
     if design not in DESIGNS:
         raise unknown_value("design", design, DESIGNS)
-    sampled = design in ("random", "d_optimal")
+    sampled = design in SAMPLED
     if sampled != (trials is not None):
         raise UserError(f"design {design} {'needs' if sampled else 'takes no'} --trials N")
     for name, value in (("seeds", seeds), ("base_seeds", base_seeds), ("trials", trials), ("starts", starts)):
@@ -118,12 +123,13 @@ def choose(
         if design == "random":
             others = [others[place] for place in draws.shuffled(len(others))[:count]]
         else:
-            matrix = Model(points, points[base], interactions=interactions).matrix(points)
+            matrix = Model(points, points[base], interactions=interactions, tuned=tuned).matrix(points)
             matrix = matrix @ _whitening(matrix)
             size = matrix.shape[1]
             if count + 1 < size:
                 least = (size - 1) * seeds + base_runs - left_over
                 terms = "main effects and interactions" if interactions else "main effects"
+                terms += f" and the curves in {tuned}" if tuned else ""
                 raise UserError(f"trials ({trials}) must be {least} or more for the {size} coefficients of {terms}")
             fixed = base_runs / seeds * np.outer(matrix[base], matrix[base])
             others = exchange(matrix, fixed, count, draws, starts)
@@ -133,7 +139,7 @@ def choose(
     runs = [(index, seed + repeat) for index in sorted(repeats) for repeat in range(repeats[index])]
     run_points = [points[index] for index, _ in runs]
     space = population(run_points, points)
-    full = Model(space, points[base], interactions=interactions)
+    full = Model(space, points[base], interactions=interactions, tuned=tuned)
     model, fit = fit_model(full, run_points)
     return Design(
         name=design,
@@ -143,6 +149,7 @@ def choose(
         d_efficiency=_d_efficiency(model.matrix(run_points), model.matrix(space)),
         residual_df=fit.df,
         precisions=precisions(full, model, fit),
+        tuned=tuned,
     )
 
 

@@ -11,6 +11,13 @@ conditional axis is a contrast among the points that have it. An effect is then 
 - the effect of a level is its loss less that of its axis's reference level, averaged over the candidates' settings of
   the other axes (a marginal mean: Searle, Speed and Milliken, The American Statistician 34, 1980);
 - an interaction of two levels is the effect of the first with the second, less its effect with the second's reference.
+
+Where a field is tuned, such as the learning rate, a point has a value of it too, and the model is a response surface in
+x, its centred and scaled logarithm: to the sum above come
+
+    b x + c x^2 + sum over live axes of (b_A(level) x + c_A(level) x^2)
+
+so each level has an optimum and a curvature of its own, and effects are those at the middle of the range, x = 0.
 """
 
 import copy
@@ -63,6 +70,27 @@ class Factor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Power:
+    """A power of x = (ln value - `middle`) / `reach` of a tuned field, as a factor of one column in a term."""
+
+    field: str
+    middle: float
+    reach: float
+    power: int
+
+    levels = (0, 1)  # of which a factor has one column less
+
+    @property
+    def axis(self) -> str:
+        return f"{self.field}^{self.power}"
+
+    def columns(self, points: Sequence[Point]) -> Array:
+        """points x 1."""
+        values = np.array([point[self.field] for point in points], float)
+        return ((np.log(values) - self.middle) / self.reach)[:, None] ** self.power
+
+
+@dataclasses.dataclass(frozen=True)
 class Effect:
     """The effect of one level, or the interaction of two, against reference levels. A good one is below zero."""
 
@@ -82,27 +110,38 @@ class Effect:
 class Model:
     """The model whose averages are over `candidates` and whose references are the levels of `base`.
 
-    A term is a tuple of factors: none (the mean), one (an axis) or two (a pair). An axis of one level has no term.
+    A term is a tuple of factors: none (the mean), one (an axis) or two (a pair). An axis of one level has no term. With
+    `tuned`, the field that candidates have a value of beside their levels, powers of that are factors too.
     Where an axis lives under some levels of another only, their interaction spans those levels; under a single one, as
     activation under ffn_type=standard, there is none.
     """
 
-    def __init__(self, candidates: Iterable[Point], base: Point, *, interactions: bool = True) -> None:
+    def __init__(
+        self, candidates: Iterable[Point], base: Point, *, interactions: bool = True, tuned: str | None = None
+    ) -> None:
         self.points = points = [live(point) for point in candidates]
+        self.tuned = tuned
         base = live(base)
-        axes = list(dict.fromkeys(axis for point in points for axis in point))
+        axes = [axis for axis in dict.fromkeys(axis for point in points for axis in point) if axis != tuned]
 
         def factor(axis: str, other: str) -> Factor:
             seen = Counter(point[axis] for point in points if axis in point and other in point)
             levels = sorted(seen, key=lambda level: level != base.get(axis))  # stable: the reference comes first
             return Factor(axis, tuple(levels), tuple(seen[level] / seen.total() for level in levels))
 
-        terms: list[tuple[Factor, ...]] = [(factor(axis, axis),) for axis in axes]
+        mains: list[tuple[Factor | Power, ...]] = [(factor(axis, axis),) for axis in axes]
+        terms = list(mains)
         if interactions:
             terms += [(factor(a, b), factor(b, a)) for a, b in itertools.combinations(axes, 2)]
+        if tuned is not None:
+            values = np.log([point[tuned] for point in points])
+            low, high = float(values.min()), float(values.max())
+            self.middle, self.reach = (low + high) / 2, (high - low) / 2 or 1.0
+            powers = [Power(tuned, self.middle, self.reach, power) for power in (1, 2)]
+            terms += [(*term, power) for term in [(), *mains] for power in powers]
         self._set([(), *(term for term in terms if all(len(factor.levels) > 1 for factor in term))])
 
-    def _set(self, terms: list[tuple[Factor, ...]]) -> None:
+    def _set(self, terms: list[tuple[Factor | Power, ...]]) -> None:
         self.terms = terms
         ends = np.cumsum([math.prod(len(factor.levels) - 1 for factor in term) for term in terms])
         self.size = int(ends[-1])  # number of coefficients
@@ -114,6 +153,7 @@ class Model:
         self.effects = [
             Effect(tuple(f.axis for f in term), levels, tuple(f.levels[0] for f in term))
             for term in terms[1:]
+            if not any(isinstance(factor, Power) for factor in term)
             for levels in itertools.product(*(factor.levels[1:] for factor in term))
         ]
         self.contrasts = np.array([self.contrast(effect) for effect in self.effects]).reshape(-1, self.size)
@@ -127,7 +167,18 @@ class Model:
     @property
     def pairs(self) -> list[tuple[str, ...]]:
         """The pairs of axes that have a term."""
-        return [axes for axes in self._where if len(axes) == 2]
+        pairs = [term for term in self.terms if len(term) == 2 and not isinstance(term[1], Power)]
+        return [tuple(factor.axis for factor in term) for term in pairs]
+
+    def over_rates(self, points: Sequence[Point]) -> Array:
+        """3 x coefficients: the mean over `points` as a parabola in x of the tuned field, the constant first."""
+        assert self.tuned is not None
+        field = self.tuned
+        at = [
+            np.mean(self.matrix([{**point, field: math.exp(self.middle + self.reach * x)} for point in points]), 0)
+            for x in (-1, 0, 1)
+        ]
+        return np.array([at[1], (at[2] - at[0]) / 2, (at[2] + at[0]) / 2 - at[1]])
 
     def matrix(self, points: Iterable[Point]) -> Array:
         """points x coefficients: for each term the products of its factors' columns."""
@@ -143,7 +194,8 @@ class Model:
     def contrast(self, effect: Effect) -> Array:
         """The coefficients of `effect`."""
         term = self.terms[list(self._where).index(effect.axes)]
-        rows = [factor.contrast(level) for factor, level in zip(term, effect.levels, strict=True)]
+        factors = [factor for factor in term if isinstance(factor, Factor)]
+        rows = [factor.contrast(level) for factor, level in zip(factors, effect.levels, strict=True)]
         out = np.zeros(self.size)
         out[self._where[effect.axes]] = np.kron(*rows) if len(rows) == 2 else rows[0]
         return out

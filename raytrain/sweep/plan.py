@@ -14,11 +14,12 @@ from raytrain.accounting.flops import flops_per_token
 from raytrain.architecture import PRESETS
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
-from raytrain.sweep.design import Design, choose
+from raytrain.sweep.design import SAMPLED, Design, choose
 from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
 from raytrain.sweep.trial import PlannedTrial
+from raytrain.sweep.tuning import Tuning, half_width, suffix
 
 _NO_FACTORS = ("preset", "attention_backend")  # axes that are a choice of others, or change speed alone
 
@@ -65,6 +66,7 @@ class Plan:
     design: Design | None = None
     halving: Halving | None = None
     request: ResourceRequest = NO_REQUEST
+    tuning: Tuning | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -111,6 +113,8 @@ class Plan:
         plan = names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
         plan |= {"axes": {axis: list(levels) for axis, levels in self.axes.items()}, "baseline": dict(self.baseline)}
         plan |= {"scheduler": self.scheduler, "resolution_in_noise_sd": self.resolution}
+        if self.tuning is not None:
+            plan |= {"tuning": dataclasses.asdict(self.tuning) | {"factor": self.tuning.factor}}
         if self.design is not None:
             half_widths = {precision.effect: precision.half_width for precision in self.design.precisions}
             design: dict[str, Any] = {"name": self.design.name, "d_efficiency": self.design.d_efficiency}
@@ -128,7 +132,8 @@ class Plan:
             f"points      {self.points} -> {self.programs} -> {self.variants} (points, programs, variants)",
             f"trials      {len(self.trials)}{extra}",
             *([f"design      {self.design.describe()}"] if self.design else []),
-            *([] if self.design else [f"resolution  {self._resolves()}"]),
+            *([f"tune        {self.tuning.describe()}"] if self.tuning else []),
+            *([] if self.design and not self.tuning else [f"resolution  {self._resolves()}"]),
             *self._rungs(),
             f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
             f"FLOPs/token {self.spread}",
@@ -141,9 +146,22 @@ class Plan:
         return "\n".join(lines)
 
     def _resolves(self) -> str:
+        if self.tuning is not None:
+            return self._resolves_tuned()
         if self.resolution is None:
             return "none: without replicates no difference is distinguishable from noise (--seeds 2 or more)"
         return f"the difference between two variants is known to +-{self.resolution:.2f} noise sd (95%)"
+
+    def _resolves_tuned(self) -> str:
+        assert self.tuning is not None
+        if self.tuning.half_width is not None:
+            return (
+                "the difference of two variants, each at its own best, is known to about "
+                f"+-{self.tuning.half_width:.2f} noise sd (95%)"
+            )
+        if self.tuning.spreads:
+            return "effects at the middle rate as above; at each level's own best about as well where that is inside"
+        return "none: a curve through as many runs as it has coefficients leaves no noise (--seeds 2 or more)"
 
     def _rungs(self) -> list[str]:
         if self.halving is None:
@@ -184,15 +202,21 @@ def make_plan(
     With `design` (see `raytrain.sweep.design.choose`, which takes `trials`, `seeds`, `interactions` and the levels of
     the preset `reference`) that chooses and orders the trials instead, around `base`, which must be a candidate.
 
+    Where the space tunes fields, each chosen candidate runs at all of their levels, each level with seeds of its own
+    (see raytrain.sweep.tuning); the designs d_optimal and random spread their runs over learning rates instead.
+    `max_trials` then keeps whole variants.
+
     `frontier` are multiples of the budget at which the base runs too, with two seeds or more, last of all. `measured`
     gives the FLOP/s of one device in a run, or None, which leaves it to assumptions. Raises UserError for what does not
     fit.
     """
 
+    tuned_fields = {} if base is None else {field: getattr(base, field) for field in space.tune}
+
     def is_base(config: TrainConfig) -> bool:
         if base is None or config.architecture.hash != base.architecture.hash:
             return False
-        return config.replace(architecture=base.architecture, seed=base.seed) == base
+        return config.replace(architecture=base.architecture, seed=base.seed, **tuned_fields) == base
 
     def place(config: TrainConfig, name: str) -> tuple[bool, str]:
         return not is_base(config), hashlib.sha256(name.encode()).hexdigest()
@@ -200,34 +224,57 @@ def make_plan(
     named = list(zip(expansion.candidates, _names(expansion.candidates), strict=True))
     named.sort(key=lambda item: place(item[0].config, item[1]))
 
-    def planned(candidate: Candidate, name: str, seed: int) -> PlannedTrial:
-        config = candidate.config.replace(seed=seed)
+    def planned(candidate: Candidate, name: str, seed: int, setting: Mapping[str, float]) -> PlannedTrial:
+        config = candidate.config.replace(seed=seed, **setting)
         workers = space.workers(config.flat())
-        return PlannedTrial(f"{name}-s{seed}", candidate.labels, config, _levels(space, config), workers=workers)
+        trial_id = f"{name}{suffix(setting)}-s{seed}"
+        levels = _levels(space, config)
+        return PlannedTrial(trial_id, candidate.labels, config, levels, workers=workers, tuned=setting)
 
     chosen_design = None
+    spreads = bool(space.tune) and design in SAMPLED
     if design is None:
-        seeds_of = {name: range(c.config.seed, c.config.seed + seeds) for c, name in named}
-        chosen = [planned(candidate, name, seed) for candidate, name in named for seed in seeds_of[name]][:max_trials]
+        whole = max_trials if max_trials is None else max_trials // (seeds * len(space.settings))
+        if space.tune and whole == 0:
+            raise UserError(
+                f"max_trials ({max_trials}) must be {seeds * len(space.settings)} or more: those of one variant"
+            )
+        kept = named[:whole] if space.tune else named
+        runs = [(place_of, c.config.seed + k) for place_of, (c, _) in enumerate(kept) for k in range(seeds)]
+        chosen = [planned(*named[index], seed, setting) for index, seed, setting in _crossed(runs, space)]
+        chosen = chosen if space.tune else chosen[:max_trials]
         chosen.sort(key=lambda trial: place(trial.config, trial.id))
     else:
         if not is_base(named[0][0].config):
             raise UserError(f"design {design} needs the base ({space.base}) among the points of space {space.name}")
+        settings = space.settings if spreads else [{}]
+        first = min(range(len(settings)), key=lambda k: _away(settings[k], named[0][0].config))
         chosen_design = choose(
-            [_levels(space, candidate.config) for candidate, _ in named],
+            [_levels(space, candidate.config) | setting for candidate, _ in named for setting in settings],
             design,
+            base=first,
             trials=trials,
             seeds=seeds,
             seed=named[0][0].config.seed,
             interactions=interactions,
             reference={axis: level for axis, level in PRESETS[reference].items() if axis in space.levels},
+            tuned=next(iter(space.tune)) if spreads else None,
         )
-        chosen = [planned(*named[index], seed) for index, seed in chosen_design.trials]
+        if spreads:
+            spread = [(*divmod(index, len(settings)), seed) for index, seed in chosen_design.trials]
+            chosen = [planned(*named[index], seed, settings[k]) for index, k, seed in spread]
+        else:
+            crossed = _crossed(chosen_design.trials, space)
+            chosen = [planned(*named[index], seed, setting) for index, seed, setting in crossed]
+            if space.tune:  # what is said of single runs is not so of curves
+                trials_of = tuple((index, seed) for index, seed, _ in crossed)
+                chosen_design = dataclasses.replace(chosen_design, trials=trials_of, precisions=())
     base = base or chosen[0].config
     total = float(sum(trial.config.train_flops for trial in chosen))
     if halving is not None:
         total = halving.spent(len(chosen), budget_flops)
     known = halving is None and any(is_base(trial.config) for trial in chosen)  # a rung may stop it
+    known &= not spreads  # a few rates of the baseline do not say its best
     extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=known)
     total += sum(trial.config.train_flops for trial in extra)
     return Plan(
@@ -247,7 +294,26 @@ def make_plan(
         design=chosen_design,
         halving=halving,
         request=request,
+        tuning=_tuning(space, len(chosen) + len(extra), total, seeds, spreads=spreads) if space.tune else None,
     )
+
+
+def _crossed(runs: Sequence[tuple[int, int]], space: Space) -> list[tuple[int, int, dict[str, float]]]:
+    """`runs`, of (candidate, seed), at each setting of the tuned fields, which has seeds of its own."""
+    first = min(seed for _, seed in runs)
+    stride = 1 + max(seed for _, seed in runs) - first
+    return [(index, seed + k * stride, setting) for index, seed in runs for k, setting in enumerate(space.settings)]
+
+
+def _away(setting: Mapping[str, float], config: TrainConfig) -> float:
+    """How far a setting is from the recipe's own."""
+    return sum(abs(math.log(value / getattr(config, field))) for field, value in setting.items())
+
+
+def _tuning(space: Space, trials: int, flops: float, seeds: int, *, spreads: bool) -> Tuning:
+    rates = space.tune.get("learning_rate", (1.0,))
+    known = None if spreads else half_width(rates, seeds)
+    return Tuning(space.tune, spreads, trials, flops, known)
 
 
 def _frontier(
@@ -263,11 +329,12 @@ def _frontier(
     found = []
     arch = base.architecture
     for multiple in wanted:
-        for seed in range(base.seed, base.seed + seeds):
-            config = base.replace(flops=float(budget * multiple), rungs=(), rung_decay=0.0, seed=seed)
+        runs = [(0, seed) for seed in range(base.seed, base.seed + seeds)]
+        for _, seed, setting in _crossed(runs, space):
+            config = base.replace(flops=float(budget * multiple), rungs=(), rung_decay=0.0, seed=seed, **setting)
             label = f"{space.base} at {multiple:g} x the budget"
-            name = f"{arch.name}-{arch.hash[:6]}-x{multiple:g}-s{seed}"
-            found.append(PlannedTrial(name, (label,), config, _levels(space, config), role="frontier"))
+            name = f"{arch.name}-{arch.hash[:6]}-x{multiple:g}{suffix(setting)}-s{seed}"
+            found.append(PlannedTrial(name, (label,), config, _levels(space, config), role="frontier", tuned=setting))
     return found
 
 

@@ -19,6 +19,7 @@ from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.data.eval_data import open_eval_data
 from raytrain.errors import UserError, unknown_value
+from raytrain.sweep.design import SAMPLED
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.halving import Halving
 from raytrain.sweep.measure import measured_rate
@@ -52,6 +53,7 @@ def plan(
     scheduler: str = "none",
     factor: int = 4,
     frontier_budgets: Sequence[float] = (),
+    tune: Mapping[str, Any] | None = None,
     measure: bool = False,
     gpus_per_trial: int | None = None,
     workers_per_trial: int | None = None,
@@ -75,6 +77,8 @@ def plan(
         scheduler: none, or halving, which stops trials at rungs.
         factor: with halving, one trial of this many goes on after a rung.
         frontier_budgets: multiples of the budget that the base runs at too, for compute gains.
+        tune: fields of the recipe to tune for each distinct model, with their levels, over those of the space:
+            `{"learning_rate": [3e-4, 1e-3, 3e-3]}`; also weight_decay and warmup_fraction.
         measure: time a few steps on this machine for the plan's estimate.
         gpus_per_trial: GPUs of each trial; 0 trains on CPUs; None: 1 where there are GPUs.
         workers_per_trial: ranks of each trial on CPUs; on GPUs there is one a GPU.
@@ -90,6 +94,9 @@ def plan(
     _check_counts(dataclasses.asdict(request))
     _check_options(max_trials, design, trials, reference, scheduler, frontier_budgets, request)
     the_space = _read_space(space, base)
+    if tune:
+        the_space = the_space.tuned(tune)
+    _check_tune(the_space, design, scheduler)
     runs = _Runs(the_space, _layers(the_space, config, run), request)
     if (trials_per_gpu or 1) > 1 and runs.given.get("micro_batch") == AUTO:
         raise UserError("micro_batch (auto) has a GPU to itself while it tries; with trials_per_gpu give a number")
@@ -200,6 +207,15 @@ def _layers(space: Space, config: str | Path | None, run: Mapping[str, Any]) -> 
                     f"{name} ({values[name]}) is an axis of space {space.name}: leave it out, or vary something else"
                 )
     return layers
+
+
+def _check_tune(space: Space, design: str | None, scheduler: str) -> None:
+    """Raises UserError where the tuned fields do not go with the other options."""
+    fields = ", ".join(space.tune)
+    if space.tune and scheduler != "none":
+        raise UserError(f"tune ({fields}) cannot be combined with scheduler {scheduler}, which compares trials as one")
+    if design in SAMPLED and space.tune and [*space.tune] != ["learning_rate"]:
+        raise UserError(f"tune ({fields}): design {design} spreads runs over learning_rate alone")
 
 
 def _check_counts(given: Mapping[str, Any]) -> None:

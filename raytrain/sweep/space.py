@@ -6,13 +6,15 @@ from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may
     when        for an axis the levels of others that it counts with; elsewhere it is dead, and the base's value stands
     placement   for trials of some levels the ranks that each takes
     eval_data   further validation sets for all trials, name -> folder
+    tune        fields of the recipe and their levels, at each of which every variant runs: no axes, as their levels are
+                not ranked against each other; each variant counts at its own best
 """
 
 import dataclasses
 import graphlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from raytrain.config.resolve import FIELDS, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 
-_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "eval_data")
+_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "tune", "eval_data")
 _VARY = ("all", "one_at_a_time")
 _LEVELS = 1000  # of an axis
 _POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms
@@ -33,6 +35,7 @@ AXIS_FIELDS = (
     *("global_batch", "learning_rate", "min_lr_fraction", "warmup_fraction", "schedule", "decay_fraction"),
     *("weight_decay", "beta1", "beta2", "grad_clip", "precision", "init_from"),
 )
+TUNABLE = {"learning_rate": 3, "weight_decay": 2, "warmup_fraction": 2}  # field -> levels at least; 3 have a curvature
 # A wheel has the spaces inside the package; a checkout, which an editable install points at, has them beside it.
 _FOLDERS = tuple(Path(__file__).parents[up] / "search_spaces" for up in (1, 2))
 
@@ -53,8 +56,9 @@ class Space:
     """Axes and their levels around a base. `preset` may be an axis; the base's own level comes first in its axis.
 
     `when` holds the conditions of conditional axes, each after those that its own condition names. `placement` are
-    conditions, and the ranks of a trial that meets one; the first that holds counts. `eval_data` are further validation
-    sets (see TrainConfig).
+    conditions, and the ranks of a trial that meets one; the first that holds counts. `tune` are the fields that are
+    tuned for each variant, with their levels in ascending order. `eval_data` are further validation sets (see
+    TrainConfig).
     """
 
     name: str
@@ -64,6 +68,17 @@ class Space:
     when: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
     placement: tuple[tuple[Condition, int], ...] = ()
     eval_data: tuple[tuple[str, str], ...] = ()
+    tune: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Every combination of the tuned levels: a single empty one where nothing is tuned."""
+        return [dict(zip(self.tune, levels, strict=True)) for levels in itertools.product(*self.tune.values())]
+
+    def tuned(self, given: Mapping[str, Any]) -> "Space":
+        """This space with the levels of the fields in `given` to tune, over its own. Raises UserError if they cannot
+        be."""
+        return dataclasses.replace(self, tune={**self.tune, **_tune(self.name, given, self.levels)})
 
     def dead(self, values: Mapping[str, Any]) -> set[str]:
         """The axes that do not count in a run of `values`. A condition on a dead axis does not hold."""
@@ -205,6 +220,7 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
         when=_when(spec, content.get("when") or {}, levels),
         placement=_placement(spec, content.get("placement") or [], levels),
         eval_data=read_value("eval_data", content.get("eval_data")),
+        tune=_tune(spec, content.get("tune") or {}, levels),
     )
 
 
@@ -221,6 +237,28 @@ def _when(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> dict[str, C
         return {axis: conditions[axis] for axis in order.static_order() if axis in conditions}
     except graphlib.CycleError as error:
         raise UserError(f"when in space {spec} goes in a circle: {' -> '.join(error.args[1])}") from None
+
+
+def _tune(spec: str, given: Any, axes: Container[str]) -> dict[str, tuple[float, ...]]:
+    """The levels of tuned fields, ascending."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"tune in space {spec} must be a mapping of field to levels, not {shown(given)}")
+    found = {}
+    for field, wanted in given.items():
+        if field not in TUNABLE:
+            raise unknown_value(f"field to tune in space {spec}", field, TUNABLE)
+        if field in axes:
+            raise UserError(f"{field} in space {spec} cannot be both an axis, whose levels are ranked, and tuned")
+        levels = _levels(spec, field, wanted, "tuned field")
+        if len(levels) < TUNABLE[field]:
+            raise UserError(
+                f"tune in space {spec}: {field} ({', '.join(f'{level:g}' for level in levels)}) must have "
+                f"{TUNABLE[field]} levels or more"
+            )
+        if field == "learning_rate" and min(levels) <= 0:
+            raise UserError(f"tune in space {spec}: learning_rate ({min(levels):g}) must be above 0")
+        found[field] = tuple(sorted(levels))
+    return found
 
 
 def _placement(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> tuple[tuple[Condition, int], ...]:
@@ -264,28 +302,28 @@ def _find(spec: str) -> Path:
     raise unknown_value("space (and no YAML file)", spec, spaces)
 
 
-def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
-    """The levels of one axis, as the types of that field."""
+def _levels(spec: str, axis: Any, given: Any, what: str = "axis") -> list[Any]:
+    """The levels of one axis, as the types of that field; `what` it is called."""
     if axis not in FIELDS and axis != "preset":
         raise unknown_value(f"axis in space {spec}", axis, AXIS_FIELDS)
     if axis not in AXIS_FIELDS:
         raise UserError(f"{axis} cannot be an axis of space {spec}: trials that differ in it are not to be ranked")
     if isinstance(given, dict):
-        given = _range(spec, axis, given)
+        given = _range(spec, axis, given, what)
     if not isinstance(given, list | tuple):
-        raise UserError(f"axis {axis} in space {spec} must be a list of levels or a range, not {shown(given)}")
+        raise UserError(f"{what} {axis} in space {spec} must be a list of levels or a range, not {shown(given)}")
     if not given:
-        raise UserError(f"Space {spec} is empty: axis {axis} has no levels")
+        raise UserError(f"Space {spec} is empty: {what} {axis} has no levels")
     if len(given) > _LEVELS:
-        raise UserError(f"axis {axis} in space {spec} has {len(given):,} levels, and may have {_LEVELS:,}")
+        raise UserError(f"{what} {axis} in space {spec} has {len(given):,} levels, and may have {_LEVELS:,}")
     try:
         levels = [_level(axis, level) for level in given]
     except UserError as error:
-        raise UserError(f"Axis {axis} in space {spec}: {error}") from None
+        raise UserError(f"{what.capitalize()} {axis} in space {spec}: {error}") from None
     seen: set[Any] = set()
     for level in levels:
         if level in seen:
-            raise UserError(f"Axis {axis} in space {spec} has the level {shown(level)} twice")
+            raise UserError(f"{what.capitalize()} {axis} in space {spec} has the level {shown(level)} twice")
         seen.add(level)
     return levels
 
@@ -293,20 +331,20 @@ def _levels(spec: str, axis: Any, given: Any) -> list[Any]:
 _RANGE = {"low": "learning_rate", "high": "learning_rate", "count": "log_interval"}  # each read as such a field
 
 
-def _range(spec: str, axis: str, given: dict[Any, Any]) -> list[float]:
+def _range(spec: str, axis: str, given: dict[Any, Any], what: str) -> list[float]:
     """`count` levels from `low` to `high`, each the same factor above the one before, to six digits."""
     allowed = ("low", "high", "count")
     for key in given:
         if key not in allowed:
-            raise unknown_value(f"key of axis {axis} in space {spec}", key, allowed)
+            raise unknown_value(f"key of {what} {axis} in space {spec}", key, allowed)
     try:
         low, high, count = (read_value(field, given[name]) for name, field in _RANGE.items())
     except (KeyError, UserError):
-        raise UserError(f"axis {axis} in space {spec}: a range has the numbers low, high and count") from None
+        raise UserError(f"{what} {axis} in space {spec}: a range has the numbers low, high and count") from None
     if FIELDS.get(axis) is not float or not 0 < low < high < math.inf or not 2 <= count <= _LEVELS:
         raise UserError(
-            f"axis {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 to "
-            f"{_LEVELS:,}, not {shown(given)}"
+            f"{what} {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 "
+            f"to {_LEVELS:,}, not {shown(given)}"
         )
     return [float(f"{low * (high / low) ** (place / (count - 1)):.6g}") for place in range(count)]
 

@@ -12,7 +12,8 @@ class PlannedTrial:
     """One run of a sweep. `id` is its folder's name; `labels` are what the space calls it.
 
     `levels` are those of the space's axes that its variant depends on. `role` is "frontier" for a run of the base at a
-    budget of its own, else empty. `workers` are the ranks that the space's placement gives it, if it does.
+    budget of its own, else empty. `workers` are the ranks that the space's placement gives it, if it does. `tuned` are
+    its levels of the tuned fields.
     """
 
     id: str
@@ -21,6 +22,7 @@ class PlannedTrial:
     levels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     role: str = ""
     workers: int | None = None
+    tuned: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -38,4 +40,4 @@ class PlannedTrial:
             "levels": dict(self.levels),
             "config": config.to_dict(),
         }
-        return trial | {key: value for key in ("role", "workers") if (value := getattr(self, key))}
+        return trial | {key: value for key in ("role", "workers", "tuned") if (value := getattr(self, key))}
