@@ -25,6 +25,7 @@ from raytrain.sweep.factorial import Array
 REACH = math.log(5)  # a curve is fitted to rates within this factor of the best one tried, and to the three nearest
 _LEAST_LEVELS = 3
 LACK_OF_FIT = 0.10  # p below which a higher degree is taken: a wrong shape is worse than a wider interval
+_ROUNDING = 1e-20  # nats^2 a run: losses that the curves give to the last digit
 _GRID = 401
 
 Indices = npt.NDArray[np.intp]
@@ -298,7 +299,7 @@ def _degree(variant: Indices, x: Array, losses: Array) -> int:
     for degree in range(2, top):
         square, df = misfit(degree)
         better, rest = misfit(top if len(x) > cells else degree + 1)
-        if df == rest or rest <= 0:
+        if df == rest or rest <= 0 or square <= _ROUNDING * len(x):
             return degree
         f = (square - better) / (df - rest) / (better / rest) if better > 0 else math.inf
         if scipy.stats.f.sf(f, df - rest, rest) >= LACK_OF_FIT:
