@@ -81,7 +81,7 @@ def test_rates_far_from_the_best_do_not_bend_the_fit():
     curve = study([[[1.30], [1.20], [1.30], [1.5]]], rates=rates).curves[0]
     assert curve.above == "tried"
     assert curve.least.value == pytest.approx(1.20, abs=1e-3)
-    assert math.exp(curve.x) == pytest.approx(1e-3, rel=0.01)
+    assert math.exp(curve.x) == pytest.approx(1e-3, rel=0.06)
 
 
 @pytest.mark.parametrize("degree", [2, 3, 4])
