@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from raytrain import version
 from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
+from raytrain.rundir.private import private_file, short_private_folder
 from raytrain.sweep.estimate import ResourceRequest
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _WATCH_SECONDS = 2.0
 _DEAF_WATCHES = 10  # in a row without an answer of Ray's, after which it is dead; its head may be busy for seconds
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _OBJECT_STORE_BYTES = 200 * 2**20  # configurations and reports; tensors never go through it
 # Settings that Ray reads from the driver's environment (Tune hands those of Train on to the lanes), unless the user has
 # set them.
@@ -64,7 +67,8 @@ def is_job() -> bool:
 def ray_started() -> Iterator[bool]:
     """Join the cluster that RAY_ADDRESS or a job names, else start Ray here; yields whether it is here alone.
 
-    A Ray that this process has started already is used, and left running.
+    A Ray that this process has started already is used, and left running. One that is started here keeps its sockets,
+    logs and pickles in a folder of this user's alone, and is reached by its token.
     """
     for variable, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -73,26 +77,54 @@ def ray_started() -> Iterator[bool]:
         yield "RAY_ADDRESS" not in os.environ
         return
     is_local = "RAY_ADDRESS" not in os.environ
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if is_local:
-        with held():
-            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-    else:
+    _protect_token()
+    # Ray opens its own folder to all users of the machine, so it gets one below a private one.
+    with short_private_folder("raytrain-") if is_local else contextlib.nullcontext() as private:
         try:
-            # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
-            code = {} if is_job() else {"py_modules": [str(Path(version.__file__).parent)]}
             with held():
-                ray.init(runtime_env=code, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:  # an address that is none; another version of Ray
-            address = os.environ["RAY_ADDRESS"]
-            raise UserError(
-                f"RAY_ADDRESS ({address}): no cluster answers ({one_line(error)}). "
-                "If it wants a token, export RAY_AUTH_MODE=token here too"
-            ) from None
+                _join_cluster() if private is None else _start_ray(private / "ray")
+            yield is_local
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(folder: Path) -> None:
+    """Start a Ray of this machine alone, whose files are in `folder`."""
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _temp_dir=str(folder),
+        **_QUIET,
+    )
+
+
+def _join_cluster() -> None:
+    """Join the cluster that RAY_ADDRESS names. Raises UserError if none answers there."""
+    # A job has its code in its working directory; elsewhere ours travels, so that all nodes run the same.
+    code = {} if is_job() else {"py_modules": [str(Path(version.__file__).parent)]}
     try:
-        yield is_local
-    finally:
-        ray.shutdown()
+        ray.init(runtime_env=code, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:  # an address that is none; another version of Ray
+        address = os.environ["RAY_ADDRESS"]
+        raise UserError(
+            f"RAY_ADDRESS ({address}): no cluster answers ({one_line(error)}). "
+            "If it wants a token, export RAY_AUTH_MODE=token here too"
+        ) from None
+
+
+def _protect_token() -> None:
+    """Make the token of local clusters, where there is none, readable by this user alone; likewise one that exists."""
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(given or "~/.ray/auth_token").expanduser()
+    is_wanted = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and "RAY_AUTH_TOKEN" not in os.environ
+    if is_wanted and given is None and "RAY_ADDRESS" not in os.environ:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+    private_file(path)
 
 
 @contextlib.contextmanager

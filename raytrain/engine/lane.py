@@ -14,8 +14,8 @@ A failed job is an outcome that is reported, and a lane of one rank goes on to t
 may wait in a collective for the one that failed, so the group is torn down: the lane is broken, as it is when a worker
 dies, hangs, or is poisoned by a CUDA error.
 
-What torch.compile made is kept in a folder of the node (inductor's own, below its folder for temporary files), which
-all lanes there share and which outlives them.
+What torch.compile made is kept below the user's cache folder on the node (`raytrain.rundir.cache`), which all lanes
+there share and which outlives them.
 """
 
 import contextlib

@@ -6,18 +6,19 @@ begins again wherever there is one. The decisions are the schedule's; these two 
 
 import dataclasses
 import json
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raytrain.engine.job import LaneShape, one_line
+from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.progress import short_name
+
+_FAILURE = "Failure # "  # how Tune heads each error in a trial's file of them
+_OUT_OF_MEMORY = "RAY_memory_usage_threshold"  # the setting that Ray names where it killed a process for its memory
 
 
 class SegmentSearcher(Searcher):
@@ -110,11 +111,17 @@ class SegmentScheduler(FIFOScheduler):
         """The lane broke. If it did not say so itself, its process died under the trial."""
         name = trial.config["trial"]["id"]
         if name in self._record.schedule.running and not trial.last_result.get("is_over"):
-            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            status = "oom" if isinstance(error, ray.exceptions.OutOfMemoryError) else "lost"
+            # Its text, not its pickle, which would run as code whatever another user of the machine put there.
+            error = Path(trial.error_file).read_text(errors="replace")
+            status = "oom" if _OUT_OF_MEMORY in error else "lost"
             self._record.lane_died(name, status, f"the lane died: {_cause(error)}")
 
 
-def _cause(error: Exception) -> str:
-    """Why a lane's process died: of one that could not start, its own last words."""
-    return str(error).strip().splitlines()[-1] if "creation task" in str(error) else one_line(error)
+def _cause(error: str) -> str:
+    """Why a lane's process died, from the text that Tune keeps: of one that could not start, its own last words."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    found = [number for number, line in enumerate(lines) if line.startswith(_FAILURE)]
+    lines = lines[found[-1] + 1 :] if found else lines
+    if not lines:
+        return "Tune does not say why"
+    return lines[-1] if any("creation task" in line for line in lines) else lines[0]

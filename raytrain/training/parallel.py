@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raytrain import kernels
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
+from raytrain.rundir.cache import use_private_compile_cache
 from raytrain.training import fp8
 from raytrain.training.objective import NextTokenLoss
 
@@ -140,9 +141,16 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
             blocks[index] = checkpoint_wrapper(block)
     elif config.activation_checkpointing == "selective" and not uses_compile(config, world):
         raise UserError("activation_checkpointing ('selective') is the compiler's doing: it goes with --compile True")
+    if uses_compile(config, world) or world.device.type == "cuda":  # where Triton compiles kernels in any case
+        folder = use_private_compile_cache()
     if config.precision == "fp8":
         fp8.convert(blocks)
     if uses_compile(config, world):
+        from torch._inductor import codecache  # here: it takes seconds, which what is compiled spends anyway
+
+        # The folder of precompiled headers is the one that ignores the compiler's setting.
+        codecache._HEADER_DIR = str(folder / "precompiled_headers")
+        codecache._HEADER_LOCK_DIR = str(folder / "precompiled_headers" / "locks")
         # What is compiled computes anew what costs nothing more to read. Under "selective" that is also what a matrix
         # product of the backward pass then needs in memory, for one write more of each: activations and norms.
         settings = torch._functorch.config
