@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def use_private_compile_cache() -> Path:
     Their own default is a predictable folder for temporary files, where another user may have put code already. What
     the user has set stays, but is checked as `cache_folder` is. Raises UserError for a folder that is not private.
     """
+    default = os.path.join(tempfile.gettempdir(), "torchinductor_")  # what torch sets itself as soon as it is imported
     for variable, name in _COMPILERS.items():
-        given = os.environ.get(variable)
+        given = os.environ.get(variable, "")
+        given = "" if given.startswith(default) else given
         place, remedy = (Path(given), "unset it, or take a folder of your own") if given else (None, _REMEDY)
         os.environ[variable] = str(private_folder(place or cache_folder() / "compiled" / name, variable, remedy))
     return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])

@@ -88,6 +88,7 @@ def join_world(config: TrainConfig) -> Iterator[World]:
     size = dist.get_world_size() if dist.is_initialized() else launched_size
     strategy = config.parallel if config.parallel != "auto" else ("ddp" if size > 1 else "single")
     config.check_ranks(size)
+    _private_cache(config, device)  # now: building a model imports torch's compiler, which looks for its cache
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if mine:
@@ -141,16 +142,15 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
             blocks[index] = checkpoint_wrapper(block)
     elif config.activation_checkpointing == "selective" and not uses_compile(config, world):
         raise UserError("activation_checkpointing ('selective') is the compiler's doing: it goes with --compile True")
-    if uses_compile(config, world) or world.device.type == "cuda":  # where Triton compiles kernels in any case
-        folder = use_private_compile_cache()
+    folder = _private_cache(config, world.device)
     if config.precision == "fp8":
         fp8.convert(blocks)
     if uses_compile(config, world):
         from torch._inductor import codecache  # here: it takes seconds, which what is compiled spends anyway
 
         # The folder of precompiled headers is the one that ignores the compiler's setting.
-        codecache._HEADER_DIR = str(folder / "precompiled_headers")
-        codecache._HEADER_LOCK_DIR = str(folder / "precompiled_headers" / "locks")
+        codecache._HEADER_DIR = f"{folder}/precompiled_headers"
+        codecache._HEADER_LOCK_DIR = f"{folder}/precompiled_headers/locks"
         # What is compiled computes anew what costs nothing more to read. Under "selective" that is also what a matrix
         # product of the backward pass then needs in memory, for one write more of each: activations and norms.
         settings = torch._functorch.config
@@ -182,7 +182,16 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
 
 
 def uses_compile(config: TrainConfig, world: World) -> bool:
-    return world.device.type == "cuda" if config.compile is None else config.compile
+    return _compiles(config, world.device)
+
+
+def _compiles(config: TrainConfig, device: torch.device) -> bool:
+    return device.type == "cuda" if config.compile is None else config.compile
+
+
+def _private_cache(config: TrainConfig, device: torch.device) -> Path | None:
+    """Where this process keeps compiled code, if it compiles any: on a GPU Triton does in any case."""
+    return use_private_compile_cache() if device.type == "cuda" or _compiles(config, device) else None
 
 
 def _shard(loss_model: nn.Module, blocks: nn.ModuleList, world: World) -> nn.Module:

@@ -120,7 +120,8 @@ def test_all_that_is_kept_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Would catch the compilers' caches left in the shared folder for temporary files."""
     monkeypatch.setenv("RAYTRAIN_CACHE", str(tmp_path / "cache"))
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        monkeypatch.setenv(variable, "")
+        # What torch sets itself as soon as it is imported is nobody's wish.
+        monkeypatch.setenv(variable, os.path.join(tempfile.gettempdir(), "torchinductor_me", "x"))
     inductor = use_private_compile_cache()
     assert inductor == tmp_path / "cache" / "compiled" / "inductor"
     assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache" / "compiled" / "triton")
