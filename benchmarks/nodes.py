@@ -39,8 +39,8 @@ ENDED = 3  # trials that have ended before the node is killed
 def environment(folder: Path) -> dict[str, str]:
     """That of all nodes and clients of a cluster: a new token, which all of them must show; `ray` and `python` ours."""
     token = folder / "token"
+    token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
