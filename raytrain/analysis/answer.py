@@ -13,6 +13,7 @@ from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, group_means, pooled
+from raytrain.analysis.plateau import mark_plateaus
 from raytrain.analysis.ranking import (
     UNFINISHED,
     at_budget,
@@ -65,9 +66,10 @@ class Answer:
 def answer(folder: str | Path) -> Answer:
     """Read the study in `folder`, ended or not, and answer its question. Raises UserError if it holds none."""
     folder = Path(folder)
-    study, table = read_study_json(folder), rank(read_study(folder))
-    axes, baseline = axes_of(study)
+    study, table = read_study_json(folder), read_study(folder)
     table["val_loss"] = numbers(table, "val_loss")
+    table = rank(mark_plateaus(table, programs(table)))
+    axes, baseline = axes_of(study)
     noise, done = budget_noise(table), table[at_budget(table) & (table["status"] == "complete")]
     paired = group_means(done["val_loss"], programs(done), done["seed"]).noise if len(done) else None
     reasons: dict[str, str] = {}

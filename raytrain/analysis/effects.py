@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from raytrain.analysis.arms import Arms, Unequal, unequal
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, seed_noise
+from raytrain.analysis.plateau import PLATEAU, mark_plateaus, plateau_sentences, rates, variants_of
+from raytrain.analysis.strata import Blocks, Contrasts, Errors, Pooled, find_blocks
 from raytrain.analysis.trials import budgets, points
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
 
-WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed")
+WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed", PLATEAU)
 _INTERACTIONS_LISTED = 3
 
 
@@ -23,14 +26,17 @@ class Effects:
     """The effects of a study's axes.
 
     `table` has a row for each effect: `effect` (its name), `axis`, `level`, `reference`; for an interaction
-    `other_axis`, `other_level` and `other_reference`; `estimate` (nats: below zero is better), `standard_error`, `low`
-    and `high` (95%), `p`, `p_holm`; and `aliased_with`: empty, or what the effect is confounded with, which
-    then has no estimate.
+    `other_axis`, `other_level` and `other_reference`; `estimate` (nats: below zero is better), `standard_error`, its
+    `df`, `low` and `high` (95%), `p`, `p_holm`; and `aliased_with`: empty, or what the effect is
+    confounded with, which then has no estimate.
     """
 
     table: pd.DataFrame
-    noise: Noise | None  # behind the intervals
+    noise: Noise | None  # of the residuals: behind the intervals unless there are `blocks`, or it is `unequal`
     seed_noise: Noise | None
+    blocks: int  # seeds that all variants share, by whose variation each effect is judged; 0 if they share none
+    unequal: Unequal | None  # the axis whose levels differ in their noise
+    within: pd.DataFrame  # where noise is unequal: the effects within each level (`arm`) of that axis, as in `table`
     lack_of_fit: float | None  # p-value of the residuals being no more than the spread over seeds
     statuses: dict[str, int]
     rates: pd.DataFrame
@@ -51,56 +57,93 @@ def effects(
     candidates: Sequence[Point] | None = None,
     interactions: bool = True,
     noise: Noise | None = None,
+    unigram_loss: float | None = None,
 ) -> Effects:
     """Least squares for the main effects of `axes` against the levels of `baseline`, and their pairwise interactions.
 
     `table` has one row a trial (see raytrain.analysis.trials). Effects are averaged over `candidates`, the points of
-    the space, by default the points run. Intervals come from `noise`, by default from the residuals: these hold the
-    spread over seeds, pooled with whatever the model does not explain. Each seed has an offset of its own, which takes
-    out what it does to all variants (see `noise.Means`), unless that hides an effect, as where no two variants share
-    a seed, or takes up more than half of the degrees of freedom.
+    the space, by default the points run. What they are judged by:
+
+    - where all variants ran on the same seeds, each effect's own variation over seeds (`strata.Blocks`); each seed has
+      an offset of its own, which takes out what it does to all;
+    - else the residuals, which hold the spread over seeds and whatever the model does not explain; with a variance for
+      each level of the axis that it clearly differs between, if it does (`arms`);
+    - or `noise`, if it is given.
 
     Trials that were stopped at a rung count with their loss there, and each budget has an offset of its own. As the
     worse trials are the ones stopped, the offset takes up part of their effects: 1 to 2% in simulations that stop three
     of four, where to leave them out would take 20 to 25%. A table of `trials.common_rung` is free of this bias (see
-    benchmarks/coverage.py). Trials without a loss are counted, in `statuses` and `rates`.
+    benchmarks/coverage.py). Trials without a loss are counted, in `statuses` and `rates`, and so are those on the
+    plateau of `unigram_loss`, by default the table's column (see raytrain.analysis.plateau).
 
     p-values are adjusted for all effects together (Holm, Scandinavian Journal of Statistics 6, 1979), so that a study
     makes any false claim with a chance of at most 5%. Raises UserError if fewer than two trials have a loss, or all
     that have one are of one variant.
     """
     axes = list(axes)
+    table = mark_plateaus(table, variants_of(table, axes), unigram_loss)
     used = table[table["status"].isin(WITH_LOSS) & table["val_loss"].notna()]
     if len(used) < 2:
         raise UserError(f"effects need two trials or more with a loss; this study has {len(used)}")
-    runs, losses = points(used, axes), used["val_loss"].to_numpy(float)
-    budget = budgets(used["train_flops"].to_numpy(float))
-    offsets = np.eye(budget.max() + 1)[budget][:, 1:]
+    runs = points(used, axes)
     full = Model(population(runs, candidates), baseline, interactions=interactions)
     if not full.effects:
         raise UserError("all trials with a loss are of one variant")
-    model, fit = fit_model(full, runs, offsets)
-    source = "residuals"
-    shared = np.hstack([offsets, np.eye(used["seed"].nunique())[pd.factorize(used["seed"])[0]][:, 1:]])
-    shared_model, shared_fit = fit_model(full, runs, shared)
-    same_effects = _seen(shared_model, shared_fit) == _seen(model, fit)
-    if shared.shape[1] > offsets.shape[1] and same_effects and shared_fit.df >= fit.df / 2:
-        model, fit, offsets, source = shared_model, shared_fit, shared, f"{source}{SHARED}"
-
-    seeds = seed_noise(used, axes)
-    residuals = Noise(float(fit.residual_sd(losses)), fit.df, source) if fit.df else None
-    estimates = _Estimates(model, fit, losses, noise or residuals)
+    fitted = _fit(full, runs, used, noise)
+    seeds, estimates = seed_noise(used, axes), fitted.estimates
     out = Effects(
-        table=_table(full, estimates, _aliases(full, runs, offsets)),
-        noise=noise or residuals,
+        table=_table(full, estimates, _aliases(full, runs, fitted.offsets)),
+        noise=noise or fitted.residuals,
         seed_noise=seeds,
-        lack_of_fit=_lack_of_fit(residuals, seeds) if (used["status"] == "complete").all() else None,
+        blocks=fitted.blocks,
+        unequal=fitted.unequal,
+        within=_within(estimates, fitted.unequal),
+        lack_of_fit=_lack_of_fit(fitted.residuals, seeds) if (used["status"] == "complete").all() else None,
         statuses={str(status): int(count) for status, count in table["status"].value_counts().items()},
         rates=failure_rates(table, axes),
-        best=_best(model, estimates, baseline),
+        best=_best(estimates, baseline),
         sentences=[],
     )
-    return dataclasses.replace(out, sentences=_sentences(out, estimates, full, baseline))
+    plateaus = plateau_sentences(table, axes)
+    seed_sentences = _seed_sentences(out, used["seed"])
+    return dataclasses.replace(out, sentences=[*plateaus, *_sentences(out, estimates, full, baseline, seed_sentences)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    estimates: "_Estimates"
+    offsets: Array  # runs x columns: those of budgets, and of seeds where they are blocks
+    residuals: Noise | None
+    unequal: Unequal | None
+    blocks: int
+
+
+def _fit(full: Model, runs: Sequence[Point], used: pd.DataFrame, noise: Noise | None) -> _Fitted:
+    """The fit of `used`, whose rows are the points `runs`, and the errors that its contrasts are judged by."""
+    losses = used["val_loss"].to_numpy(float)
+    losses = losses - losses.mean()  # a contrast has no mean in it; centred, it loses no digits
+    budget = budgets(used["train_flops"].to_numpy(float))
+    offsets = np.eye(budget.max() + 1)[budget][:, 1:]
+    model, fit = fit_model(full, runs, offsets)
+    source, blocks = "residuals", find_blocks(runs, used["seed"])
+    if blocks is not None:
+        shared = np.hstack([offsets, np.eye(blocks.codes.max() + 1)[blocks.codes][:, 1:]])
+        shared_model, shared_fit = fit_model(full, runs, shared)
+        if _seen(shared_model, shared_fit) == _seen(model, fit):
+            model, fit, offsets, source = shared_model, shared_fit, shared, f"{source}{SHARED}"
+        else:
+            blocks = None
+    residuals = Noise(float(fit.residual_sd(losses)), fit.df, source) if fit.df else None
+    differs = unequal(runs, fit, losses)
+    errors: Errors = Pooled(fit, noise)
+    count = 0
+    if noise is None and blocks is not None:
+        errors, count = Blocks(fit, blocks.codes), blocks.count
+    elif noise is None and differs:
+        scale = differs.sds[differs.codes]
+        fit, losses = LeastSquares(model.matrix(runs) / scale[:, None], offsets / scale[:, None]), losses / scale
+        errors = Arms(fit, differs)
+    return _Fitted(_Estimates(model, fit, losses, errors), offsets, residuals, differs, count)
 
 
 def _seen(model: Model, fit: LeastSquares) -> set[str]:
@@ -110,41 +153,67 @@ def _seen(model: Model, fit: LeastSquares) -> set[str]:
 
 
 class _Estimates:
-    """Contrasts of a fitted model as (estimate, standard error, low, high); NaN where there is no noise to go by."""
+    """Contrasts of a fitted model with the errors that they are judged by."""
 
-    def __init__(self, model: Model, fit: LeastSquares, losses: Array, noise: Noise | None) -> None:
-        self.model, self.fit, self.noise = model, fit, noise
-        self._losses = losses - losses.mean()  # a contrast has no mean in it; centred, it loses no digits
+    def __init__(self, model: Model, fit: LeastSquares, losses: Array, errors: Errors) -> None:
+        self.model, self.fit = model, fit
+        self._losses, self._errors = losses, errors
 
     def expected(self, contrasts: Array) -> Array:
         return self.fit.weights(contrasts) @ self._losses
 
-    def __call__(self, contrast: Array) -> tuple[float, float, float, float]:
-        weights = self.fit.weights(contrast)
-        estimate = float(weights @ self._losses)
-        if self.noise is None:
-            return estimate, np.nan, np.nan, np.nan
-        error = float(np.linalg.norm(weights)) * self.noise.sd
-        return estimate, error, estimate - self.noise.t * error, estimate + self.noise.t * error
+    def __call__(self, contrasts: Array) -> Contrasts:
+        weights = self.fit.weights(contrasts)
+        return Contrasts(weights @ self._losses, *self._errors(weights, self._losses))
+
+    def row(self, contrast: Array) -> tuple[float, float, float, float]:
+        """(estimate, standard error, low, high) of one."""
+        return self(contrast[None]).rows[0]
 
 
 def _table(full: Model, estimates: _Estimates, aliases: dict[Effect, str]) -> pd.DataFrame:
     model = estimates.model
     hidden = np.any(estimates.fit.unseen(model.contrasts), axis=1)
-    seen = {e: estimates(c) for e, c, h in zip(model.effects, model.contrasts, hidden, strict=True) if not h}
-    rows = []
-    for effect in full.effects:
-        row: dict[str, object] = {"effect": effect.name}
-        for prefix, *values in zip(("", "other_"), effect.axes, effect.levels, effect.references, strict=False):
-            row |= dict(zip((f"{prefix}axis", f"{prefix}level", f"{prefix}reference"), values, strict=True))
-        row |= dict(zip(("estimate", "standard_error", "low", "high"), seen.get(effect, [np.nan] * 4), strict=True))
-        rows.append(row | {"aliased_with": "" if effect in seen else aliases[effect]})
-    columns = ["effect", "axis", "level", "reference", "other_axis", "other_level", "other_reference"]
-    out = pd.DataFrame(rows, columns=[*columns, "estimate", "standard_error", "low", "high", "aliased_with"])
-    out["p"] = np.nan
-    if estimates.noise:
-        out["p"] = 2 * scipy.stats.t.sf(np.abs(out["estimate"] / out["standard_error"]), estimates.noise.df)
+    found = estimates(model.contrasts)
+    columns = dict(zip(_FIGURES, (found.estimate, found.standard_error, found.df, *found.ends, found.p), strict=True))
+    seen = pd.DataFrame(columns, index=[effect.name for effect in model.effects])[~hidden]
+    out = pd.DataFrame([_named(effect) for effect in full.effects], columns=_NAMES)
+    out = out.join(seen, on="effect")
+    out["aliased_with"] = ["" if effect.name in seen.index else aliases[effect] for effect in full.effects]
     out["p_holm"] = holm(out["p"].to_numpy())
+    return out
+
+
+_NAMES = ["effect", "axis", "level", "reference", "other_axis", "other_level", "other_reference"]
+_FIGURES = ("estimate", "standard_error", "df", "low", "high", "p")
+
+
+def _named(effect: Effect) -> dict[str, object]:
+    row: dict[str, object] = {"effect": effect.name}
+    for prefix, *values in zip(("", "other_"), effect.axes, effect.levels, effect.references, strict=False):
+        row |= dict(zip((f"{prefix}axis", f"{prefix}level", f"{prefix}reference"), values, strict=True))
+    return row
+
+
+def _within(estimates: _Estimates, differs: Unequal | None) -> pd.DataFrame:
+    """The effect of each level of other axes within each level of the axis of unequal noise, where runs show it."""
+    rows, contrasts = [], []
+    for effect in estimates.model.effects:
+        if differs is None or len(effect.axes) != 2 or differs.axis not in effect.axes:
+            continue
+        varied = 1 - effect.axes.index(differs.axis)
+        for arm in (effect.references[1 - varied], effect.levels[1 - varied]):
+            name = f"{effect.axes[varied]}={effect.levels[varied]}"
+            rows.append({"effect": name, "arm": arm, "reference": effect.references[varied]})
+            contrasts.append(estimates.model.contrast_within(effect, varied, arm))
+    out = pd.DataFrame(rows, columns=["effect", "arm", "reference"])
+    if rows:
+        found = estimates(np.array(contrasts))
+        hidden = np.any(estimates.fit.unseen(np.array(contrasts)), axis=1)
+        columns = (found.estimate, found.standard_error, found.df, *found.ends, found.p)
+        out = out.assign(**dict(zip(_FIGURES, columns, strict=True)))[~hidden]
+        out = out.drop_duplicates(["effect", "arm"]).reset_index(drop=True)
+        out["p_holm"] = holm(out["p"].to_numpy())
     return out
 
 
@@ -174,8 +243,9 @@ def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
     return float(scipy.stats.f.sf(extra / seeds.sd**2, df, seeds.df))
 
 
-def _best(model: Model, estimates: _Estimates, baseline: Point) -> tuple[Point, float, float, float] | None:
+def _best(estimates: _Estimates, baseline: Point) -> tuple[Point, float, float, float] | None:
     """The point of least expected loss; None where the runs do not determine the expected loss of all points."""
+    model = estimates.model
     seen = {item for point in model.points for item in point.items()}
     if not seen >= live(baseline).items():
         return None
@@ -183,7 +253,7 @@ def _best(model: Model, estimates: _Estimates, baseline: Point) -> tuple[Point, 
     if estimates.fit.unseen(contrasts).any():
         return None
     place = int(np.argmin(estimates.expected(contrasts)))
-    difference, _, low, high = estimates(contrasts[place])
+    difference, _, low, high = estimates.row(contrasts[place])
     return model.points[place], difference, low, high
 
 
@@ -196,25 +266,53 @@ def holm(p: Array) -> Array:
 
 
 def failure_rates(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """For each level of each axis how many `trials` ended, `diverged` and `failed` (oom among them).
+    """For each level of each axis how many `trials` ended, `diverged`, `failed` (oom among them) and on the `plateau`.
 
-    `rate` is that of the latter two together, `low` to `high` its exact 95% interval (Clopper and Pearson, Biometrika
-    26, 1934).
+    `rate` is that of the latter three together, `low` to `high` its exact 95% interval (`plateau.rates`).
     """
     ended = table[table["status"].isin([*WITH_LOSS, *WITHOUT_LOSS])]
     counts: dict[tuple[str, Any], Counter[str]] = {}
     for point, status in zip(points(ended, list(axes)), ended["status"], strict=True):
         for item in point.items():
             counts.setdefault(item, Counter())[status] += 1
-    rows = [(*item, n.total(), n["diverged"], n["oom"] + n["failed"]) for item, n in counts.items()]
-    out = pd.DataFrame(rows, columns=["axis", "level", "trials", "diverged", "failed"])
-    n, k = out["trials"], out["diverged"] + out["failed"]
-    low = scipy.stats.beta.ppf(SIGNIFICANCE / 2, k, n - k + 1)
-    high = scipy.stats.beta.ppf(1 - SIGNIFICANCE / 2, k + 1, n - k)
-    return out.assign(rate=k / n, low=np.where(k == 0, 0, low), high=np.where(k == n, 1, high))
+    rows = [(*item, n.total(), n["diverged"], n["oom"] + n["failed"], n[PLATEAU]) for item, n in counts.items()]
+    out = pd.DataFrame(rows, columns=["axis", "level", "trials", "diverged", "failed", PLATEAU])
+    count = out["diverged"] + out["failed"] + out[PLATEAU]
+    low, high = rates(count.to_numpy(), out["trials"].to_numpy())
+    return out.assign(rate=count / out["trials"], low=low, high=high)
 
 
-def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: Point) -> list[str]:
+def _seed_sentences(found: Effects, seeds: pd.Series) -> list[str]:
+    """What the seeds of the runs let their errors hold."""
+    if found.blocks:
+        more = " Two seeds leave one degree of freedom and wide intervals; a third narrows them threefold."
+        return [
+            f"Each effect is judged by its own variation over the {found.blocks} seeds that the variants share."
+            + more * (found.blocks == 2)
+        ]
+    if len(seeds) > 2 and seeds.value_counts().iloc[0] > 0.9 * len(seeds):
+        return [
+            "Nearly all runs share one seed: what it does to a level is part of that level's effect, and no interval "
+            "here holds it. Seeds of each run's own would."
+        ]
+    return []
+
+
+def _unequal_sentences(found: Effects) -> list[str]:
+    if found.unequal is None:
+        return []
+    how = "" if found.blocks else ", and runs are weighted by it"
+    out = [f"The noise differs by {found.unequal.describe()}; intervals allow for it{how}."]
+    claims = found.within[found.within["p_holm"] < SIGNIFICANCE]
+    for row in claims.sort_values("p").head(_INTERACTIONS_LISTED).to_dict("records"):
+        verdict = _verdict(row["estimate"], row["low"], row["high"])
+        out.append(f"With {found.unequal.axis}={row['arm']}, {row['effect']} {verdict} against {row['reference']}.")
+    return out
+
+
+def _sentences(
+    effects: Effects, estimates: _Estimates, full: Model, baseline: Point, seed_sentences: list[str]
+) -> list[str]:
     out = []
     known = effects.table[effects.table["estimate"].notna()]
     replicated = effects.seed_noise or (effects.noise and effects.noise.source == "seeds")
@@ -222,6 +320,7 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
         out.append("No point was completed with two seeds, so nothing here is called better or worse.")
     else:
         out.append(f"Noise: sd of val_loss {effects.noise.describe()}.")
+        out += seed_sentences
     if effects.lack_of_fit is not None and effects.lack_of_fit < SIGNIFICANCE:
         out.append(
             f"The residuals are larger than the spread over seeds (p = {effects.lack_of_fit:.2g}): axes act together "
@@ -249,6 +348,7 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
             _interaction_sentence(by_name[name], estimates)
             for name in claims.loc[~main, "effect"][:_INTERACTIONS_LISTED]
         ]
+        out += _unequal_sentences(effects)
         if effects.best and effects.best[2] < effects.best[3] < 0 and not claims.empty:
             point, difference, low, high = effects.best
             changes = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)
@@ -264,7 +364,7 @@ def _sentences(effects: Effects, estimates: _Estimates, full: Model, baseline: P
             f"{stopped} trials were stopped at a rung and count with their loss there, less an offset for its budget. "
             "As the worse trials were stopped, this pulls effects towards zero."
         )
-    lost = {status: effects.statuses[status] for status in WITHOUT_LOSS if status in effects.statuses}
+    lost = {status: n for status, n in effects.statuses.items() if status in WITHOUT_LOSS and status != PLATEAU}
     if lost:
         counts = ", ".join(f"{count} {status}" for status, count in lost.items())
         out.append(f"Trials without a loss, in no effect above: {counts}.")
@@ -277,7 +377,7 @@ def _interaction_sentence(effect: Effect, estimates: _Estimates) -> str:
     for varied in (0, 1):
         given = 1 - varied
         levels = (effect.levels[given], effect.references[given])
-        found = [estimates(estimates.model.contrast_within(effect, varied, level)) for level in levels]
+        found = [estimates.row(estimates.model.contrast_within(effect, varied, level)) for level in levels]
         ways.append((min(abs(estimate) for estimate, *_ in found), varied, levels, found))
     _, varied, levels, found = min(ways, key=lambda way: way[:2])
     (first, _, *first_ends), (second, _, *second_ends) = found

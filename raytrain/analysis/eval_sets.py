@@ -31,6 +31,7 @@ def by_eval_set(
     out = []
     for column in further_losses(table):
         used = table[table[column].notna() | table["val_loss"].isna()]
+        used = used.drop(columns="unigram_loss", errors="ignore")  # that of the data's own set, by which all are judged
         try:
             other, change = (
                 effects(used.assign(val_loss=losses), axes, baseline, candidates=candidates)

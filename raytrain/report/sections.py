@@ -16,6 +16,7 @@ from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.effects import Effects, span
 from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
+from raytrain.analysis.plateau import PLATEAU
 from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, points
 from raytrain.errors import UserError
@@ -399,7 +400,7 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
 
 
 def _speed(table: pd.DataFrame) -> list[Block]:
-    table = table[(table["role"] != "frontier") & table["val_loss"].notna()]
+    table = table[(table["role"] != "frontier") & table["val_loss"].notna() & (table["status"] != PLATEAU)]
     entries = pd.DataFrame([_entry(runs) for _, runs in table.groupby(programs(table), sort=False)])
     blocks: list[Block] = []
     name, what = "mfu", "MFU"
@@ -483,26 +484,27 @@ def _outcomes(found: Answer) -> list[Block]:
         ]
         blocks.append(Table(["variant", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))
     if found.effects is not None:
-        rates = found.effects.rates[found.effects.rates["diverged"] + found.effects.rates["failed"] > 0]
+        rates = found.effects.rates[found.effects.rates["rate"] > 0]
         if len(rates):
             blocks.append(Text("Levels with trials that came to no loss, with the exact 95% interval of the rate:"))
             rows = [
                 [
                     f"{row['axis']}={row['level']}",
-                    *(str(row[name]) for name in ("diverged", "failed", "trials")),
+                    *(str(row[name]) for name in ("diverged", "failed", PLATEAU, "trials")),
                     f"{row['rate']:.0%}",
                     f"{row['low']:.0%} to {row['high']:.0%}",
                 ]
                 for row in rates.to_dict("records")
             ]
-            blocks.append(Table(["level", "diverged", "failed", "of trials", "rate", "95% interval"], rows))
+            blocks.append(Table(["level", "diverged", "failed", PLATEAU, "of trials", "rate", "95% interval"], rows))
     return blocks
 
 
 def _reason(status: str, reason: object) -> str:
     if isinstance(reason, str) and reason:
         return reason
-    return "by its scheduler, at a rung" if status == "stopped" else "no reason was recorded"
+    known = {"stopped": "by its scheduler, at a rung", PLATEAU: "it ended at the loss of the training unigram"}
+    return known.get(status, "no reason was recorded")
 
 
 def _reproduce(found: Answer) -> list[Block]:

@@ -227,8 +227,8 @@ class LeastSquares:
         u, sizes, v = np.linalg.svd(matrix, full_matrices=False)
         self.rank = int(np.sum(sizes > sizes[0] * 1e-9))
         self.df = len(matrix) - self.rank
-        self._u, self._v = u[:, : self.rank], v[: self.rank].T
-        self._pseudoinverse = ((self._v / sizes[: self.rank]) @ self._u.T)[: self._size]
+        self.basis, self._v = u[:, : self.rank], v[: self.rank].T  # runs x rank: orthonormal, of what is fitted
+        self._pseudoinverse = ((self._v / sizes[: self.rank]) @ self.basis.T)[: self._size]
 
     def unseen(self, contrasts: Array) -> Array:
         """The part of each contrast (contrasts x coefficients) that the runs do not determine; zero if estimable."""
@@ -240,10 +240,15 @@ class LeastSquares:
         """contrasts x runs: the weight of each loss in an estimate, whose standard error is noise sd x a row's norm."""
         return contrasts @ self._pseudoinverse
 
+    def residuals(self, losses: Array) -> Array:
+        """What the fit leaves over of `losses` (runs, or runs x studies)."""
+        return losses - self.basis @ (self.basis.T @ losses)
+
     def residual_sd(self, losses: Array) -> Array:
         """Of one study (runs) or many (runs x studies); NaN without residual degrees of freedom."""
-        residuals = losses - self._u @ (self._u.T @ losses)
-        return np.sqrt(np.sum(residuals**2, axis=0) / self.df) if self.df else np.full(losses.shape[1:], np.nan)
+        if not self.df:
+            return np.full(losses.shape[1:], np.nan)
+        return np.sqrt(np.sum(self.residuals(losses) ** 2, axis=0) / self.df)
 
 
 def population(runs: Iterable[Point], candidates: Iterable[Point] | None = None) -> list[dict[str, Any]]:

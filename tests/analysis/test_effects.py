@@ -51,8 +51,9 @@ def test_effects_by_hand():
     row = found.table.set_index("effect").loc["a=1"]
     losses = table.groupby("a")["val_loss"].mean()
     assert row["estimate"] == pytest.approx(losses[1] - losses[0])
-    t15 = 2.1314  # 24 runs less 7 coefficients and the offsets of 2 seeds
-    assert row["high"] - row["estimate"] == pytest.approx(t15 * found.noise.sd * np.sqrt(2 / 12), rel=1e-4)
+    by_seed = table.groupby(["seed", "a"])["val_loss"].mean().unstack()
+    own = (by_seed[1] - by_seed[0]).std() / np.sqrt(3)
+    assert row["high"] - row["estimate"] == pytest.approx(4.3027 * own, rel=1e-4)  # t with 2 degrees of freedom
     cells = table.groupby(["a", "b"])["val_loss"].mean()
     expected = cells[1, 1] - cells[0, 1] - cells[1, 0] + cells[0, 0]
     assert estimates(found)["a=1 x b=1"] == pytest.approx(expected)
@@ -72,6 +73,8 @@ def test_what_a_seed_does_to_all_widens_no_interval():
     pd.testing.assert_frame_equal(plain, shifted)
     apart = effects(table.assign(seed=range(24)), ["a", "b", "c"], base)
     assert (apart.noise.source, apart.noise.df) == ("residuals", 17)
+    row = apart.table.set_index("effect").loc["a=1"]
+    assert row["high"] - row["estimate"] == pytest.approx(2.1098 * apart.noise.sd * np.sqrt(2 / 12), rel=1e-4)
 
 
 def test_one_at_a_time_gives_simple_effects_and_says_so():
@@ -193,7 +196,7 @@ def test_failure_rates():
     table = trials([{"a": False, "b": 0.0}] * 10 + [{"a": True, "b": 0.0}] * 10, lambda p: 3.0)
     table.loc[10, "status"], table.loc[11, "status"], table.loc[0, "status"] = "diverged", "oom", "waiting"
     rates = failure_rates(table, ["a", "b"]).set_index(["axis", "level"])
-    assert rates.loc[("a", False), ["trials", "diverged", "failed"]].tolist() == [9, 0, 0]
+    assert rates.loc[("a", False), ["trials", "diverged", "failed", "plateau"]].tolist() == [9, 0, 0, 0]
     assert rates.loc[("a", True), ["trials", "diverged", "failed"]].tolist() == [10, 1, 1]
     assert rates.loc[("b", 0.0), "trials"] == 19
     assert rates.loc[("a", True), ["rate", "low", "high"]].tolist() == pytest.approx([0.2, 0.0252, 0.5561], abs=1e-4)

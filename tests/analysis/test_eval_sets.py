@@ -49,7 +49,7 @@ def test_what_holds_on_one_set_alone_is_said():
 
 def test_an_effect_that_the_other_set_is_too_noisy_for_is_not_called_gone():
     """Catches "not significant there" taken for "not there"."""
-    table = study({"a": 0.004}, own={"a": 0.004}, draws=np.random.default_rng(1))
+    table = study({"a": 0.01}, own={"a": 0.01}, draws=np.random.default_rng(1))
     table["val_loss_wiki"] += np.random.default_rng(2).normal(0, 0.02, len(table))
     (sentence,) = told(table)
     assert "a=1 is told from zero on one of the two sets alone, and the difference is within the noise" in sentence
@@ -65,6 +65,13 @@ def test_sets_that_agree_make_few_false_differences(own):
         sentences = told(study(own, own=own, draws=draws))
         wrong += any("changes its sign" in s or "does not hold" in s or "does not show" in s for s in sentences)
     assert wrong / 250 <= 0.092
+
+
+def test_a_plateau_is_one_of_the_data_s_own_set():
+    """Catches runs set aside on a further set, whose losses lie above the unigram's loss on the data's own."""
+    own, there = {"a": 0.02}, {"a": 0.02}
+    table = study(there, own=own, draws=np.random.default_rng(0))
+    assert told(table.assign(unigram_loss=3.9)) == told(table) != []
 
 
 def test_a_study_and_its_report_have_the_further_sets(tmp_path):

@@ -1,0 +1,129 @@
+"""Simulated studies whose noise is not as simple as those of raytrain.analysis.simulate: as real training's is."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from raytrain.analysis.effects import Effects, effects, holm
+from raytrain.analysis.noise import SIGNIFICANCE
+from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, variants
+from raytrain.analysis.strata import Blocks, Codes, Contrasts, Pooled
+from raytrain.sweep.design import choose
+from raytrain.sweep.factorial import Array, LeastSquares, Model, Point
+
+_ARM = "norm_position"
+
+
+def seeds_by_axis(seeds: int, replays: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Studies of 24 variants without any effect, where each seed does something of its own to each level of each axis,
+    as large as the noise, and three times as much to all variants.
+
+    With the same `seeds` for all variants: the coverage of the effects' 95% intervals by their own strata, for main
+    effects and interactions, and the least and the most of one effect; the part of studies with any claim; the same by
+    the pooled residuals; and the mean half-widths of main effects in noise sd, with shared seeds and with a seed of its
+    own for each run.
+    """
+    levels: dict[str, tuple[int, ...]] = {"a": (0, 1), "b": (0, 1, 2), "c": (0, 1), "d": (0, 1)}
+    points = [dict(zip(levels, chosen, strict=True)) for chosen in itertools.product(*levels.values())]
+    model, draws = Model(points, points[0]), np.random.default_rng(seed)
+    runs, codes = points * seeds, np.repeat(range(seeds), len(points))
+    is_main = np.array([len(effect.axes) == 1 for effect in model.effects])
+    fit = LeastSquares(model.matrix(runs), np.eye(seeds)[codes][:, 1:])
+    losses = _by_axis(runs, codes, levels, replays, draws)
+    own = _contrasts(model, fit, losses, Blocks(fit, codes))
+    pooled = _contrasts(model, fit, losses, Pooled(fit))
+    held, held_pooled = (np.abs(found.estimate) <= found.half_width for found in (own, pooled))
+    apart_fit, apart_codes = LeastSquares(model.matrix(runs)), np.arange(len(runs))
+    apart = _by_axis(runs, apart_codes, levels, replays, draws)
+    independent = _contrasts(model, apart_fit, apart, Pooled(apart_fit))
+    return {
+        "main effects": float(held[is_main].mean()),
+        "interactions": float(held[~is_main].mean()),
+        "least": float(held.mean(axis=1).min()),
+        "most": float(held.mean(axis=1).max()),
+        "claims": _claims(own),
+        "pooled main effects": float(held_pooled[is_main].mean()),
+        "pooled claims": _claims(pooled),
+        "half-width": float(own.half_width[is_main].mean()),
+        "half-width, own seeds": float(independent.half_width[is_main].mean()),
+        "own seeds": float((np.abs(independent.estimate) <= independent.half_width).mean()),
+    }
+
+
+def _by_axis(
+    runs: list[dict[str, int]],
+    codes: Codes,
+    levels: dict[str, tuple[int, ...]],
+    replays: int,
+    draws: np.random.Generator,
+) -> Array:
+    """Losses (runs x replays) in noise sd, of runs with the seeds `codes`."""
+    count = int(codes.max()) + 1
+    out = draws.normal(0, 1, (len(runs), replays)) + draws.normal(0, 3, (count, replays))[codes]
+    for axis, names in levels.items():
+        out += draws.normal(0, 1, (count, len(names), replays))[codes, [run[axis] for run in runs]]
+    return out
+
+
+def _contrasts(model: Model, fit: LeastSquares, losses: Array, errors: Blocks | Pooled) -> Contrasts:
+    weights = fit.weights(model.contrasts)
+    error, df = errors(weights, losses)
+    return Contrasts(weights @ losses, error, df[:, None])
+
+
+def _claims(found: Contrasts) -> float:
+    return float(np.mean([holm(p).min() < SIGNIFICANCE for p in found.p.T]))
+
+
+def plateaus(replays: int = 200, trials: int = 128, seed: int = 0) -> dict[str, float]:
+    """d_optimal studies with one effect, of 3 noise sd, in which a tenth of the runs is stuck 1 nat above.
+
+    The part that find the effect and that claim another, if those are set aside, and if not.
+    """
+    points, draws = variants(), np.random.default_rng(seed)
+    rows = [index for index, _ in choose(points, "d_optimal", trials=trials, seed=seed).trials]
+    table = _table([points[row] for row in rows])
+    unigram = MEAN_LOSS + 1
+    out = dict.fromkeys(("found", "false claims", "found without", "false claims without"), 0.0)
+    for _ in range(replays):
+        trained = MEAN_LOSS + 3 * NOISE_SD * (table[_ARM] == "pre").to_numpy(float)
+        losses = np.where(draws.random(trials) < 0.1, unigram, trained) + draws.normal(0, NOISE_SD, trials)
+        study = table.assign(val_loss=losses)
+        for loss, ending in ((unigram, ""), (None, " without")):
+            found = effects(study, list(LEVELS), points[0], candidates=points, unigram_loss=loss)
+            claimed = set(found.table.loc[found.table["p_holm"] < SIGNIFICANCE, "effect"])
+            out[f"found{ending}"] += f"{_ARM}=pre" in claimed
+            out[f"false claims{ending}"] += bool(claimed - {f"{_ARM}=pre"})
+    return {name: value / replays for name, value in out.items()}
+
+
+def noisy_arm(ratio: float, replays: int = 200, trials: int = 128, seed: int = 0) -> dict[str, float]:
+    """d_optimal studies without any effect whose post-norm runs have `ratio` times the noise.
+
+    The part that detect it; the coverage of the intervals of effects within each arm, and of all effects; and the part
+    with any claim.
+    """
+    points, draws = variants(), np.random.default_rng(seed)
+    rows = [index for index, _ in choose(points, "d_optimal", trials=trials, seed=seed).trials]
+    table = _table([points[row] for row in rows])
+    sds = NOISE_SD * np.where(table[_ARM] == "post", ratio, 1.0)
+    held: dict[str, list[float]] = {"post": [], "pre": [], "all": []}
+    detected, claims = 0, 0
+    for _ in range(replays):
+        losses = MEAN_LOSS + draws.normal(0, 1, trials) * sds
+        found: Effects = effects(table.assign(val_loss=losses), list(LEVELS), points[0], candidates=points)
+        detected += found.unequal is not None and found.unequal.axis == _ARM
+        claims += bool((found.table["p_holm"] < SIGNIFICANCE).any())
+        held["all"] += list((found.table["low"] <= 0) & (found.table["high"] >= 0))
+        for arm, own in found.within.groupby("arm"):
+            if found.unequal is not None and found.unequal.axis == _ARM:
+                held[str(arm)] += list((own["low"] <= 0) & (own["high"] >= 0))
+    out = {f"coverage, {name}": float(np.mean(values)) if values else np.nan for name, values in held.items()}
+    return {"detected": detected / replays, **out, "claims": claims / replays}
+
+
+def _table(points: list[Point]) -> pd.DataFrame:
+    """A table of runs with a seed each, complete, without losses."""
+    rows = [{**dict.fromkeys(LEVELS), **point} for point in points]
+    return pd.DataFrame(rows).assign(seed=range(len(points)), status="complete", train_flops=1e15)
