@@ -30,8 +30,8 @@ _FILES = ("result.json", "log.jsonl")
 _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops", "tokens_per_second")
 # Fields of a run that change how it is carried out, not what it learns; and scale, which only names other fields.
 _MEANS = {"scale", "micro_batch", "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing"}
-_MEANS |= {"peak_tflops", "eval_interval", "log_interval", "stats_interval", "checkpoint_interval", "keep_checkpoints"}
-_MEANS |= {"eval_data"}
+_MEANS |= {"peak_tflops", "eval_interval", "evaluations", "eval_data", "log_interval", "stats_interval"}
+_MEANS |= {"checkpoint_interval", "keep_checkpoints"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

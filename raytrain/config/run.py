@@ -70,7 +70,8 @@ class TrainConfig:
     )
     peak_tflops: float | None = _field(None, "dense peak of one device for MFU, in TFLOP/s, where it is not known")
 
-    eval_interval: int = _field(0, "steps between evaluations; 0: five times a run")
+    eval_interval: int = _field(0, "steps between evaluations; 0: as many as evaluations says")
+    evaluations: int = _field(5, "evaluations in a run, evenly spaced, where eval_interval is 0 (2 in a sweep)")
     eval_tokens: int = _field(65536, "validation tokens of each evaluation, always the same ones")
     log_interval: int = _field(10, "steps between log lines")
     stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
@@ -102,7 +103,15 @@ class TrainConfig:
                 raise unknown_value(name, getattr(self, name), allowed)
         if isinstance(self.micro_batch, str) and self.micro_batch != AUTO:
             raise UserError(f"micro_batch ({self.micro_batch!r}) must be a whole number, {AUTO} or none")
-        for name in ("learning_rate", "eval_tokens", "log_interval", "micro_batch", "fsdp_shard_size", "peak_tflops"):
+        for name in (
+            "learning_rate",
+            "eval_tokens",
+            "evaluations",
+            "log_interval",
+            "micro_batch",
+            "fsdp_shard_size",
+            "peak_tflops",
+        ):
             value = getattr(self, name)
             if value not in (None, AUTO) and not 0 < value < math.inf:
                 raise UserError(f"{name} ({value}) must be above 0 and finite")

@@ -27,6 +27,7 @@ from raytrain.sweep.plan import Plan, make_plan
 from raytrain.sweep.space import Space, expand, load_space, read_space
 
 SCHEDULERS = ("none", "halving")
+_EVALUATIONS = 2  # of a trial, where nobody says: at half of its steps, and at the end
 _LEAST = {
     "max_trials": 1,
     "trials": 1,
@@ -158,6 +159,8 @@ class _Runs:
         config.check_ranks(self.space.workers(config.flat()) or ranks)
         if "checkpoint_interval" not in self.given:  # a sweep keeps no checkpoints unless it is asked to
             config = config.replace(checkpoint_interval=None)
+        if "evaluations" not in self.given:  # one halfway says how fast the loss still falls
+            config = config.replace(evaluations=_EVALUATIONS)
         if config.init_from is not None and not Path(config.init_from).is_dir():
             raise UserError(f"init_from ({config.init_from}) is no folder")
         # Trials may run in another working directory.

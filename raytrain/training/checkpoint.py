@@ -43,8 +43,8 @@ _FORMAT = 1
 # Fields that change where or how fast a run trains, not what it computes: a resumed run may differ in them.
 _FREE = {
     "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing", "micro_batch", "peak_tflops",
-    "eval_interval", "log_interval", "stats_interval", "checkpoint_interval", "keep_checkpoints", "scale", "data",
-    "init_from", "rung_decay", "eval_data",
+    "eval_interval", "evaluations", "eval_data", "log_interval", "stats_interval", "checkpoint_interval",
+    "keep_checkpoints", "scale", "data", "init_from", "rung_decay",
 }  # fmt: skip
 
 

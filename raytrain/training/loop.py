@@ -98,7 +98,7 @@ def _train(
     on_report(start | notes)
 
     status = "complete"
-    eval_interval = config.eval_interval or max(1, config.total_steps // 5)
+    eval_interval = config.eval_interval or -(-config.total_steps // config.evaluations)
     stepper = Stepper(model, adamw, batches, config, world)
     micro_batches = batches.stream(map(config.span, range(state.step, config.total_steps)))
     meter = Meter(config, world, state.speed)

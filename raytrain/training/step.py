@@ -41,7 +41,7 @@ class Stepper:
         that a resumed run draws the same.
         """
         world, micro_steps = self._world, self._batches.micro_steps(sequences)
-        torch.manual_seed(dropout_seed(self._config.seed, *seed_of, world.rank))
+        _seed(dropout_seed(self._config.seed, *seed_of, world.rank), world.device)
         n_tokens = sequences * self._config.architecture.block_size
         loss = torch.zeros((), device=world.device)
         factor = world.size / n_tokens  # replicas average their gradients; wanted is the mean over the global batch
@@ -100,6 +100,13 @@ class Outcome:
             self._arrived.synchronize()
         loss, interruptions, norm = self._values.tolist()
         return loss, interruptions, norm
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of `device`. torch.manual_seed takes a millisecond, for devices not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def dropout_seed(seed: int, *numbers: int) -> int:
