@@ -12,7 +12,7 @@ import step as steps
 import torch
 import torch.nn.functional as F
 
-from raytrain.architecture import CATEGORICAL_AXES, PRESETS, Architecture
+from raytrain.architecture import AXES, PRESETS, Architecture
 from raytrain.config.resolve import resolve
 from raytrain.config.run import TrainConfig
 from raytrain.kernels.linear_cross_entropy import PADDING, linear_cross_entropy
@@ -114,7 +114,7 @@ def check_fp8() -> None:
 def check_models() -> None:
     """The gradient of each level of each axis, compiled and not, in bf16 against float32."""
     small = {"n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 256, "vocab_size": 512}
-    levels = [{axis: value} for axis, values in CATEGORICAL_AXES.items() for value in values]
+    levels = [{axis: value} for axis, facts in AXES.items() if facts.kind is str for value in facts.levels]
     tokens = torch.randint(512, (8, 257), device="cuda")
     for level in [{}, *levels, {"bias": True}, {"weight_tying": True}]:
         axes = PRESETS["llama"] | ({"ffn_type": "standard"} if "activation" in level else {}) | level

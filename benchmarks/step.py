@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from raytrain.accounting import memory
 from raytrain.accounting.flops import flops_per_token
 from raytrain.accounting.hardware import peak_flops
-from raytrain.architecture import CATEGORICAL_AXES, PRESETS, SCALES, Architecture
+from raytrain.architecture import AXES, PRESETS, SCALES, Architecture
 from raytrain.config.run import TrainConfig
 from raytrain.kernels.linear_cross_entropy import linear_cross_entropy
 from raytrain.model import activations, build, feed_forward, transformer
@@ -232,7 +232,7 @@ def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss
     if variant == "fp32 stream":
         transformer.autocast = lambda x: x
     if variant == "plain activations":
-        activations.ACTIVATIONS["gelu"], feed_forward.silu_product = F.gelu, plain_silu_product
+        activations.gelu, feed_forward.silu_product = F.gelu, plain_silu_product
     if variant == "flash attention":
         torch.backends.cuda.enable_cudnn_sdp(False)
     return NextTokenLoss(build(arch))
@@ -282,9 +282,10 @@ def their_model(family: str, arch: Architecture, compiled: bool) -> torch.nn.Mod
 def show_axes(smoke: bool) -> None:
     """Every level of every axis alone, from llama at 124m; activations with the standard FFN."""
     levels: list[dict[str, Any]] = [{}]
-    for axis, values in CATEGORICAL_AXES.items():
+    for axis, values in ((name, axis.levels) for name, axis in AXES.items() if axis.kind is str):
         also = {"ffn_type": "standard"} if axis == "activation" else {}
-        levels += [{axis: value, **also} for value in values if also or value != PRESETS["llama"][axis]]
+        usual = PRESETS["llama"].get(axis, AXES[axis].default)
+        levels += [{axis: value, **also} for value in values if also or value != usual]
     levels += [{"bias": True}, {"weight_tying": True}, {"dropout": 0.1}]
     cases = [case_of("llama", smoke, **level) | {"repeats": 2} for level in levels]
     print("change from llama                        micro   tokens/s    MFU   x llama   peak GB   first step")

@@ -1,6 +1,7 @@
-"""What a model is: nine axes, a size, presets, a name, and a canonical form. Pure: no torch.
+"""What a model is: its axes, a size, presets, a name, and a canonical form. Pure: no torch.
 
-Two configurations that are the same variant have one canonical form and one hash, so a sweep trains them once.
+What the axes are, and what each level means, is in `raytrain.axes`. Two configurations that are the same variant have
+one canonical form and one hash, so a sweep trains them once.
 """
 
 import dataclasses
@@ -8,48 +9,20 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from raytrain.axes import AXES, Level, dead
 from raytrain.errors import UserError, shown, unknown_value
 from raytrain.rundir.parse import parse_yaml
 
-# What the values of each categorical axis are called in an architecture's name.
-NORMALIZATIONS = {"layernorm": "LN", "layernorm_nobias": "LN-NB", "rmsnorm": "RMS"}
-ACTIVATIONS = {
-    "gelu": "GELU",
-    "silu": "SILU",
-    "relu": "RELU",
-    "leaky_relu": "LEAKY_RELU",
-    "gelu_tanh": "GELU_TANH",  # the tanh approximation of OpenAI's GPT-2; not in the search space
-}
-ATTENTION_BACKENDS = ("sdpa", "manual")
-POSITION_ENCODINGS = {"learned_absolute": "AbsPos", "rope": "RoPE", "none": "NoPos"}
-NORM_POSITIONS = {"pre": "PreNorm", "post": "PostNorm"}
-FFN_TYPES = ("standard", "swiglu")
+__all__ = ["AXES", "PRESETS", "SCALES", "SIZES", "Architecture", "from_dict", "from_json", "from_yaml", "preset"]
 
-CATEGORICAL_AXES: dict[str, tuple[str, ...]] = {
-    "normalization": tuple(NORMALIZATIONS),
-    "activation": tuple(ACTIVATIONS),
-    "attention_backend": ATTENTION_BACKENDS,
-    "position_encoding": tuple(POSITION_ENCODINGS),
-    "norm_position": tuple(NORM_POSITIONS),
-    "ffn_type": FFN_TYPES,
-}
-AXES = (*CATEGORICAL_AXES, "bias", "weight_tying", "dropout")
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "n_kv_head", "d_ff")
-
-# What an axis is called in an error message.
-_SPOKEN = {
-    "normalization": "norm type",
-    "activation": "activation",
-    "attention_backend": "attention backend",
-    "position_encoding": "position encoding",
-    "norm_position": "norm position",
-    "ffn_type": "FFN type",
-}
+# The axes in an architecture's name, in its order; those that are not here follow, where they are not at their default.
+_NAMED = ("position_encoding", "normalization", "ffn_type", "activation", "norm_position")
 _LARGEST = 2**31 - 1  # of a size: kernels count rows and columns in 32 bits
 _TRIED_DIVISORS = 100_000  # for a hint in a message
 _FFN_MULTIPLE = 64  # FFN widths are rounded to this: whole 128-byte rows in bf16, which tensor-core tiles want
@@ -57,7 +30,10 @@ _FFN_MULTIPLE = 64  # FFN widths are rounded to this: whole 128-byte rows in bf1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A GPT-style decoder: the nine axes and the size. Immutable and valid once made.
+    """A GPT-style decoder: its axes and its size. Immutable and valid once made.
+
+    The first nine axes must be given. A further one that is built in is a field with its default; those of plugins are
+    pairs of name and value in `extra`, without those at their default. `value` reads any of them.
 
     `n_kv_head` (K) below `n_head` gives grouped-query attention; None means `n_head`. `d_ff` (F) None means the
     type's usual width: 4 x n_embd, or 8/3 x n_embd for swiglu (whose three matrices then cost what two cost at 4x),
@@ -75,6 +51,8 @@ class Architecture:
     bias: bool
     weight_tying: bool
     dropout: float
+    attention: str = AXES["attention"].default
+    extra: tuple[tuple[str, Any], ...] = ()
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
@@ -84,17 +62,7 @@ class Architecture:
     d_ff: int | None = None
 
     def __post_init__(self) -> None:
-        for axis, allowed in CATEGORICAL_AXES.items():
-            value = getattr(self, axis)
-            if value not in allowed:
-                raise unknown_value(_SPOKEN[axis], value, allowed)
-        for axis in ("bias", "weight_tying"):
-            if not isinstance(getattr(self, axis), bool):
-                raise UserError(f"{axis} ({shown(getattr(self, axis))}) must be True or False")
-        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
-        if not (number and 0.0 <= self.dropout <= 1.0):
-            raise UserError(f"dropout ({shown(self.dropout)}) must be a number from 0.0 to 1.0")
-        object.__setattr__(self, "dropout", float(self.dropout) + 0.0)  # -0.0 is 0.0
+        self._check_axes()
         for size in SIZES:
             value = getattr(self, size)
             optional = size in ("n_kv_head", "d_ff")
@@ -120,6 +88,38 @@ class Architecture:
                 f"{self.n_embd} / {self.n_head} = {self.head_dim}"
             )
 
+    def _check_axes(self) -> None:
+        """Every axis as its declaration reads it. Raises UserError for a value that an axis does not have."""
+        extra = dict(self.extra)
+        for name, axis in AXES.items():
+            if name in _FIELDS:
+                object.__setattr__(self, name, axis.read(getattr(self, name)))
+            elif name in extra:
+                extra[name] = axis.read(extra[name])
+        for name in extra:
+            if name in _FIELDS or name not in AXES:
+                raise unknown_value("architecture field", name, (*AXES, *SIZES))
+        kept = ((name, value) for name, value in extra.items() if value != AXES[name].default)
+        object.__setattr__(self, "extra", tuple(sorted(kept)))
+
+    def value(self, axis: str) -> Any:
+        """The level of any axis, built in or a plugin's."""
+        if axis in _FIELDS:
+            return getattr(self, axis)
+        return dict(self.extra).get(axis, AXES[axis].default)
+
+    def levels(self) -> Iterator[tuple[str, Level]]:
+        """The axes that the architecture's function or speed depends on, each with the facts about its level."""
+        dead_axes = self.dead
+        for name, axis in AXES.items():
+            if name not in dead_axes:
+                yield name, axis.level(self.value(name))
+
+    @property
+    def dead(self) -> dict[str, Any]:
+        """The fields without effect here -> the value that stands in their place in the canonical form."""
+        return dead({axis: self.value(axis) for axis in AXES})
+
     @property
     def head_dim(self) -> int:
         """E, the width of one head."""
@@ -142,31 +142,26 @@ class Architecture:
     @property
     def name(self) -> str:
         """Such as `12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm`; bias, tying, dropout and backend are not in it."""
-        ffn = "SwiGLU" if self.ffn_type == "swiglu" else ACTIVATIONS[self.activation]
-        parts = [
-            f"{self.n_layer}L-{self.n_head}H-{self.n_embd}D",
-            POSITION_ENCODINGS[self.position_encoding],
-            NORMALIZATIONS[self.normalization],
-            ffn,
-            NORM_POSITIONS[self.norm_position],
-        ]
-        return "-".join(parts)
+        parts = {axis: level.part for axis, level in self.levels()}
+        order = (*_NAMED, *(axis for axis in parts if axis not in _NAMED and axis not in _required()))
+        words = [parts[axis] for axis in order if parts.get(axis)]
+        return "-".join([f"{self.n_layer}L-{self.n_head}H-{self.n_embd}D", *words])
 
     def program(self) -> "Architecture":
-        """The form that is one for all spellings of one program: dead values fixed, widths explicit.
-
-        `activation` is dead under swiglu, whose gate is SiLU (Shazeer, arXiv 2002.05202).
-        """
-        activation = "silu" if self.ffn_type == "swiglu" else self.activation
-        return dataclasses.replace(self, activation=activation, n_kv_head=self.kv_heads, d_ff=self.ffn_width)
+        """The form that is one for all spellings of one program: dead values fixed, widths explicit."""
+        return self.replace(**self.dead | {"n_kv_head": self.kv_heads, "d_ff": self.ffn_width})
 
     def canonical(self) -> "Architecture":
-        """The form that is one for all programs of one variant: the attention backend changes speed alone."""
-        return dataclasses.replace(self.program(), attention_backend="sdpa")
+        """The form that is one for all programs of one variant: of levels that differ in speed alone, the first."""
+        program = self.program()
+        return program.replace(**{axis: level.same_as for axis, level in program.levels() if level.same_as is not None})
 
     @functools.cached_property
     def hash(self) -> str:
-        """12 hex digits of the canonical form: equal if and only if the architectures are one variant."""
+        """12 hex digits of the canonical form: equal if and only if the architectures are one variant.
+
+        Axes at their default are not in it, so an architecture keeps its hash when raytrain gets a new axis.
+        """
         text = json.dumps(self.canonical().to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -174,25 +169,41 @@ class Architecture:
         """A copy with `changes`, validated anew."""
         return from_dict(self.to_dict() | changes)
 
+    def values(self) -> dict[str, Any]:
+        """Every axis and every size, flat."""
+        return {axis: self.value(axis) for axis in AXES} | {size: getattr(self, size) for size in SIZES}
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What it takes to make this again, flat: `values` without the axes at their default."""
+        return {k: v for k, v in self.values().items() if k in SIZES or v != AXES[k].default}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.safe_dump(json.loads(self.to_json()), sort_keys=False)  # a tuple becomes a list
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Architecture)) - {"extra"}
+
+
+def _required() -> list[str]:
+    return [name for name, axis in AXES.items() if axis.is_required]
 
 
 def from_dict(values: Mapping[str, Any]) -> Architecture:
-    """Raises UserError for an unknown key, a missing axis, or a bad value."""
+    """The architecture of flat `values`. Axes with a default may be absent, as in what an earlier version wrote.
+
+    Raises UserError for an unknown key, a missing axis, or a bad value.
+    """
     for key in values:
-        if key not in (*AXES, *SIZES):
+        if key not in AXES and key not in SIZES:
             raise unknown_value("architecture field", key, (*AXES, *SIZES))
-    missing = [axis for axis in AXES if axis not in values]
+    missing = [axis for axis in _required() if axis not in values]
     if missing:
         raise UserError(f"An architecture needs all nine axes; missing: {', '.join(missing)}")
-    return Architecture(**values)
+    fields = {key: value for key, value in values.items() if key in _FIELDS}
+    return Architecture(**fields, extra=tuple((k, v) for k, v in values.items() if k not in _FIELDS))
 
 
 def from_json(text: str) -> Architecture:

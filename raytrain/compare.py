@@ -21,6 +21,7 @@ from rich.table import Table
 from raytrain import architecture
 from raytrain.analysis.trials import BUDGET_TOLERANCE
 from raytrain.architecture import AXES
+from raytrain.axes import RUN_AXES, may_kill
 from raytrain.config.run import STOPS
 from raytrain.errors import Parser, UserError, command
 from raytrain.rundir.folders import read_json
@@ -102,8 +103,9 @@ def read_run(folder: Path) -> Run:
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     program, plain = arch.program(), dataclasses.replace(arch, d_ff=None)
-    axes = {axis: getattr(program, axis) for axis in AXES if axis != "activation" or arch.ffn_type != "swiglu"}
-    setting = {field: value for field, value in config.items() if field not in _MEANS}
+    axes = {axis: program.value(axis) for axis in AXES if axis not in arch.dead}
+    newer = {field: axis.default for field, axis in RUN_AXES.items() if not axis.is_required}
+    setting = {field: value for field, value in (newer | config).items() if field not in _MEANS}
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
     return Run(folder, facts, axes, setting)
@@ -132,8 +134,8 @@ def effects(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """For each axis with several values, a row a value.
 
     `difference` is the mean loss of runs with the value less that of runs without, whatever else differs between them.
-    `paired` is the mean over `pairs`, two runs that differ in that axis alone, and None without one. Under swiglu the
-    activation is dead, so a swiglu run is paired with standard runs of any activation.
+    `paired` is the mean over `pairs`, two runs that differ in that axis alone, and None without one. What a level of
+    the axis leaves dead may differ too: a swiglu run is paired with standard runs of any activation.
     """
     rows = []
     losses = {run: run.loss for run in runs if run.axes and run.loss is not None}
@@ -142,7 +144,7 @@ def effects(runs: Iterable[Run]) -> list[dict[str, Any]]:
         values = sorted({run.axes[axis] for run in having}, key=str)
         alike = defaultdict(list)
         for run in having:
-            ignored = (axis, "activation") if axis == "ffn_type" else (axis,)
+            ignored = {axis, *may_kill(axis)}
             rest = {name: value for name, value in run.axes.items() if name not in ignored}
             alike[_key(rest, run.setting)].append(run)
         for value in values if len(values) > 1 else []:

@@ -20,7 +20,7 @@ def list_presets() -> dict[str, str]:
 
 
 def preset_table(scale: str = "124m") -> list[dict[str, Any]]:
-    """A row a preset: preset, name, the nine axes, parameters, flops_per_token (training), attention_ffn_ratio, note.
+    """A row a preset: preset, name, the axes, parameters, flops_per_token (training), attention_ffn_ratio, note.
 
     `custom`, whose axes are yours to say, has a name and a note alone. Raises UserError for an unknown `scale`.
     """
@@ -33,7 +33,7 @@ def preset_table(scale: str = "124m") -> list[dict[str, Any]]:
         if axes:
             arch = preset(key, **size)
             flops = flops_per_token(arch)
-            row |= {"name": arch.name} | {axis: getattr(arch, axis) for axis in AXES}
+            row |= {"name": arch.name} | {axis: arch.value(axis) for axis in AXES}
             row |= {"parameters": parameter_count(arch)["total"], "flops_per_token": flops.total}
             row |= {"attention_ffn_ratio": flops.attention_ffn_ratio}
         rows.append(row | {"note": PRESET_NOTES[key]})

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from raytrain.architecture import AXES, SIZES
 from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
@@ -112,7 +113,7 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
     for stop in STOPS:
         if stop in changes:
             raise UserError(f"{stop} ({changes[stop]}) cannot change on resume: the learning rate follows the budget")
-    shape = {name: changes.pop(name) for name in list(changes) if name in values["architecture"]}
+    shape = {name: changes.pop(name) for name in list(changes) if name in (*AXES, *SIZES)}
     values["architecture"] |= shape
     return TrainConfig.from_dict(values | changes), dict.fromkeys(shape | changes, "flag")
 
@@ -139,7 +140,7 @@ def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
 
 def _print_sources(config: TrainConfig, sources: dict[str, str]) -> None:
     """Every value that is not the plain default, by where it came from."""
-    values = {**config.to_dict(), **config.architecture.to_dict()}
+    values = {**config.to_dict(), **config.architecture.values()}
     layers: dict[str, list[str]] = {}
     for field, layer in sources.items():
         if layer != "default" and values[field] is not None:

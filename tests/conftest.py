@@ -1,5 +1,6 @@
 """Shared by all tests: a cache of their own, one thread, and runs of a second."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from raytrain.accounting.flops import flops_per_token
+from raytrain.axes import registered, restore
 from raytrain.config.resolve import resolve
 from raytrain.config.run import TrainConfig
 
@@ -21,6 +24,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["RAYTRAIN_CACHE"]
 
 
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = registered()
+    yield
+    restore(before)
+    flops_per_token.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def tiny_run() -> Callable[..., TrainConfig]:
     """`tiny_run(preset="llama", max_iters=20)`: a run of a second or so, any field changed."""
@@ -32,3 +44,24 @@ def tiny_run() -> Callable[..., TrainConfig]:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray for all tests, as starting one takes seconds; with a study's settings, as a lane may take a minute."""
+    import ray  # here: most tests need none of it
+
+    from raytrain.engine.cluster import _RAY_ENVIRONMENT
+
+    for variable, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()

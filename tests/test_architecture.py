@@ -8,18 +8,10 @@ import pytest
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS, SCALES, Architecture, from_dict, from_json, from_yaml, preset
 from raytrain.errors import UserError
+from raytrain.sweep.space import load_space
+from tests.levels import levels
 
-FULL_SPACE = {
-    "normalization": ("layernorm", "layernorm_nobias", "rmsnorm"),
-    "activation": ("gelu", "silu", "relu", "leaky_relu"),
-    "attention_backend": ("sdpa", "manual"),
-    "position_encoding": ("learned_absolute", "rope", "none"),
-    "norm_position": ("pre", "post"),
-    "ffn_type": ("standard", "swiglu"),
-    "bias": (True, False),
-    "weight_tying": (True, False),
-    "dropout": (0.0, 0.1),
-}
+FULL_SPACE = load_space("full").levels
 CUSTOM = {axis: levels[0] for axis, levels in FULL_SPACE.items()}
 
 
@@ -79,10 +71,10 @@ def test_presets_are_as_specified():
 @pytest.mark.parametrize("axis", AXES)
 def test_any_axis_overrides_any_preset(name: str, axis: str):
     """Catches: an override that a preset silently ignores, as the predecessor did."""
-    for level in FULL_SPACE[axis]:
+    for level in levels(axis):
         changed = preset(name, **{axis: level})
         assert getattr(changed, axis) == level
-        assert dataclasses.replace(changed, **{axis: getattr(preset(name), axis)}) == preset(name)
+        assert changed.replace(**{axis: getattr(preset(name), axis)}) == preset(name)
 
 
 def test_widths():

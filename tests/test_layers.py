@@ -17,10 +17,13 @@ PACKAGE = Path(__file__).parents[1] / "raytrain"
 LAYERS = (
     ("version", "interrupts"),
     ("errors",),
-    ("architecture", "rundir"),
+    ("axes", "rundir"),
+    ("architecture",),
     ("accounting", "data"),
     ("config", "kernels"),
-    ("sweep", "model"),
+    ("model",),
+    ("plugins",),
+    ("sweep",),
     ("training", "analysis"),
     ("report",),
     ("tracking",),
@@ -32,7 +35,7 @@ COMMANDS = len(LAYERS)  # the level of what is in no layer: the commands
 # What a package must not import, though it is below it or no part of raytrain.
 HEAVY = ("torch", "ray", "mlflow")
 FORBIDDEN = {
-    **dict.fromkeys(("architecture", "errors", "interrupts", "version", "rundir"), (*HEAVY, "numpy", "pandas")),
+    **dict.fromkeys(("architecture", "axes", "errors", "interrupts", "version", "rundir"), (*HEAVY, "numpy", "pandas")),
     **dict.fromkeys(("accounting", "config"), (*HEAVY, "numpy", "pandas")),
     "sweep": HEAVY,
     "sweep.space": (*HEAVY, "numpy", "pandas"),

@@ -25,38 +25,39 @@ to parameters that are not matmuls. `torch.utils.flop_counter.FlopCounterMode` a
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
+from raytrain.accounting.bill import parts
 from raytrain.architecture import Architecture
+from raytrain.axes import Span
 from raytrain.errors import UserError, unknown_value
 
 ATTENTION_SPANS = ("full", "causal")
+# Those that every model has, in data-flow order; the gate's is 0 without one.
+COMPONENTS = ("q", "k", "v", "scores", "values", "o", "ffn_gate", "ffn_up", "ffn_down", "head")
+_GROUPS = ("embedding", "position", "attention", "ffn", "norm", "head")  # that every model has, if only with 0
 
 
 @dataclasses.dataclass(frozen=True)
 class FlopsPerToken:
-    """Forward FLOPs per token of each component, summed over the layers; and what follows from them."""
+    """Forward FLOPs per token of each component, summed over the layers; and what follows from them.
+
+    `groups` are the same sums by group: attention, ffn, head, and whatever else a plugin's level has.
+    """
 
     seq_len: int
-    q: int
-    k: int
-    v: int
-    o: int
-    scores: int
-    values: int
-    ffn_up: int
-    ffn_gate: int
-    ffn_down: int
-    head: int
+    by_component: Mapping[str, int]
+    groups: Mapping[str, int]
 
     def components(self) -> dict[str, int]:
-        """Forward FLOPs per token by component, in data-flow order."""
-        names = ("q", "k", "v", "scores", "values", "o", "ffn_gate", "ffn_up", "ffn_down", "head")
-        return {name: getattr(self, name) for name in names}
+        """Forward FLOPs per token by component: q, k, v, scores, values, o, ffn_gate, ffn_up, ffn_down, head, ..."""
+        return dict(self.by_component)
 
     @property
     def forward(self) -> int:
         """Forward FLOPs per token."""
-        return sum(self.components().values())
+        return sum(self.by_component.values())
 
     @property
     def total(self) -> int:
@@ -71,12 +72,12 @@ class FlopsPerToken:
     @property
     def attention(self) -> int:
         """Forward FLOPs per token of attention, its projections included."""
-        return self.q + self.k + self.v + self.o + self.scores + self.values
+        return self.groups["attention"]
 
     @property
     def ffn(self) -> int:
         """Forward FLOPs per token of the feed-forward networks."""
-        return self.ffn_up + self.ffn_gate + self.ffn_down
+        return self.groups["ffn"]
 
     @property
     def attention_ffn_ratio(self) -> float:
@@ -84,6 +85,7 @@ class FlopsPerToken:
         return self.attention / self.ffn
 
 
+@functools.lru_cache(maxsize=4096)
 def flops_per_token(arch: Architecture, seq_len: int | None = None, attention: str = "full") -> FlopsPerToken:
     """FLOPs per token in sequences of `seq_len` tokens (block_size by default; a longer one is only arithmetic).
 
@@ -96,38 +98,19 @@ def flops_per_token(arch: Architecture, seq_len: int | None = None, attention: s
         raise UserError(f"seq_len ({seq_len!r}) must be a whole number of 1 or more")
     if attention not in ATTENTION_SPANS:
         raise unknown_value("attention span", attention, ATTENTION_SPANS)
-    layers, width = arch.n_layer, arch.n_embd
-    queries, keys = arch.n_head * arch.head_dim, arch.kv_heads * arch.head_dim
-    twice_span = 2 * tokens if attention == "full" else tokens + 1
-    matrix = 2 * width * arch.ffn_width
-    return FlopsPerToken(
-        seq_len=tokens,
-        q=layers * 2 * width * queries,
-        k=layers * 2 * width * keys,
-        v=layers * 2 * width * keys,
-        o=layers * 2 * queries * width,
-        scores=layers * queries * twice_span,
-        values=layers * queries * twice_span,
-        ffn_up=layers * matrix,
-        ffn_gate=layers * matrix if arch.ffn_type == "swiglu" else 0,
-        ffn_down=layers * matrix,
-        head=2 * width * arch.vocab_size,
-    )
+    by_component = dict.fromkeys(COMPONENTS, 0)
+    groups = dict.fromkeys(_GROUPS, 0)
+    for count, part in parts(arch, Span(tokens, is_causal=attention == "causal")):
+        if part.flops:
+            by_component[part.name] = by_component.get(part.name, 0) + count * part.flops
+            groups[part.group] = groups.get(part.group, 0) + count * part.flops
+    return FlopsPerToken(tokens, by_component, groups)
 
 
 def parameter_count(arch: Architecture) -> dict[str, int]:
     """Parameters by group: embedding, position, attention, ffn, norm, head (0 when tied), and their total."""
-    layers, width = arch.n_layer, arch.n_embd
-    bias = 1 if arch.bias else 0
-    qkv = width + 2 * arch.kv_heads * arch.head_dim
-    inner = (2 if arch.ffn_type == "swiglu" else 1) * arch.ffn_width
-    norms = 2 * layers + (1 if arch.norm_position == "pre" else 0)
-    groups = {
-        "embedding": arch.vocab_size * width,
-        "position": arch.block_size * width if arch.position_encoding == "learned_absolute" else 0,
-        "attention": layers * ((width + bias) * qkv + (width + bias) * width),
-        "ffn": layers * ((width + bias) * inner + (arch.ffn_width + bias) * width),
-        "norm": norms * width * (2 if arch.normalization == "layernorm" else 1),
-        "head": 0 if arch.weight_tying else width * arch.vocab_size,
-    }
+    groups = dict.fromkeys(_GROUPS, 0)
+    for count, part in parts(arch, Span(arch.block_size)):
+        if part.parameters:
+            groups[part.group] = groups.get(part.group, 0) + count * part.parameters
     return groups | {"total": sum(groups.values())}

@@ -23,8 +23,10 @@ Fragments and kernels' workspaces are not in it. docs/benchmarks.md sets it besi
 
 import math
 
+from raytrain.accounting.bill import layer_parts
 from raytrain.accounting.flops import parameter_count
 from raytrain.architecture import Architecture
+from raytrain.axes import Span, total
 
 HEAD_CHUNK_BYTES = 1 << 30  # of logits at a time: as fast as all at once, and little beside the activations
 
@@ -50,14 +52,11 @@ def peak_memory(
     number = 4 if precision == "fp32" else 2
     tokens = micro_batch * arch.block_size
     stream = number * tokens * arch.n_embd
-    widest = number * tokens * arch.ffn_width * (3 if arch.ffn_type == "swiglu" else 2)
-    layer = 5 * stream + widest + number * tokens * arch.head_dim * (arch.n_head + 2 * arch.kv_heads)
-    if arch.position_encoding == "rope":
-        layer += number * tokens * arch.head_dim * (arch.n_head + arch.kv_heads)
+    parts = layer_parts(arch, Span(arch.block_size))
+    layer = 2 * stream + number * tokens * total(parts, "kept")
     if checkpointing == "selective":
-        layer -= 2 * stream + number * tokens * arch.ffn_width
-    if arch.attention_backend == "manual":
-        layer += 2 * number * micro_batch * arch.n_head * arch.block_size**2  # scores and weights
+        layer -= number * tokens * total(parts, "recomputed")
     layers = arch.n_layer * stream + layer if checkpointing == "full" else arch.n_layer * layer
+    widest = number * tokens * total(parts, "kept", "ffn")
     head = min(number * tokens * arch.vocab_size, HEAD_CHUNK_BYTES) + 8 * arch.vocab_size * arch.n_embd + stream
     return math.fsum((state, layers, widest, head))

@@ -27,10 +27,11 @@ import scipy.stats
 
 from raytrain import architecture
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner, group_means, pooled
-from raytrain.analysis.trials import BUDGET_TOLERANCE, RECIPE
+from raytrain.analysis.trials import BUDGET_TOLERANCE
 from raytrain.config.run import STOPS
 from raytrain.rundir.folders import read_json, read_study_json
 from raytrain.sweep.factorial import Array
+from raytrain.sweep.space import RECIPE
 
 UNFINISHED = ("waiting", "running", "interrupted")
 _EFLOP = 1e18

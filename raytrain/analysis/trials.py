@@ -23,12 +23,10 @@ from raytrain.architecture import AXES, PRESETS
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_json, read_study_json
 from raytrain.sweep.factorial import Array, live
-from raytrain.sweep.space import AXIS_FIELDS
+from raytrain.sweep.space import axis_fields
 
 BUDGET_TOLERANCE = 0.005
-_SIZES = ("n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff")
 _DERIVED = ("n_kv_head", "d_ff")  # a planned trial has both filled in, and they follow other axes
-RECIPE = tuple(field for field in AXIS_FIELDS if field not in ("preset", *AXES, *_SIZES))
 
 
 def points(table: pd.DataFrame, axes: list[str]) -> list[dict[str, object]]:
@@ -66,7 +64,7 @@ def axes_of(study: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     vary. The runs for the frontier do not count.
     """
     rows = [_fields(trial) for trial in study["trials"] if trial.get("role") != "frontier"]
-    varied = [axis for axis in AXIS_FIELDS if len({json.dumps(row.get(axis)) for row in rows}) > 1]
+    varied = [axis for axis in axis_fields() if len({json.dumps(row.get(axis)) for row in rows}) > 1]
     named = study.get("axes")
     if named is None:
         axes = [axis for axis in varied if axis not in _DERIVED]
@@ -115,7 +113,8 @@ def export(folder: str | Path, path: str | Path) -> None:
 def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:
     """What a planned trial is, its architecture's fields among the others."""
     config = dict(trial["config"])
-    return config.pop("architecture") | config
+    usual = {name: axis.default for name, axis in AXES.items() if not axis.is_required}
+    return usual | config.pop("architecture") | config
 
 
 def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

@@ -33,10 +33,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     "1.3b": {"global_batch": 1048576, "learning_rate": 2e-4, "flops": 2e20, "eval_tokens": 1048576},
 }
 
-FIELDS: dict[str, Any] = {
-    **{field.name: field.type for field in dataclasses.fields(Architecture)},
+_TYPES: dict[str, Any] = {  # of the fields that are no axes of an architecture
+    **{field.name: field.type for field in dataclasses.fields(Architecture) if field.name in SIZES},
     **{field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "architecture"},
 }
+
+
+def fields() -> tuple[str, ...]:
+    """Every field of a run: axes (those of plugins among them), sizes, and how it is trained."""
+    return (*AXES, *_TYPES)
+
+
+def field_type(field: str) -> Any:
+    """What a field's values are."""
+    return AXES[field].kind if field in AXES else _TYPES[field]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +60,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             run.add_argument(f"--{field.name}", help=f"{field.metadata['help']}{default}")
     axes = parser.add_argument_group("architecture (overrides the preset's and the scale's)")
     for name in (*AXES, *SIZES):
-        allowed = architecture.CATEGORICAL_AXES.get(name)
-        axes.add_argument(f"--{name}", help=", ".join(allowed) if allowed else None)
+        axis = AXES.get(name)
+        allowed = ", ".join(map(str, axis.levels)) if axis else ""
+        usual = "" if axis is None or axis.is_required else f"[{axis.default}]"
+        axes.add_argument(f"--{name}", help=" ".join(filter(None, (axis.help if axis else "", allowed, usual))) or None)
 
 
 def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
     """The fields of a run that were given on the command line."""
-    known = (*FIELDS, "preset")
+    known = (*fields(), "preset")
     return {name: value for name, value in vars(flags).items() if name in known and value is not None}
 
 
@@ -80,8 +92,8 @@ def read_file(path: str) -> dict[str, Any]:
     """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
     values = read_yaml(Path(path), "config", "of field to value")
     for name in values:
-        if name not in (*FIELDS, "preset"):
-            raise unknown_value(f"field in {path}", name, (*FIELDS, "preset"))
+        if name not in (*fields(), "preset"):
+            raise unknown_value(f"field in {path}", name, (*fields(), "preset"))
     return values
 
 
@@ -119,7 +131,7 @@ def resolve(
     for layer, defaults in reversed(below):
         source |= {field: layer for field in defaults if field not in values}
         values = {**defaults, **values}
-    source = {field: source.get(field, "default") for field in FIELDS}
+    source = {field: source.get(field, "default") for field in fields()}
 
     shape = {field: value for field, value in values.items() if field in (*AXES, *SIZES)}
     arch = architecture.from_dict(shape)
@@ -137,7 +149,8 @@ def read_value(field: str, value: Any) -> Any:
         return _rungs(value)
     if field == "eval_data":
         return _eval_data(value)
-    kinds = typing.get_args(FIELDS[field]) or (FIELDS[field],)
+    declared = field_type(field)
+    kinds = typing.get_args(declared) or (declared,)
     optional = type(None) in kinds
     kind = next(kind for kind in kinds if kind is not type(None))
     text = value if isinstance(value, str) else shown(value)
@@ -147,6 +160,10 @@ def read_value(field: str, value: Any) -> Any:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise UserError(f"{field} ({shown(value)}) must be text")
         return text
+    if kind not in (bool, int, float):  # an axis of values of its own
+        check = AXES[field].check
+        assert check is not None
+        return check(parse_yaml(value) if isinstance(value, str) else value)
     if kind is bool:
         if text.lower() in _WORDS:
             return _WORDS[text.lower()]

@@ -11,6 +11,7 @@ from typing import Any
 from raytrain import architecture
 from raytrain.accounting.flops import flops_per_token
 from raytrain.architecture import SCALES, Architecture, divisors_near
+from raytrain.axes import RUN_AXES
 from raytrain.errors import UserError, unknown_value
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, where nobody says
@@ -20,8 +21,9 @@ FP8_MULTIPLE = 16  # of which kernels for fp8 take every side of a product
 STOPS = ("max_iters", "tokens", "flops")  # what may end a run; a run has one of them
 
 
-def _field(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+def _field(default: Any, text: str, *, newer: bool = False) -> Any:
+    """`newer`: version 0.1 did not have the field, and was as it is at its default."""
+    return dataclasses.field(default=default, metadata={"help": text, "newer": newer})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class TrainConfig:
         (), "model FLOPs below the budget where a step ends and the loss is taken, as 1e12,4e12"
     )
     rung_decay: float = _field(0.0, "wsd: take a rung's loss after a decay of this part of its FLOPs, then undo that")
+    optimizer: str = _field(RUN_AXES["optimizer"].default, "what makes a step of a gradient", newer=True)
     weight_decay: float = _field(0.1, "AdamW's decay of matrices; vectors are not decayed")
     beta1: float = _field(0.9, "AdamW's first-moment decay")
     beta2: float = _field(0.95, "AdamW's second-moment decay")
@@ -77,7 +80,7 @@ class TrainConfig:
     stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
 
     eval_data: tuple[tuple[str, str], ...] = _field(
-        (), "further validation sets, as name=folder,...: each gets a val_loss_NAME and a val_bpb_NAME"
+        (), "further validation sets, as name=folder,...: each gets a val_loss_NAME and a val_bpb_NAME", newer=True
     )
 
     checkpoint_interval: int | None = _field(0, "steps between checkpoints; 0: only at the end; none: never")
@@ -93,7 +96,8 @@ class TrainConfig:
             if not 0 < value < math.inf:
                 raise UserError(f"{name} ({value}) must be above 0 and finite")
         for name, allowed in (
-            ("schedule", ("cosine", "wsd")),
+            ("schedule", RUN_AXES["schedule"].levels),
+            ("optimizer", RUN_AXES["optimizer"].levels),
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("auto", "bf16", "fp32", "fp8")),
             ("parallel", ("auto", "single", "ddp", "zero1", "fsdp")),
@@ -254,13 +258,22 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        return dataclasses.asdict(self) | {"rungs": list(self.rungs), "eval_data": dict(self.eval_data)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {"rungs": list(self.rungs), "eval_data": dict(self.eval_data)}
+        return values | {"architecture": self.architecture.to_dict()}
+
+    def identity(self) -> dict[str, Any]:
+        """`to_dict` without the fields that 0.1 did not have, where they are at their default: what it says of a run
+        is the same in every version."""
+        newer = (field for field in dataclasses.fields(self) if field.metadata.get("newer"))
+        usual = {field.name for field in newer if getattr(self, field.name) == field.default}
+        return {name: value for name, value in self.to_dict().items() if name not in usual}
 
     def flat(self) -> dict[str, Any]:
-        """Plain values with the architecture's fields among the run's own: one mapping of field to value."""
+        """Plain values with the architecture's axes and sizes among the run's own: one mapping of field to value."""
         values = self.to_dict()
-        shape: dict[str, Any] = values.pop("architecture")
-        return shape | values
+        del values["architecture"]
+        return self.architecture.values() | values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

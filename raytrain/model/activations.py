@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raytrain.architecture import Architecture
+from raytrain.axes import AXES, load
+
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with PyTorch, but not everywhere
 
 
@@ -80,10 +83,12 @@ class _SiluProduct(torch.autograd.Function):
         return silu_product_gradient(*ctx.saved_tensors, gradients[0])
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,  # slope 0.01 below zero
-}
+silu, relu, leaky_relu = F.silu, F.relu, F.leaky_relu  # the last of slope 0.01 below zero
+gelu_tanh = functools.partial(F.gelu, approximate="tanh")
+
+
+def make_activation(arch: Architecture) -> Callable[[Tensor], Tensor]:
+    """The architecture's activation, of F features: a function, or a module if it has parameters of its own."""
+    made = load(AXES["activation"].level(arch.activation).make)
+    activation: Callable[[Tensor], Tensor] = made(arch.ffn_width, arch) if isinstance(made, type) else made
+    return activation

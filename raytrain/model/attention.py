@@ -3,14 +3,19 @@
 Letters in names: B batch, T sequence, D n_embd, H heads, K kv heads, N any number of heads, E head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
+from raytrain.axes import AXES, load
+from raytrain.model.hooks import Carry, LayerHook
+from raytrain.model.linear import Linear, residual_std
 from raytrain.model.position import Position
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def sdpa(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Tensor:
@@ -33,26 +38,45 @@ def manual(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Te
     return F.dropout(weights_BHTT, dropout) @ v_BKTE
 
 
-ATTENTION_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {"sdpa": sdpa, "manual": manual}
+def make_attention(arch: Architecture, position: Position, hooks: nn.ModuleList) -> nn.Module:
+    """The attention of one layer, in the architecture's form."""
+    attention: nn.Module = load(AXES["attention"].level(arch.attention).make)(arch, position, hooks)
+    return attention
 
 
 class Attention(nn.Module):
-    """(B, T, D) to (B, T, D). Queries, keys and values come from one projection: one large matmul, not three."""
+    """(B, T, D) to (B, T, D). Queries, keys and values come from one projection: one large matmul, not three.
 
-    def __init__(self, arch: Architecture, position: Position) -> None:
+    `hooks` are the layer's, which the block owns.
+    """
+
+    def __init__(self, arch: Architecture, position: Position, hooks: Sequence[LayerHook] = ()) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = arch.n_head, arch.kv_heads, arch.head_dim
         self.dropout = arch.dropout
-        self.qkv = nn.Linear(arch.n_embd, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=arch.bias)
-        self.output = nn.Linear(arch.n_embd, arch.n_embd, bias=arch.bias)
-        self.attend = ATTENTION_BACKENDS[arch.attention_backend]
+        self.qkv = Linear(arch.n_embd, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=arch.bias)
+        self.output = Linear(arch.n_embd, arch.n_embd, bias=arch.bias, std=residual_std(arch))
+        self.attend: Attend = load(AXES["attention_backend"].level(arch.attention_backend).make)
         # All layers share the position encoding. It is the Transformer's submodule; here is a reference to its method.
         self.rotate = position.rotate
+        self.hooks = tuple(hooks)  # no submodules of this one, likewise
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:
         qkv_BTNE = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
         qk_BTNE, v_BTKE = qkv_BTNE.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        if self.hooks:
+            qk_BTNE, v_BTKE = self._hooked(qk_BTNE, v_BTKE, carry)
         q_BTHE, k_BTKE = self.rotate(qk_BTNE).split((self.heads, self.kv_heads), dim=2)
         dropout = self.dropout if self.dropout and self.training else 0.0
         y_BHTE = self.attend(q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2), dropout)
-        return self.output(y_BHTE.transpose(1, 2).flatten(2))
+        y_BTHE = y_BHTE.transpose(1, 2)
+        for hook in self.hooks:
+            y_BTHE = hook.attended(y_BTHE, x_BTD)
+        return self.output(y_BTHE.flatten(2))
+
+    def _hooked(self, qk_BTNE: Tensor, v_BTKE: Tensor, carry: Carry) -> tuple[Tensor, Tensor]:
+        q_BTHE, k_BTKE = qk_BTNE.split((self.heads, self.kv_heads), dim=2)
+        for hook in self.hooks:
+            q_BTHE, k_BTKE = hook.queries(q_BTHE), hook.keys(k_BTKE)
+            v_BTKE = hook.values(v_BTKE, carry)
+        return torch.cat((q_BTHE, k_BTKE), dim=2), v_BTKE

@@ -1,19 +1,21 @@
-"""How a model is made: its weights on a device, with GPT-2's initialisation (Radford et al., 2019, section 2.3)."""
+"""How a model is made: its weights on a device. Every module sets its own, in `reset_parameters`."""
+
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
-from raytrain.model.position import Rotary
+from raytrain.errors import UserError
 from raytrain.model.transformer import Transformer
 
-STD = 0.02
+_POISON = 0xA5
 
 
 def build(arch: Architecture) -> Transformer:
-    """A model with GPT-2's initialisation, on the default device (`with torch.device(...)`), in float32.
+    """A model with initialised weights, on the default device (`with torch.device(...)`), in float32.
 
-    The weights depend on `torch.manual_seed` and not on the attention backend.
+    The weights depend on `torch.manual_seed` and not on the attention backend. Raises UserError as `init_weights`.
     """
     with torch.device("meta"):  # no storage yet, so that each weight is drawn once
         model = Transformer(arch)
@@ -25,20 +27,58 @@ def build(arch: Architecture) -> Transformer:
 def init_weights(model: Transformer) -> None:
     """Set every parameter and buffer of `model` anew, in place, whatever was there (as after `to_empty`).
 
-    Matrices are normal(0, 0.02); those that write to the residual stream, of which there are 2 n_layer, are narrower
-    by the square root of that. Biases are 0, norm weights 1. Tied weights are tied again. Each matrix is drawn once,
-    in the order of `named_modules`, so the weights follow from `torch.manual_seed` and the shapes alone.
+    Each module's `reset_parameters` sets what is its own, submodules before the module that holds them; tied weights
+    are tied again, and set by the first that has them. So weights follow from `torch.manual_seed` and the shapes alone.
+
+    Raises UserError naming a parameter or buffer that no module set.
     """
     model.tie_weights()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            module.reset_parameters()
-        elif isinstance(module, Rotary):
-            module.reset_buffers()
-        elif module is model.head and model.arch.weight_tying:
-            continue  # drawn as the embedding
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            to_residual = name.endswith(("attention.output", "feed_forward.down"))
-            nn.init.normal_(module.weight, std=STD / (2 * model.arch.n_layer) ** 0.5 if to_residual else STD)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+    tensors = dict(_tensors(model, recurse=True))
+    for tensor in tensors.values():
+        _poison(tensor)
+    done: set[Tensor] = set()
+    for module in _inner_first(model):
+        own = {tensor for _, tensor in _tensors(module, recurse=False)}
+        reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+        if reset is not None and not (own and own <= done):  # else it is tied to what is set
+            reset()
+        done |= own
+    for name, tensor in tensors.items():
+        if _is_poisoned(tensor):
+            path, _, own_name = name.rpartition(".")
+            raise UserError(
+                f"{type(model.get_submodule(path)).__name__} does not set its {own_name} ({name}): its "
+                "reset_parameters must set every parameter and buffer of its own, in place"
+            )
+
+
+def _inner_first(module: nn.Module) -> Iterator[nn.Module]:
+    """As `modules`, but each module after its submodules, so that it may set theirs too."""
+    for child in module.children():
+        yield from _inner_first(child)
+    yield module
+
+
+def _tensors(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=recurse)
+    yield from module.named_buffers(recurse=recurse)
+
+
+def _poison(tensor: Tensor) -> None:
+    """Fill with what no module would set: NaN, or in every byte the same odd number."""
+    with torch.no_grad():
+        if tensor.is_floating_point() or tensor.is_complex():
+            tensor.fill_(float("nan"))
+        else:
+            tensor.view(-1).view(torch.uint8).fill_(_POISON)
+
+
+def _is_poisoned(tensor: Tensor) -> bool:
+    """Whether any element is what `_poison` left."""
+    if tensor.is_meta or not tensor.numel():
+        return False
+    if tensor.is_floating_point() or tensor.is_complex():
+        return bool(tensor.isnan().any())
+    whole = (tensor.reshape(-1, 1).view(torch.uint8) == _POISON).all(dim=1)
+    is_byte = tensor.dtype in (torch.uint8, torch.int8)  # which may well have that value in some place
+    return bool(whole.all() if is_byte else whole.any())

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
-from raytrain.model.activations import ACTIVATIONS, silu_product
+from raytrain.axes import AXES, load
+from raytrain.model.activations import make_activation, silu_product
+from raytrain.model.hooks import Carry
+from raytrain.model.linear import Linear, residual_std
 from raytrain.model.precision import autocast
 
 
@@ -19,11 +22,11 @@ class Standard(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.up = nn.Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
-        self.activation = ACTIVATIONS[arch.activation]
-        self.down = nn.Linear(arch.ffn_width, arch.n_embd, bias=arch.bias)
+        self.up = Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
+        self.activation = make_activation(arch)
+        self.down = Linear(arch.ffn_width, arch.n_embd, bias=arch.bias, std=residual_std(arch))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:
         return self.down(self.activation(self.up(x_BTD)))
 
 
@@ -35,15 +38,18 @@ class SwiGLU(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.gate = nn.Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
-        self.up = nn.Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
-        self.down = nn.Linear(arch.ffn_width, arch.n_embd, bias=arch.bias)
+        self.gate = Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
+        self.up = Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
+        self.down = Linear(arch.ffn_width, arch.n_embd, bias=arch.bias, std=residual_std(arch))
         self.linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:
         weight = torch.cat((autocast(self.gate.weight), autocast(self.up.weight)))
         bias = None if self.gate.bias is None else torch.cat((self.gate.bias, self.up.bias))
         return self.down(silu_product(self.linear(x_BTD, weight, bias)))
 
 
-FFN_TYPES: dict[str, type[Standard] | type[SwiGLU]] = {"standard": Standard, "swiglu": SwiGLU}
+def make_feed_forward(arch: Architecture) -> nn.Module:
+    """The feed-forward network of one layer, of the architecture's type."""
+    feed_forward: nn.Module = load(AXES["ffn_type"].level(arch.ffn_type).make)(arch)
+    return feed_forward

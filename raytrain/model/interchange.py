@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raytrain.architecture import Architecture
+from raytrain.axes import AXES
 from raytrain.errors import UserError, unknown_value
 from raytrain.model.position import ROPE_THETA
 
@@ -166,6 +167,11 @@ def _family(arch: Architecture) -> str:
             f"{axis} {' or '.join(allowed)} (not {getattr(arch, axis)})"
             for axis, allowed in needs.items()
             if getattr(arch, axis) not in allowed
+        ]
+        barred[family] += [
+            f"{axis} {AXES[axis].default} (not {arch.value(axis)})"
+            for axis in arch.to_dict()
+            if axis in AXES and not AXES[axis].is_required
         ]
         if family == "gpt2" and arch.kv_heads != arch.n_head:
             barred[family].append(f"n_kv_head {arch.n_head} (not {arch.kv_heads})")

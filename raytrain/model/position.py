@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
+from raytrain.axes import AXES, load
+from raytrain.model.linear import Embedding
 
 ROPE_THETA = 10_000.0  # Su et al., arXiv 2104.09864, section 3.3
 
@@ -31,7 +33,7 @@ class LearnedAbsolute(Position):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__(arch)
-        self.embedding = nn.Embedding(arch.block_size, arch.n_embd)
+        self.embedding = Embedding(arch.block_size, arch.n_embd)
 
     def embed(self, x_BTD: Tensor) -> Tensor:
         return x_BTD + self.embedding.weight[: x_BTD.size(1)]
@@ -48,10 +50,10 @@ class Rotary(Position):
         for name in ("cos_TE", "sin_TE"):  # the angles of the two halves are the same, so half of E is kept
             table = torch.empty(arch.block_size, arch.head_dim // 2, dtype=torch.float32)
             self.register_buffer(name, table, persistent=False)
-        self.reset_buffers()
+        self.reset_parameters()
 
     @torch.no_grad()
-    def reset_buffers(self) -> None:
+    def reset_parameters(self) -> None:
         """Fill the tables: angle[t, i] = t x theta^(-2i/E), in float32."""
         places, half = self.cos_TE.shape
         device = self.cos_TE.device
@@ -68,4 +70,7 @@ class Rotary(Position):
         return turned.type_as(qk_BTNE)
 
 
-POSITION_ENCODINGS: dict[str, type[Position]] = {"learned_absolute": LearnedAbsolute, "rope": Rotary, "none": Position}
+def make_position(arch: Architecture) -> Position:
+    """The architecture's position encoding, one for all layers."""
+    position: Position = load(AXES["position_encoding"].level(arch.position_encoding).make)(arch)
+    return position

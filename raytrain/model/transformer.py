@@ -3,25 +3,31 @@
     tokens -> embedding (+ position) -> dropout -> n_layer x Block -> norm (pre-norm only) -> head -> logits
     Block: the residual stream through attention, then through the feed-forward network
 
-Its configuration is `raytrain.architecture.Architecture`; every axis of it is looked up in one dict here:
+Its configuration is `raytrain.architecture.Architecture`. What each level of an axis is built of is in its declaration
+(`raytrain.axes.builtin`); the function that makes it of an architecture stands in the module of its kind:
 
-    position_encoding      position.POSITION_ENCODINGS
-    normalization          norm.NORMALIZATIONS
-    norm_position          norm.NORM_POSITIONS
-    attention_backend      attention.ATTENTION_BACKENDS
-    ffn_type, activation   feed_forward.FFN_TYPES, activations.ACTIVATIONS
-    bias, weight_tying, dropout   arguments of the modules
+    position_encoding                      position.make_position
+    normalization, norm_position           norm.make_norm, norm.Join
+    attention, attention_backend           attention.make_attention
+    ffn_type, activation                   feed_forward.make_feed_forward, activations.make_activation
+    bias, weight_tying, dropout            arguments of the modules
+    any other axis                         hooks: a LayerHook in each layer, a ModelHook in the whole
 
 Letters in names: B batch, T sequence, D n_embd, V vocab_size.
 """
 
+import functools
+
 from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
-from raytrain.model.attention import Attention
-from raytrain.model.feed_forward import FFN_TYPES
-from raytrain.model.norm import NORM_POSITIONS, NORMALIZATIONS
-from raytrain.model.position import POSITION_ENCODINGS, Position
+from raytrain.axes import AXES, load
+from raytrain.model.attention import make_attention
+from raytrain.model.feed_forward import make_feed_forward
+from raytrain.model.hooks import AUXILIARY_LOSS, Carry, add_loss
+from raytrain.model.linear import Embedding, Linear
+from raytrain.model.norm import Join, make_norm
+from raytrain.model.position import Position, make_position
 from raytrain.model.precision import autocast
 
 
@@ -31,13 +37,16 @@ class Transformer(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.arch = arch
-        self.embedding = nn.Embedding(arch.vocab_size, arch.n_embd)
-        self.position = POSITION_ENCODINGS[arch.position_encoding](arch)
+        self.embedding = Embedding(arch.vocab_size, arch.n_embd)
+        self.position = make_position(arch)
+        self.hooks = nn.ModuleList(
+            load(level.model_hook)(arch) for _, level in arch.levels() if level.model_hook is not None
+        )
         self.dropout = dropout(arch)
-        self.blocks = nn.ModuleList(Block(arch, self.position) for _ in range(arch.n_layer))
-        # A post-norm block ends in a norm, so nothing is left to normalise.
-        self.norm = nn.Identity() if arch.norm_position == "post" else NORMALIZATIONS[arch.normalization](arch.n_embd)
-        self.head = nn.Linear(arch.n_embd, arch.vocab_size, bias=False)
+        self.blocks = nn.ModuleList(Block(arch, self.position, layer) for layer in range(arch.n_layer))
+        join: type[Join] = load(AXES["norm_position"].level(arch.norm_position).make)
+        self.norm = nn.Identity() if join.ends_in_norm else make_norm(arch)
+        self.head = Linear(arch.n_embd, arch.vocab_size, bias=False)
         self.tie_weights()
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -46,17 +55,34 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Everything before the head: (B, T, D). Raises ValueError if T is above block_size."""
+        return self.states(tokens_BT)[0]
+
+    def states(self, tokens_BT: Tensor) -> tuple[Tensor, Carry]:
+        """`hidden`, and what the blocks handed on beside it. Raises ValueError if T is above block_size."""
         if tokens_BT.size(1) > self.arch.block_size:
             raise ValueError(f"the sequence length ({tokens_BT.size(1)}) is above block_size ({self.arch.block_size})")
+        carry: Carry = {}
+        x_BTD = self.position.embed(self.embedding(tokens_BT))
+        for hook in self.hooks:
+            x_BTD = hook.embedded(x_BTD, tokens_BT, carry)  # type: ignore[operator]
         # The residual stream is in autocast's dtype; norms are still taken in float32.
-        x_BTD = autocast(self.dropout(self.position.embed(self.embedding(tokens_BT))))
+        x_BTD = autocast(self.dropout(x_BTD))
         for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.finish(x_BTD)
+            x_BTD, carry = block(x_BTD, carry)
+        return self.finish(x_BTD), carry
 
     def finish(self, x_BTD: Tensor) -> Tensor:
         """What follows the last block, apart so that it can be compiled: the norm, in the residual stream's dtype."""
         return autocast(self.norm(x_BTD))
+
+    def auxiliary_loss(self, hidden_BTD: Tensor, targets_BT: Tensor, carry: Carry) -> Tensor | None:
+        """What is trained on beside the cross-entropy, a scalar in nats per token; None if nothing is."""
+        carry = dict(carry)
+        for hook in self.hooks:
+            term = hook.loss(hidden_BTD, targets_BT, self.head)  # type: ignore[operator]
+            if term is not None:
+                add_loss(carry, term)
+        return carry.get(AUXILIARY_LOSS)
 
     def tie_weights(self) -> None:
         """Under weight_tying, let the head use the embedding's weight. `to_empty` undoes it."""
@@ -65,20 +91,33 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: two sublayers, each joined to the residual stream as `norm_position` says. (B, T, D) to (B, T, D)."""
+    """One layer: two sublayers, each joined to the residual stream as `norm_position` says. (B, T, D) to (B, T, D).
 
-    def __init__(self, arch: Architecture, position: Position) -> None:
+    Takes and returns what blocks hand on, too: see `hooks.Carry`.
+    """
+
+    def __init__(self, arch: Architecture, position: Position, layer: int) -> None:
         super().__init__()
-        self.join = NORM_POSITIONS[arch.norm_position]
-        self.attention_norm = NORMALIZATIONS[arch.normalization](arch.n_embd)
-        self.attention = Attention(arch, position)
-        self.feed_forward_norm = NORMALIZATIONS[arch.normalization](arch.n_embd)
-        self.feed_forward = FFN_TYPES[arch.ffn_type](arch)
+        self.hooks = nn.ModuleList(
+            load(level.layer_hook)(arch, layer) for _, level in arch.levels() if level.layer_hook is not None
+        )
+        join: type[Join] = load(AXES["norm_position"].level(arch.norm_position).make)
+        self.join_attention = join(arch)
+        self.attention_norm = make_norm(arch)
+        self.attention = make_attention(arch, position, self.hooks)
+        self.join_feed_forward = join(arch)
+        self.feed_forward_norm = make_norm(arch)
+        self.feed_forward = make_feed_forward(arch)
         self.dropout = dropout(arch)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = self.join(x_BTD, self.attention_norm, self.attention, self.dropout)
-        return self.join(x_BTD, self.feed_forward_norm, self.feed_forward, self.dropout)
+    def forward(self, x_BTD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        carry = dict(carry)  # this block's own: what is computed again must find it as it was
+        for hook in self.hooks:
+            x_BTD = hook.stream(x_BTD, carry)  # type: ignore[operator]
+        attention = functools.partial(self.attention, carry=carry)
+        x_BTD = self.join_attention(x_BTD, self.attention_norm, attention, self.dropout)
+        feed_forward = functools.partial(self.feed_forward, carry=carry)
+        return self.join_feed_forward(x_BTD, self.feed_forward_norm, feed_forward, self.dropout), carry
 
 
 def dropout(arch: Architecture) -> nn.Module:

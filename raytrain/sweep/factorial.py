@@ -31,17 +31,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raytrain.axes import dead
+
 Array = npt.NDArray[np.float64]
 Point = Mapping[str, Any]
 
 
 def live(point: Point) -> dict[str, Any]:
-    """The levels that the point's variant depends on: `activation` is dead under swiglu, as in Architecture."""
-    swiglu = point.get("ffn_type") == "swiglu"
+    """The levels that the point's variant depends on: without those that another level leaves dead (`axes.dead`)."""
+    dead_axes = dead(point)
     return {
         axis: level
         for axis, level in point.items()
-        if level is not None and level == level and not (swiglu and axis == "activation")  # NaN is not itself
+        if level is not None and level == level and axis not in dead_axes  # NaN is not itself
     }
 
 

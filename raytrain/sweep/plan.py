@@ -12,6 +12,7 @@ import scipy.special
 
 from raytrain.accounting.flops import flops_per_token
 from raytrain.architecture import PRESETS
+from raytrain.axes import find
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.sweep.design import SAMPLED, Design, choose
@@ -20,8 +21,6 @@ from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
 from raytrain.sweep.trial import PlannedTrial
 from raytrain.sweep.tuning import Tuning, half_width, suffix
-
-_NO_FACTORS = ("preset", "attention_backend")  # axes that are a choice of others, or change speed alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +285,7 @@ def make_plan(
         variants=len(expansion.candidates),
         budget_flops=budget_flops,
         trials=(*chosen, *extra),
-        axes={axis: levels for axis, levels in space.levels.items() if axis != "attention_backend"},
+        axes={axis: levels for axis, levels in space.levels.items() if not _is_speed_only(axis)},
         baseline=_levels(space, base),
         spread=_spread(expansion.candidates),
         estimate=estimate(total, [*chosen, *extra], request, Machine.here(), measured),
@@ -342,7 +341,13 @@ def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
     """The level of each axis of `space` that the run's variant can differ in."""
     values = config.flat()
     dead = space.dead(values)
-    return {axis: values[axis] for axis in space.levels if axis not in _NO_FACTORS and axis not in dead}
+    choices = (axis for axis in space.levels if axis != "preset" and axis not in dead)
+    return {axis: values[axis] for axis in choices if not _is_speed_only(axis)}
+
+
+def _is_speed_only(axis: str) -> bool:
+    found = find(axis)
+    return found is not None and found.is_speed_only
 
 
 def _names(candidates: list[Candidate]) -> list[str]:

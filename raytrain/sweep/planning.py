@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.architecture import PRESETS
-from raytrain.config.resolve import FIELDS, read_file, read_value, resolve
+from raytrain.config.resolve import fields, read_file, read_value, resolve
 from raytrain.config.run import AUTO, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
@@ -194,8 +194,8 @@ def _read_space(given: str | Path | Space | Mapping[str, Any], base: str | None)
 def _layers(space: Space, config: str | Path | None, run: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The values that all runs share, from the file `config` and from `run`."""
     for name in run:
-        if name not in (*FIELDS, "preset"):
-            raise unknown_value("argument", name, (*OPTIONS, *FIELDS))
+        if name not in (*fields(), "preset"):
+            raise unknown_value("argument", name, (*OPTIONS, *fields()))
     layers: list[tuple[str, Mapping[str, Any]]] = [("argument", run)]
     if config is not None:
         layers.insert(0, (str(config), read_file(str(config))))

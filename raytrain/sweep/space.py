@@ -20,7 +20,8 @@ from typing import Any
 
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS
-from raytrain.config.resolve import FIELDS, read_value, read_yaml
+from raytrain.axes import dead
+from raytrain.config.resolve import field_type, fields, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 
@@ -30,12 +31,20 @@ _LEVELS = 1000  # of an axis
 _POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms
 # What a trial may differ in and still be ranked with the others. Not the data or the vocabulary, which move the zero
 # of the loss; nor what is watched, or where and how fast a trial runs.
-AXIS_FIELDS = (
-    *("preset", *AXES, "n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff"),
+_SIZES = ("n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff")
+# Of these, how a run is trained.
+RECIPE = (
     *("global_batch", "learning_rate", "min_lr_fraction", "warmup_fraction", "schedule", "decay_fraction"),
-    *("weight_decay", "beta1", "beta2", "grad_clip", "precision", "init_from"),
+    *("optimizer", "weight_decay", "beta1", "beta2", "grad_clip", "precision", "init_from"),
 )
 TUNABLE = {"learning_rate": 3, "weight_decay": 2, "warmup_fraction": 2}  # field -> levels at least; 3 have a curvature
+
+
+def axis_fields() -> tuple[str, ...]:
+    """What a space may vary."""
+    return ("preset", *AXES, *_SIZES, *RECIPE)
+
+
 # A wheel has the spaces inside the package; a checkout, which an editable install points at, has them beside it.
 _FOLDERS = tuple(Path(__file__).parents[up] / "search_spaces" for up in (1, 2))
 
@@ -111,11 +120,11 @@ class Space:
         dead_axes = self.dead(start | change)
         change = {axis: level for axis, level in change.items() if axis not in dead_axes}
         values = {"preset": self.base} | change
-        dead = "activation" if values.get("ffn_type", start.get("ffn_type")) == "swiglu" else None
+        without_effect = dead(start | values)
         differences = [
             f"{axis}={level}"
             for axis, level in change.items()
-            if axis not in ("preset", dead) and not (axis in start and level == start[axis])
+            if axis != "preset" and axis not in without_effect and not (axis in start and level == start[axis])
         ]
         if not differences or "preset" in self.levels:
             differences.insert(0, values["preset"])
@@ -167,7 +176,7 @@ def expand(
         except UserError as error:
             raise UserError(f"Space {space.name}, {point.label}: {error}") from None
         program = config.architecture.program()
-        is_dead = {"decay_fraction"} if config.schedule == "cosine" else set()
+        is_dead = dead(config.to_dict())
         rest = tuple(getattr(config, field) for field in other_fields if field not in is_dead)
         programs.add((program, rest))
         key = (program if keep_backends else program.canonical(), rest)
@@ -304,9 +313,9 @@ def _find(spec: str) -> Path:
 
 def _levels(spec: str, axis: Any, given: Any, what: str = "axis") -> list[Any]:
     """The levels of one axis, as the types of that field; `what` it is called."""
-    if axis not in FIELDS and axis != "preset":
-        raise unknown_value(f"axis in space {spec}", axis, AXIS_FIELDS)
-    if axis not in AXIS_FIELDS:
+    if axis not in fields() and axis != "preset":
+        raise unknown_value(f"axis in space {spec}", axis, axis_fields())
+    if axis not in axis_fields():
         raise UserError(f"{axis} cannot be an axis of space {spec}: trials that differ in it are not to be ranked")
     if isinstance(given, dict):
         given = _range(spec, axis, given, what)
@@ -341,7 +350,7 @@ def _range(spec: str, axis: str, given: dict[Any, Any], what: str) -> list[float
         low, high, count = (read_value(field, given[name]) for name, field in _RANGE.items())
     except (KeyError, UserError):
         raise UserError(f"{what} {axis} in space {spec}: a range has the numbers low, high and count") from None
-    if FIELDS.get(axis) is not float or not 0 < low < high < math.inf or not 2 <= count <= _LEVELS:
+    if axis == "preset" or field_type(axis) is not float or not 0 < low < high < math.inf or not 2 <= count <= _LEVELS:
         raise UserError(
             f"{what} {axis} in space {spec}: a range is of a real-valued field, with 0 < low < high and a count of 2 "
             f"to {_LEVELS:,}, not {shown(given)}"

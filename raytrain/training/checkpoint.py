@@ -92,7 +92,7 @@ class Checkpointer:
         # Taken now: after an evaluation FSDP's root shows its parameters whole until the next backward pass.
         self._parameters = _parameters(model)
         # No rungs are as none ever were, to the checkpoints of before there were any.
-        self._trajectory = {k: v for k, v in config.to_dict().items() if k not in _FREE and v != []}
+        self._trajectory = {k: v for k, v in config.identity().items() if k not in _FREE and v != []}
         self._trajectory["architecture"] = config.architecture.canonical().to_dict()
         self._trajectory["data_fingerprint"] = data_fingerprint
         self._pending: concurrent.futures.Future[Any] | None = None

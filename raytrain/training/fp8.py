@@ -23,7 +23,7 @@ def convert(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, SwiGLU):
             module.linear = linear
-        if type(module) is nn.Linear:
+        if type(module).forward is nn.Linear.forward:
             module.__class__ = Float8Linear
 
 

@@ -82,9 +82,8 @@ def format_start(config: TrainConfig, report: Report) -> str:
     """The start-up report as text."""
     arch = config.architecture
     flops, counts = flops_per_token(arch), parameter_count(arch)
-    axes = {axis: getattr(arch, axis) for axis in AXES}
-    if arch.ffn_type == "swiglu":
-        axes["activation"] = "silu, the gate's (activation is dead under swiglu)"
+    axes = {axis: arch.value(axis) for axis in AXES if axis in arch.to_dict()}
+    axes |= {axis: f"{value} (without effect here)" for axis, value in arch.dead.items()}
     groups = ", ".join(f"{group} {count:,}" for group, count in counts.items() if group != "total")
     lines = [f"{report['name']}   {report['hash']}   seed {report['seed']}"]
     lines += [f"  {axis:<20} {value}" for axis, value in axes.items()]

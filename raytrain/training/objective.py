@@ -22,10 +22,16 @@ class NextTokenLoss(nn.Module):
         self.evaluates_as_it_trains = False
 
     def forward(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """The sum, in nats, of the cross-entropy of every target that is not PADDING. A scalar, in fp32."""
+        """The sum, in nats, of the cross-entropy of every target that is not PADDING. A scalar, in fp32.
+
+        In training its gradient is that of the auxiliary losses too, for as many tokens, but its value is not: so the
+        losses of two models compare.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.evaluates_as_it_trains):
-            hidden_BTD = self.model.hidden(tokens_BT)
-        return self.head_loss(hidden_BTD, targets_BT)
+            hidden_BTD, carry = self.model.states(tokens_BT)
+        loss = self.head_loss(hidden_BTD, targets_BT)
+        extra = self.model.auxiliary_loss(hidden_BTD, targets_BT, carry) if self.training else None
+        return loss if extra is None else loss + targets_BT.numel() * (extra - extra.detach())
 
     def head_loss(self, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """The head and the cross-entropy of hidden states that are already computed."""

@@ -1,43 +1,77 @@
-"""AdamW with decay groups, and the learning-rate schedules."""
+"""Optimizers and learning-rate schedules: the levels of the axes `optimizer` and `schedule`."""
 
+import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from raytrain.axes import RUN_AXES, load
 from raytrain.config.run import TrainConfig
 from raytrain.training.parallel import World
 
+Parameters = Iterable[tuple[str, nn.Parameter]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerChoice:
+    """What an optimizer is made of: its class, its groups of parameters, and its options, `lr` among them.
+
+    Every group's learning rate is set before each step. ZeRO-1 shares the groups out over ranks.
+    """
+
+    kind: type[torch.optim.Optimizer]
+    groups: list[dict[str, Any]]
+    options: dict[str, Any]
+
 
 def make_optimizer(model: nn.Module, config: TrainConfig, world: World) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), fused. Matrices and embeddings decay; biases and norm weights do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    """The run's optimizer over all parameters that train."""
+    choose = load(RUN_AXES["optimizer"].level(config.optimizer).make)
+    choice: OptimizerChoice = choose([(n, p) for n, p in model.named_parameters() if p.requires_grad], config)
     if world.strategy == "zero1":
-        return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **options)
-    return torch.optim.AdamW(groups, **options)
+        return ZeroRedundancyOptimizer(choice.groups, optimizer_class=choice.kind, **choice.options)
+    return choice.kind(choice.groups, **choice.options)
+
+
+def adamw(parameters: Parameters, config: TrainConfig) -> OptimizerChoice:
+    """AdamW (arXiv 1711.05101), fused."""
+    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    return OptimizerChoice(torch.optim.AdamW, decay_groups(parameters, config), options)
+
+
+def decay_groups(parameters: Parameters, config: TrainConfig) -> list[dict[str, Any]]:
+    """Matrices and embeddings decay; biases and norm weights do not."""
+    every = [parameter for _, parameter in parameters]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in every if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of optimizer step `step` (the first is 0) of `config.total_steps`.
-
-    Linear warm-up, then a cosine to `min_lr_fraction` of the peak (arXiv 1608.03983), or wsd: constant, then linear
-    down to it over the last `decay_fraction` of the steps (arXiv 2405.18392).
-    """
-    total = config.total_steps
-    warmup = round(config.warmup_fraction * total)
-    floor = config.min_lr_fraction
+    """The learning rate of optimizer step `step` (the first is 0) of `config.total_steps`: a linear warm-up, then as
+    the run's schedule says."""
+    warmup = round(config.warmup_fraction * config.total_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "cosine":
-        progress = (step - warmup) / max(1, total - warmup)
-        return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-    decay = max(1, round(config.decay_fraction * total))
-    return config.learning_rate * (floor + (1 - floor) * min(1.0, (total - step) / decay))
+    schedule = load(RUN_AXES["schedule"].level(config.schedule).make)
+    return config.learning_rate * float(schedule(config, step, warmup))
+
+
+def cosine(config: TrainConfig, step: int, warmup: int) -> float:
+    """Of the peak: a cosine from 1 to `min_lr_fraction` (arXiv 1608.03983)."""
+    floor = config.min_lr_fraction
+    progress = (step - warmup) / max(1, config.total_steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def wsd(config: TrainConfig, step: int, warmup: int) -> float:
+    """Of the peak: 1, then linear to `min_lr_fraction` over the last `decay_fraction` of steps (arXiv 2405.18392)."""
+    floor = config.min_lr_fraction
+    decay = max(1, round(config.decay_fraction * config.total_steps))
+    return floor + (1 - floor) * min(1.0, (config.total_steps - step) / decay)

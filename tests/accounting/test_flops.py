@@ -1,7 +1,6 @@
 """FLOPs against PyTorch's counter and published figures; parameters against the built model."""
 
 import csv
-import dataclasses
 import itertools
 import pathlib
 
@@ -10,22 +9,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from raytrain.accounting.flops import flops_per_token, parameter_count
+from raytrain.accounting.flops import COMPONENTS, flops_per_token, parameter_count
 from raytrain.architecture import Architecture, preset
 from raytrain.errors import UserError
 from raytrain.model import Transformer
+from raytrain.sweep.space import load_space
+from tests.levels import random_architectures
 
-FULL_SPACE = {
-    "normalization": ("layernorm", "layernorm_nobias", "rmsnorm"),
-    "activation": ("gelu", "silu", "relu", "leaky_relu"),
-    "attention_backend": ("sdpa", "manual"),
-    "position_encoding": ("learned_absolute", "rope", "none"),
-    "norm_position": ("pre", "post"),
-    "ffn_type": ("standard", "swiglu"),
-    "bias": (True, False),
-    "weight_tying": (True, False),
-    "dropout": (0.0, 0.1),
-}
+FULL_SPACE = load_space("full").levels
 # Every two dimensions differ, so that no term of the formula can stand in for another.
 SMALL = {"n_layer": 1, "n_head": 6, "n_kv_head": 2, "n_embd": 24, "d_ff": 20, "block_size": 7, "vocab_size": 11}
 
@@ -140,7 +131,7 @@ def test_published_speeds(row: dict[str, str]):
     flops = flops_per_token(arch)
     a_token = {
         "full": flops.total,
-        "half": flops.total - 3 * (flops.scores + flops.values) // 2,
+        "half": flops.total - 3 * (flops.components()["scores"] + flops.components()["values"]) // 2,
         "six_n": int(row["six_n"] or 0),
     }[row["published_with"]]
     tflops = a_token * float(row["tokens_per_second"]) / 1e12
@@ -157,20 +148,19 @@ def test_causal_is_the_mean_of_the_spans():
     for seq_len in (1, 2, 5, 6):
         flops = flops_per_token(arch, seq_len, attention="causal")
         by_hand = sum(2 * arch.n_embd * (place + 1) for place in range(seq_len)) * arch.n_layer
-        assert seq_len * flops.scores == seq_len * flops.values == by_hand
+        assert seq_len * flops.components()["scores"] == seq_len * flops.components()["values"] == by_hand
         full = flops_per_token(arch, seq_len)
-        assert (flops.q, flops.ffn, flops.head) == (full.q, full.ffn, full.head)
+        assert all(flops.components()[name] == full.components()[name] for name in ("q", "ffn_up", "head"))
 
 
 def test_parts_add_up():
     """Catches: a component that is left out of a sum, and a wrong attention / FFN ratio (GPT-2 124M: 0.8333)."""
     flops = flops_per_token(preset("openai_gpt2", vocab_size=50257))
-    fields = [f.name for f in dataclasses.fields(flops) if f.name != "seq_len"]
-    assert sorted(flops.components()) == sorted(fields)
-    assert flops.forward == flops.attention + flops.ffn + flops.head == sum(getattr(flops, name) for name in fields)
+    assert tuple(flops.components()) == COMPONENTS
+    assert flops.forward == flops.attention + flops.ffn + flops.groups["head"] == sum(flops.components().values())
     assert flops.attention_ffn_ratio == pytest.approx(7_864_320 / 9_437_184)
     assert flops.ffn == flops_per_token(preset("llama")).ffn  # three matrices at 8/3 cost what two cost at 4
-    assert flops.ffn_gate == 0
+    assert flops.components()["ffn_gate"] == 0
 
 
 def test_parameters_of_all_programs_equal_the_built_model():
@@ -202,3 +192,12 @@ def test_mistakes_are_named(arguments: dict, message: str):
     """Catches: a figure of zero, or of another convention than asked for, instead of an error."""
     with pytest.raises(UserError, match=message):
         flops_per_token(preset("llama"), **arguments)
+
+
+def test_any_architecture_equals_the_counter_and_the_built_model():
+    """Catches: a level of any axis, also one that is new, whose declared costs are not those of what it builds."""
+    for arch in random_architectures(100):
+        for seq_len in (1, arch.block_size):
+            assert counted(arch, seq_len, "cpu") == expected(arch, seq_len), arch
+        with torch.device("meta"):
+            assert sum(p.numel() for p in Transformer(arch).parameters()) == parameter_count(arch)["total"], arch

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from raytrain.architecture import preset
+from raytrain.axes import AXES, load
 from raytrain.model import build
-from raytrain.model.attention import ATTENTION_BACKENDS, manual, sdpa
+from raytrain.model.attention import manual, sdpa
 
 
 def by_hand(q_BHTE: torch.Tensor, k_BKTE: torch.Tensor, v_BKTE: torch.Tensor) -> torch.Tensor:
@@ -25,12 +26,12 @@ def by_hand(q_BHTE: torch.Tensor, k_BKTE: torch.Tensor, v_BKTE: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("kv_heads", [6, 3, 1])
-@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("backend", AXES["attention_backend"].levels)
 def test_backend_equals_the_formula(backend: str, kv_heads: int):
     """Catches: a wrong scale, mask or softmax axis, and query heads that read another group's keys."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 6, 9, 8), torch.randn(2, kv_heads, 9, 8), torch.randn(2, kv_heads, 9, 8)
-    attended = ATTENTION_BACKENDS[backend](q, k, v, 0.0)
+    attended = load(AXES["attention_backend"].level(backend).make)(q, k, v, 0.0)
     torch.testing.assert_close(attended.double(), by_hand(q, k, v), rtol=0, atol=2e-6)
 
 
@@ -41,7 +42,7 @@ def test_backends_agree_in_the_model(position: str, n_kv_head: int):
     size = {"n_layer": 2, "n_head": 6, "n_kv_head": n_kv_head, "n_embd": 48, "block_size": 32, "vocab_size": 31}
     tokens = torch.randint(31, (2, 32), generator=torch.Generator().manual_seed(0))
     logits, gradients = {}, {}
-    for backend in ATTENTION_BACKENDS:
+    for backend in AXES["attention_backend"].levels:
         torch.manual_seed(0)
         model = build(preset("llama", **size, position_encoding=position, attention_backend=backend))
         for parameter in model.parameters():
@@ -54,7 +55,7 @@ def test_backends_agree_in_the_model(position: str, n_kv_head: int):
     torch.testing.assert_close(gradients["manual"], gradients["sdpa"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("backend", AXES["attention_backend"].levels)
 def test_fewer_kv_heads_are_repeated_ones(backend: str):
     """Catches: query heads grouped by stride instead of in blocks, through a full model whose k and v heads repeat."""
     size = {"n_layer": 1, "n_head": 4, "n_embd": 16, "block_size": 8, "vocab_size": 13, "attention_backend": backend}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from raytrain.architecture import preset
-from raytrain.model.activations import ACTIVATIONS, ShortGELU
+from raytrain.model import activations
+from raytrain.model.activations import ShortGELU
 from raytrain.model.feed_forward import SwiGLU
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 8, "d_ff": 12, "block_size": 4, "vocab_size": 5}
@@ -27,7 +28,7 @@ def test_activation(name: str, formula):
     """Catches: the tanh GELU for the exact one or the reverse, and another leak."""
     x = torch.linspace(-4, 4, 41, dtype=torch.float64)
     expected = torch.tensor([formula(value) for value in x.tolist()], dtype=torch.float64)
-    torch.testing.assert_close(ACTIVATIONS[name](x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(getattr(activations, name)(x), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -39,7 +40,7 @@ def test_swiglu(bias: bool):
     assert sorted(name.split(".")[1] for name, _ in ffn.named_parameters()) == ["bias"] * 3 * bias + ["weight"] * 3
     x = torch.randn(3, 4, 8)
     gate, up = ffn.gate(x), ffn.up(x)
-    torch.testing.assert_close(ffn(x), ffn.down(gate * torch.sigmoid(gate) * up))
+    torch.testing.assert_close(ffn(x, {}), ffn.down(gate * torch.sigmoid(gate) * up))
 
 
 def test_short_gelu_errs_by_the_rounding_of_bf16_alone():

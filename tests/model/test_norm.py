@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 from raytrain.architecture import preset
+from raytrain.axes import AXES
 from raytrain.model import build
-from raytrain.model.norm import NORMALIZATIONS
+from raytrain.model.norm import make_norm
 
 
-@pytest.mark.parametrize("name", NORMALIZATIONS)
+@pytest.mark.parametrize("name", AXES["normalization"].levels)
 def test_formula(name: str):
     """Catches: another epsilon, a missing weight or bias, a mean that is (not) subtracted."""
     torch.manual_seed(0)
-    norm = NORMALIZATIONS[name](6)
+    norm = make_norm(preset("llama", normalization=name), 6)
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     x = 1e-3 * torch.randn(4, 6) + 2e-3  # small, so that the epsilon matters
@@ -50,4 +51,4 @@ def test_block_equals_pytorchs_encoder_layer(norm_position: str):
     )
     x = torch.randn(2, 8, 32)
     mask = nn.Transformer.generate_square_subsequent_mask(8)
-    torch.testing.assert_close(block(x), layer(x, src_mask=mask, is_causal=True), rtol=0, atol=1e-5)
+    torch.testing.assert_close(block(x, {})[0], layer(x, src_mask=mask, is_causal=True), rtol=0, atol=1e-5)

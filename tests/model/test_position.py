@@ -37,7 +37,7 @@ def test_rotation_in_bf16_rounds_once():
     rotary, qk = Rotary(ARCH), torch.randn(2, 64, 3, 8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         rotated = rotary.rotate(qk)
-        rotary.reset_buffers()
+        rotary.reset_parameters()
     assert rotated.dtype == torch.bfloat16
     assert rotary.cos_TE.dtype == rotary.sin_TE.dtype == torch.float32
     assert torch.equal(rotated, rotary.rotate(qk.float()).bfloat16())

@@ -9,21 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from raytrain.architecture import CATEGORICAL_AXES, Architecture, preset
+from raytrain.architecture import Architecture, preset
+from raytrain.axes import AXES, RUN_AXES, load
 from raytrain.model import Transformer, build, init_weights
-from raytrain.model.activations import ACTIVATIONS
-from raytrain.model.attention import ATTENTION_BACKENDS
-from raytrain.model.feed_forward import FFN_TYPES
-from raytrain.model.norm import NORM_POSITIONS, NORMALIZATIONS
-from raytrain.model.position import POSITION_ENCODINGS
+from tests.levels import levels
 
 SMALL = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 16, "d_ff": 24, "block_size": 8, "vocab_size": 13}
-AXES = {**CATEGORICAL_AXES, "bias": (True, False), "weight_tying": (True, False), "dropout": (0.0, 0.1)}
+NINE = {axis: levels(axis)[:2] if axis == "dropout" else levels(axis) for axis in AXES if AXES[axis].is_required}
 
 
 def all_programs() -> list[Architecture]:
     points = (
-        Architecture(**dict(zip(AXES, point, strict=True)), **SMALL) for point in itertools.product(*AXES.values())
+        Architecture(**dict(zip(NINE, point, strict=True)), **SMALL) for point in itertools.product(*NINE.values())
     )
     return list(dict.fromkeys(point.program() for point in points))
 
@@ -41,17 +38,12 @@ def randomised(arch: Architecture, seed: int = 0) -> Transformer:
     return model
 
 
-def test_one_dict_per_axis():
-    """Catches: a level that an architecture may name and that the model does not have, or the reverse."""
-    dicts = {
-        "normalization": NORMALIZATIONS,
-        "activation": ACTIVATIONS,
-        "attention_backend": ATTENTION_BACKENDS,
-        "position_encoding": POSITION_ENCODINGS,
-        "norm_position": NORM_POSITIONS,
-        "ffn_type": FFN_TYPES,
-    }
-    assert {axis: set(levels) for axis, levels in dicts.items()} == {a: set(v) for a, v in CATEGORICAL_AXES.items()}
+def test_every_level_is_built_of_something_that_exists():
+    """Catches: a level whose declaration names a module or a class that is not there."""
+    for axis in (*AXES.values(), *RUN_AXES.values()):
+        for level in axis.levels.values():
+            for target in filter(None, (level.make, level.layer_hook, level.model_hook)):
+                assert callable(load(target)), (axis.name, level.value)
 
 
 def test_every_program_trains():
@@ -73,9 +65,9 @@ def test_every_program_trains():
 
 
 @pytest.mark.parametrize("n_kv_head", [4, 1])
-@pytest.mark.parametrize("backend", CATEGORICAL_AXES["attention_backend"])
-@pytest.mark.parametrize("norm_position", CATEGORICAL_AXES["norm_position"])
-@pytest.mark.parametrize("position", CATEGORICAL_AXES["position_encoding"])
+@pytest.mark.parametrize("backend", levels("attention_backend"))
+@pytest.mark.parametrize("norm_position", levels("norm_position"))
+@pytest.mark.parametrize("position", levels("position_encoding"))
 def test_no_place_sees_a_later_one(position: str, norm_position: str, backend: str, n_kv_head: int):
     """Catches: a mask that is missing, transposed or off by one."""
     axes = {"position_encoding": position, "norm_position": norm_position, "attention_backend": backend}
@@ -105,7 +97,7 @@ def test_sequences_up_to_block_size():
         model = randomised(preset(name, **SMALL))
         torch.testing.assert_close(model(tokens()[:, :3]), model(tokens())[:, :3])
         assert model(tokens(seq_len=1)).shape == (2, 1, 13)
-    for position in CATEGORICAL_AXES["position_encoding"]:
+    for position in levels("position_encoding"):
         with pytest.raises(ValueError, match=r"\(9\) is above block_size \(8\)"):
             build(preset("llama", **SMALL, position_encoding=position))(tokens(seq_len=9))
 
@@ -124,7 +116,7 @@ def test_tied_weights_are_one_through_meta():
 
 def test_dropout_acts_at_all_its_places_and_in_training_alone():
     """Catches: a place of GPT-2's dropout left out, or dropout at evaluation."""
-    for backend in CATEGORICAL_AXES["attention_backend"]:
+    for backend in levels("attention_backend"):
         model = randomised(preset("openai_gpt2", **SMALL, dropout=0.5, attention_backend=backend))
         plain = build(preset("openai_gpt2", **SMALL))
         plain.load_state_dict(model.state_dict())
@@ -134,11 +126,11 @@ def test_dropout_acts_at_all_its_places_and_in_training_alone():
         x = torch.randn(1, 4, 16)
         for part in (model.dropout, block.dropout):
             assert part(x).eq(0).any()
-        assert not torch.equal(block.attention(x), block.attention(x))  # on the attention probabilities
-        assert torch.equal(block.feed_forward(x), block.feed_forward(x))
+        assert not torch.equal(block.attention(x, {}), block.attention(x, {}))  # on the attention probabilities
+        assert torch.equal(block.feed_forward(x, {}), block.feed_forward(x, {}))
 
 
-@pytest.mark.parametrize("backend", CATEGORICAL_AXES["attention_backend"])
+@pytest.mark.parametrize("backend", levels("attention_backend"))
 @pytest.mark.parametrize("name", ["gpt2", "llama", "openai_gpt2"])
 def test_total_dropout_is_finite(name: str, backend: str):
     """Catches: 0 / 0 where everything is dropped, in logits or in gradients."""
@@ -149,7 +141,7 @@ def test_total_dropout_is_finite(name: str, backend: str):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     x = torch.randn(1, 4, 16)
     if model.arch.norm_position == "pre":
-        assert torch.equal(model.blocks[0](x), x)  # both branches are dropped, and the residual stream stays
+        assert torch.equal(model.blocks[0](x, {})[0], x)  # both branches are dropped, and the residual stream stays
 
 
 def test_a_copy_stands_alone():
@@ -185,7 +177,7 @@ def test_compiled_blocks_share_one_graph():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("backend", CATEGORICAL_AXES["attention_backend"])
+@pytest.mark.parametrize("backend", levels("attention_backend"))
 @pytest.mark.parametrize("name", ["gpt2", "llama", "openai_gpt2"])
 def test_autocast_stays_near_float32(name: str, backend: str):
     """Catches: a part that leaves the compute dtype, mixes dtypes, or loses more than bf16's own rounding."""
