@@ -53,11 +53,17 @@ class Evaluations:
     def __init__(
         self, dataset: Dataset, further: Mapping[str, Dataset], config: TrainConfig, world: World, batch: int
     ) -> None:
+        self._last_step = config.total_steps
+        self._interval = config.eval_interval or math.ceil(self._last_step / config.evaluations)
         sets = {"": dataset} | {f"_{name}": other for name, other in further.items()}
         self._sets = {
             ending: (Evaluator(there.val, config, world, batch), there.val_bytes_per_token)
             for ending, there in sets.items()
         }
+
+    def are_due(self, step: int) -> bool:
+        """Whether to evaluate after so many steps."""
+        return step % self._interval == 0 or step == self._last_step
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """val_loss and val_bpb, and those of each set with its name behind (`val_loss_NAME`). A collective."""

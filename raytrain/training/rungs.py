@@ -22,7 +22,7 @@ from raytrain.training.step import Stepper
 
 
 def branch_spans(config: TrainConfig, sequences: int) -> list[tuple[int, int]]:
-    """The steps of the branch that leaves the trunk after `sequences` sequences, as `TrainConfig.span` tells steps."""
+    """The steps of the branch that leaves the trunk after `sequences` sequences, in the form of `TrainConfig.span`."""
     length = max(1, round(config.rung_decay * sequences))
     batch = config.batch_sequences
     return [(sequences + done, min(batch, length - done)) for done in range(0, length, batch)]
@@ -57,10 +57,10 @@ def score(
             stepper.drop()
             break
         stepper.update(floor + (top - floor) * (len(spans) - number) / len(spans))  # as wsd's own decay
-    found = evaluations.of_nothing() if diverged else evaluations(model)
+    evaluation = evaluations.of_nothing() if diverged else evaluations(model)
     checkpoints.put_back(trunk, state.step)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # else the root goes on with the branch's parameters, gathered for the evaluation
+            module.reshard()  # else the root continues with the branch's parameters, gathered for the evaluation
     state.decay_flops += sum(count for _, count in spans) * flops_per_token(config.architecture).per_sequence
-    return found
+    return evaluation

@@ -1,5 +1,6 @@
 """One optimizer step: the gradients of a global batch, then the update; as one launch each where the model is small."""
 
+import collections
 import hashlib
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from torch import nn
 from raytrain.config.run import TrainConfig
 from raytrain.training import graphs, parallel
 from raytrain.training.batches import Batches
+from raytrain.training.checkpoint import State
 from raytrain.training.parallel import World
 
 MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -58,7 +60,7 @@ class Stepper:
         return loss
 
     def clip(self) -> torch.Tensor:
-        """Clip the gradients as the run says; returns their norm before."""
+        """Clip the gradients at the run's `grad_clip`; returns their norm before."""
         if self._graphed is not None:
             return self._graphed.clip()
         return parallel.clip_gradients(self._parameters, self._clip_at, self._world)
@@ -81,8 +83,42 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-class Outcome:
-    """What step number `step` came to. On a GPU that is on its way for a while, and reading it waits.
+class Outcomes:
+    """The outcomes of the steps of a run, read into its `state` a step late, so that the device never waits for this
+    process. `interruptions` counts the ranks that were interrupted, over all steps."""
+
+    def __init__(self, config: TrainConfig, world: World, state: State) -> None:
+        self._config, self._world, self._state = config, world, state
+        self._unread: collections.deque[_Outcome] = collections.deque()
+        self.interruptions = 0.0
+
+    def add(self, step: int, loss_sum: torch.Tensor, norm: torch.Tensor, *, is_interrupted: bool) -> None:
+        """Step number `step` of this rank: its sum of the loss, the gradients' norm before clipping. A collective."""
+        sums = torch.zeros(2, device=self._world.device)
+        sums[0], sums[1] = loss_sum, float(is_interrupted)
+        self._unread.append(_Outcome(step, self._world.sum(sums), norm))
+
+    def read(self, *, everything: bool) -> bool:
+        """Read all outcomes but the last, and that one too for `everything`, or if a rank was interrupted.
+
+        Returns False at a loss or a gradient norm that is not finite; the state is then as before that step, but for
+        these two.
+        """
+        state = self._state
+        while len(self._unread) > (0 if everything or self.interruptions else 1):
+            outcome = self._unread.popleft()
+            loss_sum, interrupted_ranks, state.grad_norm = outcome.read()
+            self.interruptions += interrupted_ranks
+            first, count = self._config.span(outcome.step)
+            state.train_loss = loss_sum / (count * self._config.architecture.block_size)
+            if not (math.isfinite(state.train_loss) and math.isfinite(state.grad_norm)):
+                state.step, state.sequences = outcome.step, first
+                return False
+        return True
+
+
+class _Outcome:
+    """The outcome of step number `step`. On a GPU it takes a while to arrive, and reading it waits.
 
     `sums` are the loss over all tokens of all ranks, and how many ranks were interrupted; `norm` is the gradients'.
     """

@@ -160,7 +160,7 @@ def test_the_documented_study_on_a_cluster_that_grows(
     """Would catch a study that is refused, trains on CPUs, or asks for as many lanes as there are GPUs already, since
     its nodes come only once they are asked for."""
     cluster(monkeypatch, *nodes)
-    request = tune._request(tune._parser().parse_args(argv))
+    request = tune._plan(tune._parser().parse_args(argv)).request
     lanes = plan_lanes(trials(*[None] * 40), request, is_local=False)
     assert (lanes.counts, lanes.infeasible) == ({LaneShape(1, 1, 1): 16}, {})
 
