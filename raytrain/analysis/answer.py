@@ -12,7 +12,7 @@ import pandas as pd
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, equal_spread, group_means, pooled
+from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
 from raytrain.analysis.plateau import mark_plateaus
 from raytrain.analysis.ranking import (
     UNFINISHED,
@@ -332,13 +332,15 @@ def _at_rung(answer: Answer, stopped: int) -> str:
 def _unequal_spread(table: pd.DataFrame) -> list[str]:
     """That the noise differs between variants, if it does."""
     done = table[at_budget(table) & (table["status"] == "complete")]
-    p = equal_spread(done["val_loss"], programs(done))
-    if p is None or p >= SIGNIFICANCE:
+    if done.empty:
+        return []
+    means = group_means(done["val_loss"], programs(done), done["seed"])
+    if not means.is_unequal:
         return []
     sds = done.groupby("label", sort=False)["val_loss"].std().dropna().sort_values()
     return [
-        f"The noise is not the same for all (p = {p:.2g}): over seeds the sd is {sds.iloc[0]:.5f} for {sds.index[0]} "
-        f"and {sds.iloc[-1]:.5f} for {sds.index[-1]}. Intervals, which take it to be, are too narrow for the noisiest."
+        f"The noise differs between variants (p = {means.unequal:.2g}): over seeds the sd is {sds.iloc[0]:.5f} for "
+        f"{sds.index[0]} and {sds.iloc[-1]:.5f} for {sds.index[-1]}. So ranks compare each two by their own noise."
     ]
 
 

@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from raytrain.analysis.noise import SIGNIFICANCE, Noise
-from raytrain.analysis.strata import Codes
+from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.sweep.factorial import Array, LeastSquares, Point
 
 _PASSES, _SETTLED = 200, 1e-4

@@ -10,8 +10,8 @@ result.json holds, such as val_loss (nats per token), train_flops and hardware_f
     loss_per_flop            nats per EFLOP (1e18 model FLOPs): (ln vocab_size - val_loss) / train_flops
     loss_per_hardware_flop   the same over hardware_flops, where those are known
     budget_ok                1 if train_flops is within 0.5% of budget_flops, else 0
-    rank                     place by loss_per_flop among trials whose budget is ok, shared within the noise: see `rank`
-    hardware_rank            the same by loss_per_hardware_flop, where all ran on the same devices
+    rank                     place by loss among trials whose budget is ok, shared within the noise: see `rank`
+    hardware_rank            the same by loss bought per hardware FLOP, where all ran on the same devices
     rank_note                where the two orders differ: both ranks, and the MFU that makes the difference
 """
 
@@ -26,7 +26,7 @@ import pandas as pd
 import scipy.stats
 
 from raytrain import architecture
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner, group_means, pooled
+from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means, pooled
 from raytrain.analysis.trials import BUDGET_TOLERANCE
 from raytrain.config.run import STOPS
 from raytrain.rundir.folders import read_json, read_study_json
@@ -122,6 +122,8 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
 
     A bare ratio of loss to FLOPs over runs of different budgets ranks them by budget: the loss falls ever more slowly,
     so the run that stopped first wins. So a trial whose budget is not ok has no rank, nor has a run for the frontier.
+    Those that are ranked are so by their loss alone: budgets agree to within 0.5%, which a ratio would credit with 38
+    millinats at a vocabulary of 50,304, where so many more FLOPs bring half of one.
 
     The seeds of one program are one entry, with their mean, and share a rank. A rank r says that r - 1 programs or more
     are better than it beyond the noise (`places`); nothing is said of the order of two that share one. The noise is
@@ -138,57 +140,74 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     merit = loss_per_flop(loss, vocab_size, flops)
     hardware_merit = loss_per_flop(loss, vocab_size, hardware)
     with np.errstate(divide="ignore"):  # a loss no better than the guess has bought nothing: the last place
-        logs = np.log(hardware_merit.clip(lower=0))
+        cost = -np.log(((np.log(vocab_size) - loss) / (hardware / flops * budget)).clip(lower=0))
     by_hardware = ranked & hardware.notna()
     by_hardware &= not unlike_devices(table[by_hardware])
     program = programs(table)
-    bought = (merit * budget / _EFLOP).where(ranked)  # nats, if the trial's FLOPs were the budget's to the last
+    own = loss.where(ranked)
     out = table.assign(
         loss_per_flop=merit,
         loss_per_hardware_flop=hardware_merit,
         budget_ok=((flops / budget - 1).abs() <= BUDGET_TOLERANCE).astype(int),
-        rank=_ranks(bought, program, table["seed"]),
-        hardware_rank=_ranks(logs.where(by_hardware), program, table["seed"]),
+        rank=_ranks(own, program, table["seed"]),
+        hardware_rank=_ranks(cost.where(by_hardware), program, table["seed"]),
     )
     out["rank_note"] = _notes(out)
     order = pd.DataFrame(
-        {"rank": out["rank"], "mean": -bought.groupby(program).transform("mean"), "program": program, "loss": loss}
+        {"rank": out["rank"], "mean": own.groupby(program).transform("mean"), "program": program, "loss": loss}
     )
     order.loc[~ranked, "program"] = 0
     order = order.sort_values(["rank", "mean", "program", "loss"], kind="stable")
     return out.loc[order.index].reset_index(drop=True)
 
 
-def places(values: Array, variances: Array, noise: Noise | None) -> npt.NDArray[np.intp]:
-    """The rank of each entry by `values`, means of which more is better. The `variances` of their differences are over
-    that of the noise (see `noise.Means`): 1/n_i + 1/n_j for n runs each.
+def places(found: Means) -> npt.NDArray[np.intp]:
+    """The rank of each group by its mean, of which less is better.
 
     One is better than another beyond the noise if their means differ by more than q s sqrt(variance / 2), where q is
-    the 95% quantile of the studentized range: of any number of equal entries, two differ so much in at most 5% of
+    the 95% quantile of the studentized range: of any number of equal groups, two differ so much in at most 5% of
     studies (Tukey's test, for unequal n as Kramer has it: Biometrics 12, 1956). "Better beyond the noise" is then a
-    partial order: with the margin k sqrt(a_i^2 + a_j^2), a over b and b over c make a over c.
+    partial order: with the margin k sqrt(a_i^2 + a_j^2), a over b and b over c make a over c. Where the groups' noise
+    is unequal (5%), each pair has its own error and degrees of freedom in place of the pooled noise (Games and Howell,
+    Journal of Educational Statistics 1, 1976). Few seeds do not show that one group is noisier than the rest, which
+    then comes last by its noise: so means must differ beyond the t margin of the pair's own error, too.
 
-    An entry's rank is 1 + the number of entries better than it beyond the noise; and no more than that of any entry
-    with a lower mean, which fewer runs may have left in doubt. So of two ranks the lower has the higher mean, and an
-    entry is alone at rank 1 if it is the winner by `declare_winner`, whose test asks less as it has one question. It
-    is wrong in at most 5% of studies too; of equal entries one or the other test parts some in at most 6% (simulated:
-    5.7% of three with three runs each, the worst case found).
-    Without noise the order is strict, and equal values share a rank.
+    A group's rank is 1 + the number of groups better than it beyond the noise; and no more than that of any group
+    with a higher mean, which fewer runs may have left in doubt. So of two ranks the lower has the lower mean. One group
+    is alone at rank 1 if, and only if, it is the winner by `declare_winner`: that asks less than Tukey's test, as it is
+    one question, but asks it of the noise of the two alone too. If there is none, the next share rank 1. A winner among
+    equals is wrong in at most 5% of studies too; one or the other test parts some equals in at most 6% (simulated: 5.7%
+    of three with three runs each, the worst case found). Without noise the order is strict, and equal values share a
+    rank.
     """
-    better: Array = np.asarray(values, float)[:, None]  # better[i, j]: how much i is above j
-    with np.errstate(invalid="ignore"):  # of two that bought nothing neither is better
-        better = better - better.T
+    better = found.means - found.means[:, None]  # better[i, j]: how much i is below j
     margin: Array | float = 0.0
-    if noise is not None and len(values) > 1:
-        margin = studentized_range(len(values), noise.df) * noise.sd * np.sqrt(variances / 2)
+    if found.noise is not None and len(found.means) > 1:
+        margin = _margins(found)
     counts = np.sum(better > margin, axis=0)
-    winner = declare_winner(-values, variances, noise)
+    winner = declare_winner(found)
     if winner is not None:
-        counts[np.arange(len(values)) != winner] = np.maximum(1, np.delete(counts, winner))
-    order = np.lexsort((-counts, -values))
-    out = np.empty(len(values), dtype=np.intp)
+        counts[np.arange(len(counts)) != winner] = np.maximum(1, np.delete(counts, winner))
+    order = np.lexsort((-counts, found.means))
+    out = np.empty(len(counts), dtype=np.intp)
     out[order] = 1 + np.minimum.accumulate(counts[order][::-1])[::-1]
+    if found.noise is not None and winner is None and np.count_nonzero(out == 1) == 1 < len(out):
+        out[out == out[out > 1].min()] = 1
     return out
+
+
+def _margins(found: Means) -> Array:
+    """By how much the means of two groups must differ (groups x groups) to be told apart."""
+    assert found.noise is not None
+    count, dfs = len(found.means), np.nan_to_num(np.maximum(found.dfs, 1), nan=1.0)
+    own = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, dfs) * found.errors
+    if not found.is_unequal:
+        all_pairs = studentized_range(count, found.noise.df) * found.noise.sd * np.sqrt(found.variances / 2)
+    else:
+        whole = np.floor(dfs).astype(int)
+        quantiles = {df: studentized_range(count, df) for df in np.unique(whole).tolist()}
+        all_pairs = np.vectorize(quantiles.__getitem__, otypes=[float])(whole) * found.errors / np.sqrt(2)
+    return np.fmax(all_pairs, own)
 
 
 @functools.lru_cache(maxsize=256)
@@ -198,12 +217,12 @@ def studentized_range(entries: int, df: int) -> float:
 
 
 def _ranks(values: pd.Series, program: pd.Series, seed: pd.Series) -> pd.Series:
-    """The rank of each row's program by the mean of its `values`; none where no row of it has one."""
+    """The rank of each row's program by the mean of its `values`, of which less is better; none where it has none."""
     known = values.dropna()
     nothing = set(program[known.index][~np.isfinite(known)])  # what bought nothing comes last
     some = known[~program[known.index].isin(nothing)]
     found = group_means(some, program[some.index], seed[some.index])
-    ranks = dict(zip(found.groups, places(found.means, found.variances, found.noise), strict=True))
+    ranks = dict(zip(found.groups, places(found), strict=True))
     ranks |= dict.fromkeys(nothing, len(ranks) + 1)
     return program.map(pd.Series(ranks, dtype="Int64")).astype("Int64").where(values.notna())
 

@@ -1,6 +1,7 @@
 """Simulated studies over the 720 variants, with a known truth."""
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import scipy.stats
 
 from raytrain.analysis.effects import effects, holm
 from raytrain.analysis.gain import compute_gain, fit_frontier
-from raytrain.analysis.noise import SIGNIFICANCE, Noise, declare_winner
+from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means
 from raytrain.analysis.ranking import places
 from raytrain.analysis.replay import judge
 from raytrain.sweep.design import choose
@@ -107,30 +108,34 @@ def coverage(trials: int = 128, replays: int = 1000, seed: int = 0) -> dict[str,
     return out
 
 
-def winners_declared(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0) -> float:
-    """The part of A/A studies that declare a winner among identical configurations, number i with `runs[i]` seeds."""
-    member = np.repeat(np.eye(len(runs)), runs, axis=0)  # runs x configurations
-    losses = np.random.default_rng(seed).normal(MEAN_LOSS, NOISE_SD, (len(member), replays))
-    fit = LeastSquares(member)
-    means, sds = member.T @ losses / runs[:, None], fit.residual_sd(losses)
-    noises = [Noise(float(sd), fit.df, "seeds") for sd in sds]
-    variances = 1 / runs[:, None] + 1 / runs
-    winners = [declare_winner(mean, variances, noise) for mean, noise in zip(means.T, noises, strict=True)]
-    return sum(winner is not None for winner in winners) / replays
+def winners_declared(
+    runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0, sds: Array | None = None, shared: bool = False
+) -> float:
+    """The part of A/A studies that declare a winner among identical configurations, number i with `runs[i]` seeds.
+
+    Their noise has the `sds`, by default NOISE_SD for all. With `shared` they run on the same seeds.
+    """
+    found = _equals(runs, replays, seed, sds, shared)
+    return sum(declare_winner(means) is not None for means in found) / replays
 
 
-def unequal_ranks(runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0) -> float:
+def unequal_ranks(
+    runs: npt.NDArray[np.intp], replays: int = 1000, seed: int = 0, sds: Array | None = None, shared: bool = False
+) -> float:
     """The part of A/A studies in which any of the identical configurations, number i with `runs[i]` seeds, is ranked
-    behind another."""
-    member = np.repeat(np.eye(len(runs)), runs, axis=0)
-    losses = np.random.default_rng(seed).normal(MEAN_LOSS, NOISE_SD, (len(member), replays))
-    fit = LeastSquares(member)
-    means, sds = member.T @ losses / runs[:, None], fit.residual_sd(losses)
-    ranks = [
-        places(-mean, 1 / runs[:, None] + 1 / runs, Noise(float(sd), fit.df, "seeds"))
-        for mean, sd in zip(means.T, sds, strict=True)
-    ]
-    return float(np.mean(np.max(ranks, axis=1) > 1))
+    behind another. The rest as in `winners_declared`."""
+    return sum(places(means).max() > 1 for means in _equals(runs, replays, seed, sds, shared)) / replays
+
+
+def _equals(runs: npt.NDArray[np.intp], replays: int, seed: int, sds: Array | None, shared: bool) -> Iterator[Means]:
+    group = pd.Series(np.repeat(np.arange(len(runs)), runs))
+    seeds = group.groupby(group).cumcount() if shared else pd.Series(range(len(group)))
+    scale = np.full(len(group), NOISE_SD) if sds is None else sds[group]
+    draws = np.random.default_rng(seed)
+    for _ in range(replays):
+        losses = MEAN_LOSS + draws.normal(0, 1, len(group)) * scale
+        losses += shared * draws.normal(0, NOISE_SD, len(group))[seeds]
+        yield group_means(pd.Series(losses), group, seeds)
 
 
 def claims_made(replays: int = 1000, trials: int = 128, seed: int = 0) -> float:

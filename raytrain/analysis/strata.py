@@ -19,14 +19,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
-from raytrain.analysis.noise import SIGNIFICANCE, Noise
+from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.sweep.factorial import Array, LeastSquares, Point
-
-Codes = npt.NDArray[np.intp]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from raytrain.analysis.effects import Effects, effects, holm
-from raytrain.analysis.noise import SIGNIFICANCE
+from raytrain.analysis.noise import SIGNIFICANCE, Codes
 from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, variants
-from raytrain.analysis.strata import Blocks, Codes, Contrasts, Pooled
+from raytrain.analysis.strata import Blocks, Contrasts, Pooled
 from raytrain.sweep.design import choose
 from raytrain.sweep.factorial import Array, LeastSquares, Model, Point
 

@@ -77,7 +77,7 @@ def test_noise_that_differs_is_told(make_study):
             study.add({"norm_position": "pre"}, 3 + noise_of("pre", seed, sd=0.002), seed=seed)
             study.add({"norm_position": "post"}, 3 + noise_of("post", seed, sd=0.002 * shaky), seed=seed)
         told = [
-            told for told in answer(study.write()).sentences if told.startswith("The noise is not the same for all")
+            told for told in answer(study.write()).sentences if told.startswith("The noise differs between variants")
         ]
         assert len(told) == (shaky > 1)
         assert all(one.index("for norm_position=pre") < one.index("for norm_position=post") for one in told)
