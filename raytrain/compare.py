@@ -59,7 +59,8 @@ class Run:
     @property
     def loss(self) -> float | None:
         """Validation loss, nats per token; None before the first evaluation and after a divergence."""
-        return self.facts["val_loss"]
+        out: float | None = self.facts["val_loss"]
+        return out
 
 
 def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = None) -> list[Path]:

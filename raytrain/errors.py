@@ -7,7 +7,7 @@ import io
 import reprlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from raytrain.interrupts import INTERRUPTED
 
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = short(unknown[0].split("=")[0])

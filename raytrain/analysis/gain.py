@@ -49,7 +49,8 @@ class Frontier:
     miss: float = 0.0
 
     def loss(self, flops: float) -> float:
-        return self.floor + self.scale * (flops / self.unit) ** -self.alpha
+        out: float = self.floor + self.scale * (flops / self.unit) ** -self.alpha
+        return out
 
     def interval(self) -> dict[str, tuple[float, float]]:
         """95% intervals of E (floor), A (in nats FLOPs^alpha) and alpha."""

@@ -42,7 +42,8 @@ Numbers = TypeVar("Numbers", float, pd.Series)
 
 def loss_per_flop(loss: Numbers, vocab_size: Numbers, flops: Numbers) -> Numbers:
     """Loss bought per FLOP, from the loss of a uniform guess, ln `vocab_size`: nats per EFLOP."""
-    return (np.log(vocab_size) - loss) / (flops / _EFLOP)
+    per_flop: Numbers = (np.log(vocab_size) - loss) / (flops / _EFLOP)
+    return per_flop
 
 
 def short_name(trial: dict[str, Any]) -> str:

@@ -47,7 +47,8 @@ class Record:
     def truth(self) -> Array:
         """points x rungs: the mean loss over the seeds that have one; NaN where none has."""
         count = np.sum(~np.isnan(self.losses), axis=1)
-        return np.where(count > 0, np.nansum(self.losses, axis=1), np.nan) / np.maximum(count, 1)
+        out: Array = np.where(count > 0, np.nansum(self.losses, axis=1), np.nan) / np.maximum(count, 1)
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,9 +300,10 @@ def _last_rungs(losses: Array, scheduler: str, factor: int) -> npt.NDArray[np.in
 
 def _regret(truth: Array, winners: npt.NDArray[np.intp]) -> Array:
     """For each study the true loss of its winner less the least of all points. `truth` is points x studies, or x 1."""
-    return np.broadcast_to(truth, (len(truth), len(winners)))[winners, np.arange(len(winners))] - np.nanmin(
+    out: Array = np.broadcast_to(truth, (len(truth), len(winners)))[winners, np.arange(len(winners))] - np.nanmin(
         truth, axis=0
     )
+    return out
 
 
 def _mean(values: Array) -> float | None:

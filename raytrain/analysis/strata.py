@@ -38,7 +38,8 @@ class Contrasts:
     @property
     def half_width(self) -> Array:
         """Of the 95% interval, from Student's t."""
-        return scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, self.df) * self.standard_error
+        out: Array = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, self.df) * self.standard_error
+        return out
 
     @property
     def ends(self) -> tuple[Array, Array]:
@@ -49,7 +50,8 @@ class Contrasts:
     def p(self) -> Array:
         """Two-sided, of the contrast being zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 2 * scipy.stats.t.sf(np.abs(self.estimate / self.standard_error), self.df)
+            out: Array = 2 * scipy.stats.t.sf(np.abs(self.estimate / self.standard_error), self.df)
+            return out
 
     @property
     def rows(self) -> list[tuple[float, float, float, float]]:

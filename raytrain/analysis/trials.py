@@ -54,7 +54,8 @@ def common_rung(table: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
     common = last.min() if len(last) else table["rung"].max()
     out = table[table["rung"] <= common].sort_values("rung", kind="stable").groupby(trial, dropna=False).tail(1)
     reached = (out["rung"] == common) & out["val_loss"].notna()
-    return out.assign(status=out["status"].where(~reached, "complete"))
+    complete: pd.DataFrame = out.assign(status=out["status"].where(~reached, "complete"))
+    return complete
 
 
 def axes_of(study: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -114,7 +115,8 @@ def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:
     """What a planned trial is, its architecture's fields among the others."""
     config = dict(trial["config"])
     usual = {name: axis.default for name, axis in AXES.items() if not axis.is_required}
-    return usual | config.pop("architecture") | config
+    recipe: dict[str, Any] = usual | config.pop("architecture") | config
+    return recipe
 
 
 def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

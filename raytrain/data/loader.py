@@ -60,7 +60,8 @@ def check_vocabulary(sequences: np.ndarray, vocab_size: int) -> None:
 def epoch_keys(seed: int, epoch: int) -> list[int]:
     """The key of the phase and those of the rounds: 32-bit words that are a function of (seed, epoch), by BLAKE2b."""
     digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4 * (1 + _ROUNDS)).digest()
-    return np.frombuffer(digest, "<u4").tolist()
+    out: list[int] = np.frombuffer(digest, "<u4").tolist()
+    return out
 
 
 def permute(places: np.ndarray, size: int, keys: list[int]) -> np.ndarray:

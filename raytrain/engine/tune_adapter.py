@@ -78,7 +78,7 @@ class SegmentScheduler(FIFOScheduler):
     """
 
     def __init__(self, record: StudyJournal) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._record = record
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:

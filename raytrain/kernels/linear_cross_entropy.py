@@ -28,7 +28,8 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled())
+        out: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+        return out
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

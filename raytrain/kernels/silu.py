@@ -8,7 +8,7 @@ from torch.library import triton_op, wrap_triton
 BLOCK = 2048  # columns of one program
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gradient(gate_up, product_gradient, gradient, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -17,12 +17,12 @@ WARPS = 16
 LOG2_E = tl.constexpr(math.log2(math.e))  # the hardware has exp2
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _load(logits, columns, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.load(logits + columns, mask=columns < COLUMNS, other=-float("inf")).to(tl.float32)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _softmax_gradient(  # type: ignore[no-untyped-def]
     logits,
     targets,

@@ -23,7 +23,7 @@ def gelu(x: Tensor) -> Tensor:
     """x Phi(x), exact, by erf (Hendrycks and Gimpel, arXiv 1606.08415)."""
     # Where one kernel is made of it, a GPU's erf takes longer than reading and writing 16 bits a number.
     is_fused = x.is_cuda and torch.compiler.is_compiling()
-    return ShortGELU.apply(x) if is_fused and x.itemsize == 2 else F.gelu(x)
+    return ShortGELU.apply(x) if is_fused and x.itemsize == 2 else F.gelu(x)  # type: ignore[no-untyped-call]
 
 
 class ShortGELU(torch.autograd.Function):
@@ -44,7 +44,8 @@ class ShortGELU(torch.autograd.Function):
         wide = x.float()
         cumulative, exponential = _normal(wide)
         slope = cumulative + wide * exponential * (2 * math.pi) ** -0.5
-        return (gradients[0].float() * slope).type_as(x)
+        out: Tensor = (gradients[0].float() * slope).type_as(x)
+        return out
 
 
 def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
 def silu_product(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where `gate_up` (..., 2F) has the two side by side; (..., F)."""
     if gate_up.is_cuda and gate_up.itemsize == 2 and _HAS_TRITON:
-        return _SiluProduct.apply(gate_up)
+        out: Tensor = _SiluProduct.apply(gate_up)  # type: ignore[no-untyped-call]
+        return out
     return _silu_product(gate_up)
 
 
@@ -80,7 +82,8 @@ class _SiluProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         from raytrain.kernels.silu import silu_product_gradient
 
-        return silu_product_gradient(*ctx.saved_tensors, gradients[0])
+        out: Tensor = silu_product_gradient(*ctx.saved_tensors, gradients[0])
+        return out
 
 
 silu, relu, leaky_relu = F.silu, F.relu, F.leaky_relu  # the last of slope 0.01 below zero

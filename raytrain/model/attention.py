@@ -72,7 +72,8 @@ class Attention(nn.Module):
         y_BTHE = y_BHTE.transpose(1, 2)
         for hook in self.hooks:
             y_BTHE = hook.attended(y_BTHE, x_BTD)
-        return self.output(y_BTHE.flatten(2))
+        out: Tensor = self.output(y_BTHE.flatten(2))
+        return out
 
     def _hooked(self, qk_BTNE: Tensor, v_BTKE: Tensor, carry: Carry) -> tuple[Tensor, Tensor]:
         q_BTHE, k_BTKE = qk_BTNE.split((self.heads, self.kv_heads), dim=2)

@@ -27,7 +27,8 @@ class Standard(nn.Module):
         self.down = Linear(arch.ffn_width, arch.n_embd, bias=arch.bias, std=residual_std(arch))
 
     def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:
-        return self.down(self.activation(self.up(x_BTD)))
+        out: Tensor = self.down(self.activation(self.up(x_BTD)))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -46,7 +47,8 @@ class SwiGLU(nn.Module):
     def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:
         weight = torch.cat((autocast(self.gate.weight), autocast(self.up.weight)))
         bias = None if self.gate.bias is None else torch.cat((self.gate.bias, self.up.bias))
-        return self.down(silu_product(self.linear(x_BTD, weight, bias)))
+        out: Tensor = self.down(silu_product(self.linear(x_BTD, weight, bias)))
+        return out
 
 
 def make_feed_forward(arch: Architecture) -> nn.Module:

@@ -51,7 +51,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the next token at every place. Raises ValueError if T is above block_size."""
-        return self.head(self.hidden(tokens_BT))
+        out: Tensor = self.head(self.hidden(tokens_BT))
+        return out
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Everything before the head: (B, T, D). Raises ValueError if T is above block_size."""

@@ -215,7 +215,8 @@ def _whitening(matrix: Array) -> Array:
     """p x rank: what makes `matrix` (n x p) a basis X of its columns with X'X / n = the identity."""
     _, sizes, v = np.linalg.svd(matrix, full_matrices=False)
     rank = np.sum(sizes > sizes[0] * 1e-9)
-    return v[:rank].T / sizes[:rank] * math.sqrt(len(matrix))
+    out: Array = v[:rank].T / sizes[:rank] * math.sqrt(len(matrix))
+    return out
 
 
 def _d_efficiency(chosen: Array, candidates: Array) -> float | None:

@@ -68,7 +68,8 @@ class Factor:
 
     def contrast(self, level: Any) -> Array:
         """The row of `level` less that of the reference."""
-        return self.coding[self.levels.index(level)] - self.coding[0]
+        out: Array = self.coding[self.levels.index(level)] - self.coding[0]
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Power:
     def columns(self, points: Sequence[Point]) -> Array:
         """points x 1."""
         values = np.array([point[self.field] for point in points], float)
-        return ((np.log(values) - self.middle) / self.reach)[:, None] ** self.power
+        out: Array = ((np.log(values) - self.middle) / self.reach)[:, None] ** self.power
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,8 @@ class Model:
         axis, given = effect.axes[varied], effect.axes[1 - varied]
         have = [p for p in self.points if p.get(axis) == effect.levels[varied] and p.get(given) == other]
         changed = [p | {axis: effect.references[varied]} for p in have]
-        return np.mean(self.matrix(have) - self.matrix(changed), axis=0)
+        out: Array = np.mean(self.matrix(have) - self.matrix(changed), axis=0)
+        return out
 
 
 class LeastSquares:
@@ -240,7 +243,8 @@ class LeastSquares:
 
     def weights(self, contrasts: Array) -> Array:
         """contrasts x runs: the weight of each loss in an estimate, whose standard error is noise sd x a row's norm."""
-        return contrasts @ self._pseudoinverse
+        out: Array = contrasts @ self._pseudoinverse
+        return out
 
     def residuals(self, losses: Array) -> Array:
         """What the fit leaves over of `losses` (runs, or runs x studies)."""
@@ -250,7 +254,8 @@ class LeastSquares:
         """Of one study (runs) or many (runs x studies); NaN without residual degrees of freedom."""
         if not self.df:
             return np.full(losses.shape[1:], np.nan)
-        return np.sqrt(np.sum(self.residuals(losses) ** 2, axis=0) / self.df)
+        out: Array = np.sqrt(np.sum(self.residuals(losses) ** 2, axis=0) / self.df)
+        return out
 
 
 def population(runs: Iterable[Point], candidates: Iterable[Point] | None = None) -> list[dict[str, Any]]:

@@ -39,9 +39,10 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        y_MN = _Product.apply(x.flatten(0, -2).to(dtype), weight_NK.to(dtype))
+        y_MN = _Product.apply(x.flatten(0, -2).to(dtype), weight_NK.to(dtype))  # type: ignore[no-untyped-call]
         y = y_MN.unflatten(0, x.shape[:-1])
-        return y if bias_N is None else y + bias_N.to(dtype)
+        out: Tensor = y if bias_N is None else y + bias_N.to(dtype)
+        return out
 
 
 class _Product(torch.autograd.Function):

@@ -126,7 +126,8 @@ class RemoteStorage:
         filesystem, path = self._place
         # Only what is not there is None: a network that fails must not make a checkpoint look damaged.
         with contextlib.suppress(FileNotFoundError), filesystem.open_input_stream(f"{path}/{name}/{MANIFEST}") as file:
-            return file.read()
+            out: bytes | None = file.read()
+            return out
         return None
 
     def local(self, name: str) -> Path:
@@ -182,7 +183,8 @@ def open_storage(folder: Path | str) -> Storage:
 
 def connect(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system that `uri` names, and the path in it."""
-    return fs.FileSystem.from_uri(uri)
+    out: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
+    return out
 
 
 def _make_folder(filesystem: fs.FileSystem, path: str) -> None:
