@@ -208,7 +208,8 @@ def _margins(found: Means) -> Array:
         whole = np.floor(dfs).astype(int)
         quantiles = {df: studentized_range(count, df) for df in np.unique(whole).tolist()}
         all_pairs = np.vectorize(quantiles.__getitem__, otypes=[float])(whole) * found.errors / np.sqrt(2)
-    return np.fmax(all_pairs, own)
+    widest: Array = np.fmax(all_pairs, own)
+    return widest
 
 
 @functools.lru_cache(maxsize=256)

@@ -124,7 +124,7 @@ def unequal_ranks(
 ) -> float:
     """The part of A/A studies in which any of the identical configurations, number i with `runs[i]` seeds, is ranked
     behind another. The rest as in `winners_declared`."""
-    return sum(places(means).max() > 1 for means in _equals(runs, replays, seed, sds, shared)) / replays
+    return sum(bool(places(means).max() > 1) for means in _equals(runs, replays, seed, sds, shared)) / replays
 
 
 def _equals(runs: npt.NDArray[np.intp], replays: int, seed: int, sds: Array | None, shared: bool) -> Iterator[Means]:
