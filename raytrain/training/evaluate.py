@@ -82,8 +82,11 @@ class Evaluations:
 
 
 def evaluation(loss: float, bytes_per_token: float | None) -> dict[str, float]:
-    """val_loss in nats per token; and val_bpb, bits per byte of text, where the data says how long its tokens are."""
-    return {"val_loss": loss} | ({"val_bpb": bits_per_byte(loss, bytes_per_token)} if bytes_per_token else {})
+    """val_loss in nats per token; and val_bpb, bits per byte of text, where the data has the length of its tokens."""
+    metrics = {"val_loss": loss}
+    if bytes_per_token:
+        metrics["val_bpb"] = bits_per_byte(loss, bytes_per_token)
+    return metrics
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
