@@ -205,6 +205,7 @@ def has_whole_budget(run: Run) -> bool:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
+    """Print the table of runs."""
     parser = Parser("python -m raytrain.compare", __doc__)
     parser.add_argument("paths", nargs="*", metavar="LOG_OR_FOLDER", help="runs, studies or logs [all under --runs]")
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")

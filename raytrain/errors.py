@@ -76,6 +76,8 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(Protocol):
+    """A command line as a function of its arguments, without the program's name; returns the exit status."""
+
     def __call__(self, argv: list[str] | None = None) -> int: ...
 
 

@@ -10,6 +10,7 @@ FORMATS = ("huggingface",)
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    """Write a run's model in another format."""
     parser = Parser("python -m raytrain.export", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--to", nargs=2, metavar=("FORMAT", "DIR"), required=True, help="huggingface, and where")

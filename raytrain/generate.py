@@ -13,6 +13,7 @@ from raytrain.training.pretrained import load_run
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    """Print text that a run's model continues."""
     parser = Parser("python -m raytrain.generate", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--prompt", default="\n", help="text to continue [a line break]")

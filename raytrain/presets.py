@@ -42,6 +42,7 @@ def preset_table(scale: str = "124m") -> list[dict[str, Any]]:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
+    """List the presets."""
     parser = Parser("python -m raytrain.presets", __doc__)
     parser.add_argument("--scale", default="124m", help=f"{', '.join(SCALES)} [124m]")
     parser.add_argument("--json", action="store_true", help="print one JSON list")

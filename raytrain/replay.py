@@ -15,6 +15,7 @@ from raytrain.sweep.design import DESIGNS
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    """Replay a finished study under another design or scheduler."""
     parser = Parser("python -m raytrain.replay", __doc__)
     parser.add_argument("table", help="Parquet table of a finished study, a row for each trial and rung; or its folder")
     parser.add_argument("--export", metavar="STUDY", help="write TABLE from the study in this folder, and no more")

@@ -8,6 +8,7 @@ from raytrain.rundir.folders import check_name, no_study
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    """Bring MLflow up to date with a study."""
     parser = Parser("python -m raytrain.track", __doc__)
     parser.add_argument("action", choices=["sync"], help="send what MLflow does not have yet")
     parser.add_argument("name", help="the study")

@@ -28,6 +28,7 @@ from raytrain.training.pretrained import read_hugging_face
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
+    """Train one run."""
     parser = Parser("python -m raytrain.train", __doc__)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")

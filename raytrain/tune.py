@@ -18,6 +18,7 @@ from raytrain.sweep.planning import OPTIONS, SCHEDULERS, plan
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
+    """Plan, run or resume a sweep."""
     flags = _parser().parse_args(argv)
     if flags.resume is not None:
         _check_resume(flags)

@@ -88,7 +88,7 @@ class Curve:
 
     @property
     def edge(self) -> str:
-        """ "lowest" or "highest" where the best rate is the last one tried on that side, "inside" where it is between.
+        """Where the best rate is: "lowest" or "highest" if the last one tried on that side, "inside" if between others.
 
         "unstable above" ("unstable below") where it is the last at which the variant trains: the optimum may lie
         between it and the next rate tried.

@@ -38,6 +38,7 @@ def _parser() -> Parser:
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    """Prepare data, or describe a data folder."""
     args = _parser().parse_args(argv)
     if args.command == "prepare":
         with _progress() as on_progress:

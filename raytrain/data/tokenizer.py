@@ -117,4 +117,5 @@ def read_tokenizer(path: Path) -> JsonTokenizer:
 
 
 def sha256_of(content: str) -> str:
+    """The SHA-256 of the text as UTF-8, as 64 hex digits."""
     return hashlib.sha256(content.encode()).hexdigest()

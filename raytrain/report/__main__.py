@@ -10,6 +10,7 @@ from raytrain.rundir.folders import no_study
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    """Write a study's report."""
     parser = Parser("python -m raytrain.report", __doc__)
     parser.add_argument("study", help="a study's folder, or its name under --runs")
     parser.add_argument("--runs", default="runs", help="where studies are kept [runs]")

@@ -16,6 +16,8 @@ _NARROW = 3  # columns that fit on a phone's page
 
 @dataclasses.dataclass(frozen=True)
 class Text:
+    """A paragraph."""
+
     text: str
 
 
@@ -28,11 +30,15 @@ class Missing:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
+    """A list of paragraphs."""
+
     items: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
+    """Lines to copy."""
+
     text: str
 
 
@@ -72,6 +78,8 @@ Block = Text | Missing | Items | Code | Table | Image
 
 @dataclasses.dataclass(frozen=True)
 class Section:
+    """A heading, the `id` that links lead to, and what stands below it."""
+
     id: str
     title: str
     blocks: Sequence[Block]
@@ -260,4 +268,5 @@ def _markdown_block(block: Block) -> str:
 
 
 def table_line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(map(markdown, cells)) + " |"

@@ -182,6 +182,7 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
 
 
 def uses_compile(config: TrainConfig, world: World) -> bool:
+    """Whether the blocks are compiled: on GPUs, unless `config` decides otherwise."""
     return _compiles(config, world.device)
 
 
