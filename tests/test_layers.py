@@ -121,6 +121,13 @@ def test_files_are_short_enough_to_read():
     assert {path for path, lines in lengths.items() if lines > 400} <= LONG
 
 
+def test_the_layout_is_documented():
+    """Would catch: a package, or a file over 400 lines, without its place and reason in docs/decisions.md."""
+    layout = (PACKAGE.parent / "docs" / "decisions.md").read_text().split("## The layout")[1].split("\n## ")[0]
+    for name in {name for names in LAYERS for name in names} | LONG:
+        assert f"`{name}`" in layout, name
+
+
 def test_functions_are_short_enough_to_read():
     """Would catch: functions that grow, change by change, until none can be read at once."""
     functions = (
