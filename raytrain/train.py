@@ -97,7 +97,7 @@ def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     if values.get("init_from"):
         arch, _ = read_hugging_face(Path(values["init_from"]))
         given.insert(0, ("init_from", arch.to_dict()))
-    return resolve(given, data_vocab_size=open_dataset(str(values.get("data", "stdlib"))).vocab_size)
+    return resolve(given, **open_dataset(str(values.get("data", "stdlib"))).vocabulary)
 
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:

@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from raytrain import tune
+from raytrain import train, tune
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,8 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--resume s --seeds 3", "seeds (3) does not go with --resume"),
-        ("--resume s --learning_rate 1", "learning_rate (1) does not go with --resume"),
+        ("--resume s --seeds 3", "seeds (3) cannot be combined with --resume"),
+        ("--resume s --learning_rate 1", "learning_rate (1) cannot be combined with --resume"),
         ("--resume s", "Unknown resume in {runs}: 's'. Available: none."),
         ("--resume ../s", "may have letters"),
         (f"--resume {'a' * 300}", "has 300 characters, and may have 128"),
@@ -84,3 +85,15 @@ def test_mistakes_about_schedulers_and_resuming(
     said = capsys.readouterr().err
     assert words.format(runs=tmp_path / "runs") in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["tune --plan", "train"])
+def test_tokens_outside_the_vocabulary(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Would catch a plan for data that no trial can be trained on: each would fail, once Ray has started."""
+    for split in ("train", "val"):
+        np.arange(50_000, 50_257).astype("<u2").tofile(tmp_path / f"{split}.bin")
+    main = {"tune --plan": tune.main, "train": train.main}[command]
+    flags = [*command.split()[1:], "--data", str(tmp_path), "--vocab_size", "50256", "--runs", str(tmp_path / "runs")]
+    assert main(flags) == 2
+    assert "vocab_size (50256) must be above 50256, the largest token of the data" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -98,11 +98,16 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def resolve(
-    given: Sequence[tuple[str, Mapping[str, Any]]], *, data_vocab_size: int | None = None, default_preset: str = "gpt2"
+    given: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    data_vocab_size: int | None = None,
+    largest_token: int | None = None,
+    default_preset: str = "gpt2",
 ) -> tuple[TrainConfig, dict[str, str]]:
     """One run from layers of values, later ones first in rank: such as [("file", {...}), ("flags", {...})].
 
     `data_vocab_size` is what the data needs; it decides `vocab_size` (rounded up to 64) where nothing else does.
+    Raises UserError for a `vocab_size` that has no place for the `largest_token` of the data.
     Returns the run and, for each field, the layer that it came from.
     """
     texts: dict[str, Any] = {}
@@ -137,6 +142,11 @@ def resolve(
     arch = architecture.from_dict(shape)
     if data_vocab_size is not None and arch.vocab_size < data_vocab_size:
         raise UserError(f"vocab_size ({arch.vocab_size}) must be at least the data's vocabulary ({data_vocab_size})")
+    if largest_token is not None and arch.vocab_size <= largest_token:
+        raise UserError(
+            f"vocab_size ({arch.vocab_size}) must be above {largest_token}, the largest token of the data; "
+            f"set --vocab_size to the data's vocabulary"
+        )
     rest = {field: value for field, value in values.items() if field not in shape}
     if "global_batch" not in texts and rest["global_batch"] % arch.block_size:
         rest["global_batch"] = max(1, rest["global_batch"] // arch.block_size) * arch.block_size

@@ -1,10 +1,13 @@
 """`python -m raytrain.data`: prepare token shards from files, and say what a data folder holds."""
 
 import contextlib
+import signal
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import rich.console
 import rich.progress
@@ -41,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prepare data, or describe a data folder."""
     args = _parser().parse_args(argv)
     if args.command == "prepare":
-        with _progress() as on_progress:
+        with _ended_in_order(), _progress() as on_progress:
             prepare(
                 find_sources(args.files, args.format),
                 Path(args.out),
@@ -57,12 +60,31 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP, too, remove what is half made."""
+
+    def end(number: int, frame: types.FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    try:
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    except ValueError:  # not in the main thread: signals go to others
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _print_info(spec: str) -> None:
     dataset, folder = open_dataset(spec), locate(spec)
     print(f"{dataset.name}: {folder}")
     print(f"fingerprint {dataset.fingerprint}")
     if not (folder / MANIFEST).exists():
-        print("nanoGPT's format: vocabulary and bytes per token unknown")
+        width = dataset.train.dtype.name
+        print(f"nanoGPT's format, {width}, largest token {dataset.largest_token:,}: vocabulary and text unknown")
         print(f"train  {len(dataset.train):,} tokens")
         print(f"val    {len(dataset.val):,} tokens")
         return

@@ -1,12 +1,14 @@
 """Files to a prepared folder, in bounded memory: read batches of documents, split, encode, write shards."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from raytrain.data.corpora import Source, in_validation, read_documents
+from raytrain.data.corpora import Source, in_validation
+from raytrain.data.documents import read_documents
 from raytrain.data.shards import Manifest, SplitWriter, new_folder, write_manifest
-from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
+from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, encodable, read_tokenizer, train_bpe
 from raytrain.errors import UserError, unknown_value
 
 VAL_FRACTION = 0.1
@@ -15,6 +17,7 @@ BPE_VOCAB_SIZE = 4096
 
 _BPE_SAMPLE_BYTES = 256 << 20  # of the sources' size on disk: bounds the time and the memory of learning a BPE
 
+OnNote = Callable[[str], None]  # called with a line on what was changed
 # Called with what is being done, the bytes of the sources done, and their bytes in all.
 OnProgress = Callable[[str, float, int], None]
 
@@ -30,8 +33,12 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     overwrite: bool = False,
     on_progress: OnProgress = lambda task, done, total: None,
+    on_note: OnNote = lambda line: print(line, file=sys.stderr),
 ) -> Manifest:
     """Write the documents of `sources` as the prepared folder `out` (see `shards`). Empty documents are left out.
+
+    U+FFFD takes the place of lone surrogates, which have no UTF-8, and under `bytes` of U+0000, which ends documents;
+    `on_note` is told how many.
 
     `tokenizer` is `bytes`, `bpe` (learned from the training documents, or from an even sample of them where the
     sources are larger than 256 MiB; `vocab_size` tokens) or the path of a `tokenizer.json`.
@@ -58,7 +65,11 @@ def prepare(
         train, val = (SplitWriter(folder, split, encoder, shard_tokens) for split in ("train", "val"))
         for source, index, text in _documents(sources, column, "write", on_progress):
             (val if in_validation(source.key, index, val_fraction) else train).add(text)
-        return write_manifest(folder, encoder, train.close(), val.close())
+        manifest = write_manifest(folder, encoder, train.close(), val.close())
+    if replaced := train.replaced + val.replaced:
+        zeros = " and U+0000" if encoder.reserved else ""
+        on_note(f"note: U+FFFD took the place of {replaced:,} characters (lone surrogates{zeros})")
+    return manifest
 
 
 def _training_sample(
@@ -68,7 +79,7 @@ def _training_sample(
     for source, index, text in _documents(sources, column, "learn the BPE", on_progress):
         # Another key, so that the sample and the validation split are drawn apart.
         if not in_validation(source.key, index, val_fraction) and in_validation(f"bpe:{source.key}", index, kept):
-            yield text
+            yield encodable(text, "")[0]
 
 
 def _documents(
@@ -76,7 +87,7 @@ def _documents(
 ) -> Iterator[tuple[Source, int, str]]:
     done, total = 0, _size(sources)
     for source in sources:
-        size, index = source.path.stat().st_size, 0
+        size, index = _size([source]), 0
         for texts, fraction in read_documents(source, column):
             for text in texts:
                 if text:
@@ -87,4 +98,7 @@ def _documents(
 
 
 def _size(sources: Sequence[Source]) -> int:
-    return sum(source.path.stat().st_size for source in sources)
+    try:
+        return sum(source.path.stat().st_size for source in sources)
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename}: {error.strerror}") from error

@@ -10,11 +10,15 @@ its place and renamed into it, so it is either absent or whole.
 """
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, read_tokenizer, sha256_of
+from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, encodable, read_tokenizer, sha256_of
 from raytrain.errors import UserError
 
 SPLITS = ("train", "val")
@@ -30,6 +34,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
 _VERSION = 1
+_LOCK, _REPLACED = ".lock", ".replaced"
+_STALE_SECONDS = 60.0  # after which a temporary folder without its lock is nobody's
 _BATCH_CHARACTERS = 1 << 20  # documents are encoded together up to this
 
 
@@ -90,8 +96,11 @@ class SplitWriter:
         self._shards: list[Shard] = []
         self._file: BinaryIO | None = None
         self.documents = self.tokens = self.bytes = 0
+        self.replaced = 0  # characters that cannot be encoded, or that would end their document
 
     def add(self, text: str) -> None:
+        text, replaced = encodable(text, self._tokenizer.reserved)
+        self.replaced += replaced
         self._waiting.append(text)
         self._waiting_characters += len(text)
         if self._waiting_characters >= _BATCH_CHARACTERS:
@@ -102,12 +111,21 @@ class SplitWriter:
         self._encode()
         self._end_shard()
         if not self.documents:
-            raise UserError(f"No document is for {self._split}: give more documents or another --val_fraction")
+            raise UserError(
+                f"No document is for {self._split}: give more documents or another --val_fraction. Plain text is cut "
+                "into several, a line of JSON or a row of Parquet is one whatever its length"
+            )
         return Split(self.documents, self.tokens, self.bytes, tuple(self._shards))
 
     def _encode(self) -> None:
         end = np.array([self._tokenizer.end_of_document], self._dtype)
-        pieces = [piece for ids in self._tokenizer.encode_batch(self._waiting) for piece in (ids, end)]
+        encoded = self._tokenizer.encode_batch(self._waiting)
+        if any((ids == end).any() for ids in encoded):
+            raise UserError(
+                f"The tokenizer {self._tokenizer.name} makes its end-of-document token of plain text, so documents "
+                "would end where they do not; use another"
+            )
+        pieces = [piece for ids in encoded for piece in (ids, end)]
         if pieces:
             self._write(np.concatenate(pieces).astype(self._dtype))
         self.documents += len(self._waiting)
@@ -157,17 +175,23 @@ def write_manifest(folder: Path, tokenizer: Tokenizer, train: Split, val: Split)
 def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends, by one rename, and vanishes if the block fails.
 
-    `overwrite` replaces a prepared folder, and nothing else. Raises FolderExists for a `target` that is there and not
-    empty, before the block and, if another process was quicker, after it; UserError if it cannot be written.
+    What killed processes have left beside `target` is removed first. `overwrite` replaces a prepared folder, and
+    nothing else. Raises FolderExists for a `target` that is there and not empty, before the block and, if another
+    process was quicker, after it; UserError if it cannot be written.
     """
     target = Path(os.path.abspath(target))
-    _check_free(target, overwrite)
     name = f".{target.name}.{secrets.token_hex(4)}"
-    temporary, replaced = target.with_name(name), target.with_name(f"{name}.replaced")
+    temporary, replaced = target.with_name(name), target.with_name(f"{name}{_REPLACED}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
+        _remove_stale(target)
         _check_free(target, overwrite)
+        temporary.mkdir(parents=True)
+        with (temporary / _LOCK).open("wb") as lock:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield temporary
+            _check_free(target, overwrite)
+            (temporary / _LOCK).unlink()
         if overwrite and target.exists():
             target.rename(replaced)
         try:
@@ -180,6 +204,30 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise UserError(f"Cannot write {target}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove the temporary folders of processes that were killed; what one had moved away to replace it comes back."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if not re.fullmatch(rf"[0-9a-f]{{8}}({re.escape(_REPLACED)})?", folder.name[len(target.name) + 2 :]):
+            continue
+        with contextlib.suppress(OSError):  # another process removes it, or it is another user's
+            if folder.name.endswith(_REPLACED):
+                shutil.rmtree(folder) if target.exists() else folder.rename(target)
+            elif not _is_in_use(folder):
+                shutil.rmtree(folder)
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Whether the process that makes `folder` is alive: it holds the lock in it, once it has made that."""
+    try:
+        with (folder / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return time.time() - folder.stat().st_mtime < _STALE_SECONDS
+    except BlockingIOError:
+        return True
 
 
 def _check_free(target: Path, overwrite: bool) -> None:

@@ -1,6 +1,7 @@
 """Text to token ids and back: bytes, or a Hugging Face tokenizer, trained here or given as a `tokenizer.json`."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,12 +16,17 @@ END_OF_DOCUMENT = "<|endoftext|>"
 _END_NAMES = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[SEP]")
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
 class Tokenizer(Protocol):
     """What every tokenizer has. `name` is a function of what it does, so equal names encode alike."""
 
     name: str
     vocab_size: int
     end_of_document: int
+    reserved: str  # characters that no document may hold, since they would end it
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each text, unsigned, (tokens of that text,); no end-of-document id."""
@@ -33,11 +39,12 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """A token is a byte of UTF-8, V = 256. Byte 0, which text does not hold, ends a document."""
+    """A token is a byte of UTF-8, V = 256. Byte 0, which hardly any text holds, ends a document."""
 
     name = "bytes"
     vocab_size = 256
     end_of_document = 0
+    reserved = "\0"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
@@ -53,9 +60,11 @@ class JsonTokenizer:
     """A Hugging Face tokenizer, from the content of a `tokenizer.json`.
 
     Used as it is, but for truncation, padding and the special tokens that its post-processor would add: switched off.
-    The text of a special token (`<|endoftext|>`) inside a document becomes that token.
+    The text of a special token (`<|endoftext|>`) inside a document is text as any other: no document ends there.
     Raises UserError for content that is no tokenizer and for one without an end-of-document token.
     """
+
+    reserved = ""
 
     def __init__(self, content: str) -> None:
         try:
@@ -68,10 +77,12 @@ class JsonTokenizer:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values())  # ids may have gaps, so their number is not enough
         self.name = f"{type(self._tokenizer.model).__name__.lower()}-{self.vocab_size}-{sha256_of(content)[:8]}"
-        ends = [vocabulary[name] for name in _END_NAMES if name in vocabulary]
+        ends = [name for name in _END_NAMES if name in vocabulary]
         if not ends:
             raise UserError(f"The tokenizer has no end-of-document token; it needs one of {', '.join(_END_NAMES)}")
-        self.end_of_document = ends[0]
+        self.end_of_document = vocabulary[ends[0]]
+        self._tokenizer.add_special_tokens([ends[0]])  # some files have it as a plain token, which any text can spell
+        self._tokenizer.encode_special_tokens = True  # as text
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -114,6 +125,19 @@ def read_tokenizer(path: Path) -> JsonTokenizer:
         raise UserError(f"Cannot read the tokenizer {path}: {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def encodable(text: str, reserved: str) -> tuple[str, int]:
+    """`text` with U+FFFD for each lone surrogate and each of the `reserved` characters, and how many there were."""
+    replaced = 0
+    try:
+        text.encode()  # far faster than to look for surrogates
+    except UnicodeEncodeError:
+        text, replaced = _SURROGATES.subn(_REPLACEMENT, text)
+    for character in reserved:
+        replaced += text.count(character)
+        text = text.replace(character, _REPLACEMENT)
+    return text, replaced
 
 
 def sha256_of(content: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from raytrain.data.dataset import Dataset, Tokens
 from raytrain.data.loader import check_vocabulary, validation_windows
+from raytrain.errors import UserError
 from raytrain.rundir.cache import kept
 
 COUNTED = 1 << 24  # training tokens that frequencies are counted over, at most: 0.1 s
@@ -22,13 +23,15 @@ def unigram_loss(dataset: Dataset, block_size: int, eval_tokens: int, vocab_size
     """
     key = {"data": dataset.fingerprint, "block_size": block_size, "eval_tokens": eval_tokens, "vocab_size": vocab_size}
     key |= {"counted": COUNTED, "smoothing": SMOOTHING}
-    loss = kept("unigram", key)
+    loss = None
+    with contextlib.suppress(UserError):  # no cache, or one that others write to
+        loss = kept("unigram", key)
     if loss is None:
         starts = validation_windows(dataset.val, block_size, max(1, eval_tokens // block_size))
         targets = counts(dataset.val, starts + 1, block_size, vocab_size)
         trained = training_counts(dataset.train, vocab_size)
         loss = cross_entropy(trained, targets)
-        with contextlib.suppress(OSError):  # what cannot be kept is computed again
+        with contextlib.suppress(OSError, UserError):  # what cannot be kept is computed again
             kept("unigram", key, loss)
     return loss
 

@@ -18,7 +18,7 @@ from raytrain.config.run import AUTO, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.data.eval_data import open_eval_data
-from raytrain.errors import UserError, unknown_value
+from raytrain.errors import UserError, shown, unknown_value
 from raytrain.sweep.design import SAMPLED
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.halving import Halving
@@ -28,6 +28,9 @@ from raytrain.sweep.space import Space, expand, load_space, read_space
 
 SCHEDULERS = ("none", "halving")
 _EVALUATIONS = 2  # of a trial, where nobody says: at half of its steps, and at the end
+_MOST = {"seeds": 1000, "trials": 100_000}  # else, 2^31
+_MOST_RUNS = 100_000  # distinct models times seeds
+_MOST_BUDGETS = 100
 _LEAST = {
     "max_trials": 1,
     "trials": 1,
@@ -114,9 +117,14 @@ def plan(
     def resolve_trial(values: Mapping[str, Any]) -> TrainConfig:
         return runs.resolve(values).replace(max_iters=None, tokens=None, flops=float(budget), rungs=rungs)
 
+    expansion = expand(the_space, resolve_trial)
+    if (runs_in_all := len(expansion.candidates) * seeds) > _MOST_RUNS:
+        raise UserError(
+            f"The sweep has {runs_in_all:,} trials, and may have {_MOST_RUNS:,}: take fewer seeds or levels"
+        )
     return make_plan(
         the_space,
-        expand(the_space, resolve_trial),
+        expansion,
         budget_flops=round(budget),
         scale=baseline.scale,
         seeds=seeds,
@@ -154,7 +162,7 @@ class _Runs:
         """The run of a point's `values`, without rungs. Raises UserError for one that cannot be."""
         data = str(values.get("data", self.given.get("data", STDLIB)))
         shared = [(layer, {name: v for name, v in own.items() if name != "rungs"}) for layer, own in self.layers]
-        config, _ = resolve([*shared, ("space", values)], data_vocab_size=_vocab_size(data))
+        config, _ = resolve([*shared, ("space", values)], **_vocabulary(data))
         ranks = self.request.gpus_per_trial or self.request.workers_per_trial or 1
         config.check_ranks(self.space.workers(config.flat()) or ranks)
         if "checkpoint_interval" not in self.given:  # a sweep keeps no checkpoints unless it is asked to
@@ -176,7 +184,7 @@ def _absolute(place: str) -> str:
     return place if place == STDLIB else str(Path(place).absolute())
 
 
-_vocab_size = functools.cache(lambda data: open_dataset(data).vocab_size)
+_vocabulary = functools.cache(lambda data: open_dataset(data).vocabulary)
 _eval_data = functools.cache(open_eval_data)
 
 
@@ -227,9 +235,11 @@ def _check_counts(given: Mapping[str, Any]) -> None:
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{name} ({value!r}) must be a whole number")
+            raise UserError(f"{name} ({shown(value)}) must be a whole number")
         if value < _LEAST[name]:
-            raise UserError(f"{name} ({value}) must be {_LEAST[name]} or more")
+            raise UserError(f"{name} ({shown(value)}) must be {_LEAST[name]} or more")
+        if value > _MOST.get(name, 2**31):
+            raise UserError(f"{name} ({shown(value)}) must be {_MOST.get(name, 2**31):,} or less")
 
 
 def _check_options(
@@ -248,8 +258,10 @@ def _check_options(
         raise UserError(f"max_trials ({max_trials}) cannot be combined with design {design}; give trials instead")
     if (request.trials_per_gpu or 1) > 1 and request.gpus_per_trial not in (None, 1):
         raise UserError(f"trials_per_gpu ({request.trials_per_gpu}) shares one GPU; gpus_per_trial must be 1 then")
+    if len(frontier_budgets) > _MOST_BUDGETS:
+        raise UserError(f"frontier_budgets has {len(frontier_budgets):,} values, and may have {_MOST_BUDGETS}")
     if any(not isinstance(multiple, int | float) or not 0 < multiple < math.inf for multiple in frontier_budgets):
-        raise UserError(f"frontier_budgets ({frontier_budgets}) must be above 0 and finite, as multiples")
+        raise UserError(f"frontier_budgets ({shown(frontier_budgets)}) must be above 0 and finite, as multiples")
     for name, value, allowed in (("reference", reference, PRESETS), ("scheduler", scheduler, SCHEDULERS)):
         if value not in allowed:
             raise unknown_value(name, value, allowed)

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain.data.corpora import Source, find_sources, in_validation, read_documents, stdlib_sources
+from raytrain.data import documents
+from raytrain.data.corpora import Source, find_sources, in_validation, stdlib_sources
+from raytrain.data.documents import read_documents
 from raytrain.errors import UserError
 
 # Lines, quotes, several scripts, an astral character, and a text longer than any read block.
@@ -74,7 +76,7 @@ def test_a_long_text_is_cut_at_line_ends_the_same_way_however_it_is_read(tmp_pat
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= 65536
     assert all(piece.endswith("\n") for piece in pieces)
-    monkeypatch.setattr("raytrain.data.corpora._READ_BYTES", 1001)
+    monkeypatch.setattr("raytrain.data.documents._READ_BYTES", 1001)
     assert read(tmp_path / "a.txt", "text") == pieces
 
 
@@ -113,6 +115,173 @@ def test_sources_are_found_by_path_folder_and_glob_and_their_keys_do_not_hang_on
     assert find_sources([folder + "/b.txt"], "jsonl")[0].format == "jsonl"
     (tmp_path / "x").rename(tmp_path / "y")
     assert [source.key for source in find_sources([str(tmp_path / "y")])] == [source.key for source in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("A.JSONL", "jsonl"),
+        ("a.Json.GZ", "jsonl"),
+        ("a.jsonl.zst", "jsonl"),
+        ("a.ndjson.bz2", "jsonl"),
+        ("a.jsonlines.lz4", "jsonl"),
+        ("A.PARQUET", "parquet"),
+        ("a.parq", "parquet"),
+        ("a.TXT.GZ", "text"),
+        ("a.v2.txt", "text"),
+        ("readme", "text"),
+    ],
+)
+def test_the_ending_gives_the_format_in_either_case(tmp_path, name, format):
+    """Catches JSON lines that are trained on as raw text, with their braces and keys."""
+    rows = [{"text": "x"}, {"text": "y"}]
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        plain = "".join(json.dumps(row) + "\n" for row in rows) if format == "jsonl" else "xy"
+        kind = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}.get(Path(name).suffix.lower())
+        with pa.output_stream(str(tmp_path / name), compression=kind) as stream:
+            stream.write(plain.encode())
+    (source,) = find_sources([str(tmp_path)])
+    assert source.format == format
+    assert "".join(text for texts, _ in read_documents(source, "text") for text in texts) == "xy"
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.jsonl.XZ", "a.tgz", "a.7z"])
+def test_an_archive_is_refused(tmp_path, name):
+    """Catches a tar file whose headers and padding are trained on as text."""
+    (tmp_path / name).write_text("plain")
+    for named in (tmp_path / name, tmp_path):
+        with pytest.raises(UserError, match=rf"{name} is an archive, or compressed in a way that is not read"):
+            find_sources([str(named)])
+    write_jsonl(tmp_path / "b.jsonl", [])
+    assert [source.key for source in find_sources([str(tmp_path)], "jsonl")] == ["b.jsonl"]
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+    """Catches documents behind a link that are left out, read twice, or for ever where a link leads back."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data / "real", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / f"{folder.name}.txt").write_text(folder.name)
+    (data / "a_link").symlink_to(elsewhere)
+    (data / "b_link").symlink_to(elsewhere)
+    (data / "back").symlink_to(data)
+    (data / "real" / "up").symlink_to("..")
+    (data / "another_name.txt").symlink_to(data / "real" / "real.txt")
+    assert [source.key for source in find_sources([str(data)])] == ["a_link/elsewhere.txt", "real/real.txt"]
+
+
+def test_what_leads_nowhere_is_named(tmp_path):
+    """Catches a dangling link that is called a write error, and a pipe on which reading waits for ever."""
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "moved.txt")
+    for named in (tmp_path, tmp_path / "gone.txt", tmp_path / "*.txt"):
+        with pytest.raises(UserError, match=r"gone\.txt is a link to .*moved\.txt, which is not there"):
+            find_sources([str(named)])
+    (tmp_path / "gone.txt").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe is neither a file nor a folder"):
+        find_sources([str(tmp_path)])
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    """Catches a file of an older system that ends the reading of a whole folder."""
+    for name in (b"caf\xe9.txt", b"caf\xe9.jsonl.gz", b"caf\xe9.parquet"):
+        path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+        if name.endswith(b"parquet"):
+            with path.open("wb") as file:
+                pq.write_table(pa.table({"text": ["x"]}), file)
+        else:
+            path.write_bytes(gzip.compress(b'{"text": "x"}') if name.endswith(b"gz") else b"x")
+    found = find_sources([str(tmp_path)])
+    assert [text for source in found for texts, _ in read_documents(source, "text") for text in texts] == ["x"] * 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a", None, "b"]).dictionary_encode(),
+        pa.array(["a", None, "b"], pa.large_string()),
+        pa.array(["a", None, "b"], pa.string_view()),
+        pa.array([b"a", None, b"b"]),
+        pa.array([b"a", None, b"b"], pa.binary_view()),
+        pa.array([b"a", None, b"b"], pa.binary(1)),
+        pa.array([b"a", None, b"b"]).dictionary_encode(),
+    ],
+    ids=lambda values: str(values.type).replace(" ", ""),
+)
+def test_every_type_that_holds_text_is_read(tmp_path, values):
+    """Catches a column of pandas categories, or of another writer's types, that is called no text."""
+    pq.write_table(pa.table({"text": values, "other": [1, 2, 3]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", "parquet") == ["a", None, "b"]
+
+
+def test_a_column_of_nulls_has_no_documents(tmp_path):
+    """Catches one part of a data set, whose texts are all null, that stops the reading of the others."""
+    pq.write_table(pa.table({"text": pa.nulls(2)}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", "parquet") == [None, None]
+
+
+def test_a_nested_column(tmp_path):
+    """Catches `doc.text` not found in a struct, a null struct that loses its row, and a name with a dot of its own."""
+    rows = [{"doc": {"text": "a", "in": {"most": "x"}}}, {"doc": None}, {"doc": {"text": None, "in": None}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    for format in ("parquet", "jsonl"):
+        assert read(tmp_path / f"a.{format}", format, "doc.text") == ["a", None, None]
+        assert read(tmp_path / f"a.{format}", format, "doc.in.most") == ["x", None, None]
+    pq.write_table(pa.table({"doc.text": ["flat"]}), tmp_path / "b.parquet")
+    write_jsonl(tmp_path / "b.jsonl", [{"doc.text": "flat"}])
+    for format in ("parquet", "jsonl"):
+        assert read(tmp_path / f"b.{format}", format, "doc.text") == ["flat"]
+    with pytest.raises(UserError, match=r"Column doc .*holds struct.*name a field of it, as doc\.text"):
+        read(tmp_path / "a.parquet", "parquet", "doc")
+    with pytest.raises(UserError, match=r"Unknown field of column doc .*'txt'.* Did you mean text\?"):
+        read(tmp_path / "a.parquet", "parquet", "doc.txt")
+
+
+def test_lone_surrogates_come_through_every_reader(tmp_path):
+    """Catches one half of a pair, escaped or as bytes, that stops the reading of a file of millions of documents."""
+    rows = ["a", "b\ud800c", "\U0001f600 d", None]
+    as_bytes = [None if row is None else row.encode("utf-8", "surrogatepass") for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (tmp_path / "b.jsonl").write_bytes(b"".join(b'{"text": "%s"}\n' % row for row in as_bytes if row is not None))
+    pq.write_table(pa.table({"text": pa.array(as_bytes)}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_bytes(b"".join(row for row in as_bytes if row is not None))
+    assert read(tmp_path / "a.jsonl", "jsonl") == rows
+    assert read(tmp_path / "b.jsonl", "jsonl") == rows[:3]
+    assert read(tmp_path / "a.parquet", "parquet") == rows
+    assert read(tmp_path / "a.txt", "text") == ["".join(rows[:3])]
+
+
+def test_a_line_without_end_is_bounded(tmp_path, monkeypatch):
+    """Catches a compressed file of one endless line that is copied again for each block, until memory is full."""
+    monkeypatch.setattr(documents, "_LINE_BYTES", 3_000_000)
+    monkeypatch.setattr(documents, "_READ_BYTES", 100_000)
+    line = json.dumps({"text": "a" * 2_900_000})
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(f"{line}\n{line}".encode()))
+    assert [len(text) for text in read(tmp_path / "a.jsonl.gz", "jsonl")] == [2_900_000] * 2
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * 50_000_000))
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz has a line above 3,000,000 bytes"):
+        read(tmp_path / "a.jsonl.gz", "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": 3}', "document 3 has 3 as text, not a string"),
+        ('["text"]', r"document 3 is \['text'\], not an object with 'text'"),
+        ("[" * 5000, "document 3 "),
+        ('{"text": ' + "9" * 5000 + "}", "document 3"),
+    ],
+)
+def test_the_line_that_cannot_be_read_is_named(tmp_path, line, words):
+    """Catches a traceback for nesting or digits without end, and an error that does not name the line."""
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{{"text": "b"}}\n{line}\n')
+    with pytest.raises(UserError, match=words) as error:
+        read(tmp_path / "a.jsonl", "jsonl")
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("name", ["nothing.txt", "*.none", "empty"])

@@ -1,4 +1,5 @@
 import concurrent.futures
+import json
 import multiprocessing
 import os
 import pickle
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raytrain.data import Tokens, open_dataset
+from raytrain.data import Tokens, check, open_dataset
 from raytrain.data.corpora import in_validation, stdlib_sources
 from raytrain.data.dataset import locate
 from raytrain.data.prepare import prepare
@@ -72,7 +73,7 @@ def test_processes_that_make_the_default_corpus_at_once_all_succeed(tmp_path):
         results = [pool.submit(_open_in, str(tmp_path), barrier) for _ in range(2)]
         fingerprints = {result.result() for result in results}
     assert fingerprints == {open_dataset("stdlib").fingerprint}
-    assert len(list(tmp_path.iterdir())) == 1
+    assert sorted(path.name[:10] for path in tmp_path.iterdir()) == ["checked", "stdlib-v1-"]
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
@@ -83,11 +84,88 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
         open_dataset("stdlib")
 
 
-def write_nanogpt(folder: Path, train: np.ndarray, val: np.ndarray) -> Path:
+def write_nanogpt(folder: Path, train: np.ndarray, val: np.ndarray, dtype: str = "<u2") -> Path:
     folder.mkdir(exist_ok=True)
-    train.astype("<u2").tofile(folder / "train.bin")
-    val.astype("<u2").tofile(folder / "val.bin")
+    train.astype(dtype).tofile(folder / "train.bin")
+    val.astype(dtype).tofile(folder / "val.bin")
     return folder
+
+
+@pytest.mark.parametrize("vocabulary", [2, 65, 50257, 128_256, 262_144])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_both_widths_of_nanogpt_s_files_are_told_apart(tmp_path, vocabulary, dtype):
+    """Catches uint32 tokens read as uint16: twice as many, every other one 0 (or 1, 2, 3), and nothing says so."""
+    vocabulary = min(vocabulary, 65536) if dtype == "<u2" else vocabulary
+    rng = np.random.default_rng(vocabulary)
+    train, val = rng.integers(0, vocabulary, 40_001), rng.integers(0, vocabulary, 2000)
+    dataset = open_dataset(str(write_nanogpt(tmp_path / "data", train, val, dtype)))
+    assert (len(dataset.train), len(dataset.val)) == (40_001, 2000)
+    assert np.array_equal(dataset.train.read(np.array([0]), 40_001)[0], train)
+    assert np.array_equal(dataset.val.read(np.array([0]), 2000)[0], val)
+    assert dataset.largest_token == max(train.max(), val.max())
+
+
+def test_files_of_two_widths_and_of_other_formats_are_refused(tmp_path):
+    """Catches one split read as what the other is, and a header that is trained on as tokens."""
+    tokens = np.arange(300, 1300)
+    folder = write_nanogpt(tmp_path / "data", tokens, tokens)
+    tokens.astype("<u4").tofile(folder / "val.bin")
+    with pytest.raises(UserError, match=r"hold different types \(train\.bin uint16 and val\.bin uint32\)"):
+        open_dataset(str(folder))
+    (folder / "val.bin").write_bytes(np.array([20240520, 1, 1000], "<i4").tobytes() + bytes(1012) + bytes(2000))
+    with pytest.raises(UserError, match=r"val\.bin begins with the header of another format"):
+        open_dataset(str(folder))
+
+
+def _prepared(tmp_path: Path) -> Path:
+    prepare(stdlib_sources()[:40], tmp_path / "out", val_fraction=0.5, shard_tokens=100_000)
+    return tmp_path / "out"
+
+
+def _with_other_bytes(path: Path, keep_times: bool) -> None:
+    facts, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(reversed(content)))
+    if keep_times:
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_changed_tokens_are_found_also_after_the_data_was_read(tmp_path, keep_times):
+    """Catches tokens that are not those of the fingerprint: same size, and even the same time of change."""
+    folder = _prepared(tmp_path)
+    open_dataset(str(folder))
+    shard = sorted(folder.glob("train-*.bin"))[1]
+    _with_other_bytes(shard, keep_times)
+    with pytest.raises(UserError, match=rf"shard .*{shard.name} is damaged \(its sha256 is not its manifest's\)"):
+        open_dataset(str(folder))
+
+
+def test_each_file_is_read_whole_once(tmp_path, monkeypatch):
+    """Catches a sweep whose every trial hashes all its data again; a damaged cache only costs another reading."""
+    folder = _prepared(tmp_path)
+    read: list[str] = []
+    real = check._read
+    monkeypatch.setattr(check, "_read", lambda path, dtype: read.append(path.name) or real(path, dtype))
+    names = sorted(path.name for path in folder.glob("*.bin"))
+    for _ in range(3):
+        open_dataset(str(folder))
+    assert sorted(read) == names
+    os.utime(folder / names[0], ns=(1, 1))
+    open_dataset(str(folder))
+    assert sorted(read) == sorted([*names, names[0]])
+    for path in Path(os.environ["RAYTRAIN_CACHE"], "checked").glob("*.json"):
+        path.write_text("[")
+    open_dataset(str(folder))
+    assert len(read) == 2 * len(names) + 1
+
+
+def test_a_manifest_with_a_smaller_vocabulary_is_damaged(tmp_path):
+    """Catches ids that index past the embedding of every model made for this data."""
+    folder = _prepared(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"vocab_size": 100}))
+    with pytest.raises(UserError, match=r"its vocab_size is 100, but the shards hold token \d+"):
+        open_dataset(str(folder))
 
 
 def test_nanogpt_files_are_read_as_they_are(tmp_path):

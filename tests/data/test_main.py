@@ -31,7 +31,7 @@ def test_info_of_nanogpt_says_what_is_unknown(tmp_path, capsys):
     for split in ("train", "val"):
         np.arange(1000, dtype="<u2").tofile(tmp_path / f"{split}.bin")
     assert main(["info", str(tmp_path)]) == 0
-    assert "vocabulary and bytes per token unknown" in capsys.readouterr().out
+    assert "uint16, largest token 999: vocabulary and text unknown" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):

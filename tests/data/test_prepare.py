@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,8 @@ import pytest
 from raytrain.data import Tokens, open_dataset
 from raytrain.data.corpora import find_sources, in_validation, stdlib_sources
 from raytrain.data.prepare import prepare
+from raytrain.data.shards import read_manifest
+from raytrain.data.tokenizer import train_bpe
 from raytrain.errors import UserError
 
 DOCUMENTS = [f"document {i}: né 漢字\n" + "word " * (i % 37) for i in range(400)]
@@ -153,3 +157,105 @@ def test_memory_is_bounded_whatever_the_size_of_the_file(tmp_path, format):
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out")]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert int(out.stdout) < size / 3
+
+
+def _prepared_tokens(folder: Path) -> list[int]:
+    dataset = open_dataset(str(folder))
+    return [token for split in (dataset.train, dataset.val) for token in all_of(split).tolist()]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "file"])
+def test_only_documents_ends_are_end_tokens(tmp_path, tokenizer):
+    """Catches text that holds the end of a document (a zero byte, `<|endoftext|>`): one document becomes several, and
+    the model learns an end that is none."""
+    texts = [f"document {i}: a zero \0 and <|endoftext|>, <|pad|> and </s>" for i in range(40)]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    if tokenizer == "file":  # as some publish it: the end is no special token there
+        learned = json.loads(train_bpe(texts, 300).to_json())
+        learned["added_tokens"] = [token | {"special": False} for token in learned["added_tokens"]]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(learned))
+        tokenizer = str(tmp_path / "tokenizer.json")
+    notes: list[str] = []
+    options = {"tokenizer": tokenizer, "val_fraction": 0.5, "on_note": notes.append}
+    prepare(find_sources([str(tmp_path / "a.jsonl")]), tmp_path / "out", **options)
+    dataset = open_dataset(str(tmp_path / "out"))
+    tokens = _prepared_tokens(tmp_path / "out")
+    assert tokens.count(dataset.tokenizer.end_of_document) == len(texts)
+    decoded = dataset.tokenizer.decode([t for t in tokens if t != dataset.tokenizer.end_of_document])
+    assert decoded.count("<|endoftext|>") == len(texts)
+    if tokenizer == "bytes":
+        assert decoded.count("\N{REPLACEMENT CHARACTER}") == len(texts)
+        assert notes == ["note: U+FFFD took the place of 40 characters (lone surrogates and U+0000)"]
+    else:
+        assert decoded.count("\0") == len(texts)
+        assert notes == []
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_lone_surrogates_are_replaced_and_counted(tmp_path, tokenizer):
+    """Catches one broken character among millions of documents that stops everything, or goes unnoticed."""
+    texts = [f"document {i} \ud83d broken" if i % 4 == 0 else f"document {i} \U0001f600" for i in range(40)]
+    write_jsonl(tmp_path / "a.jsonl", texts)
+    notes: list[str] = []
+    options = {"tokenizer": tokenizer, "val_fraction": 0.5, "on_note": notes.append}
+    manifest = prepare(find_sources([str(tmp_path / "a.jsonl")]), tmp_path / "out", **options)
+    assert len(notes) == 1
+    assert "place of 10 characters (lone surrogates" in notes[0]
+    whole = "".join(texts).replace("\ud83d", "\N{REPLACEMENT CHARACTER}")
+    assert manifest.train.bytes + manifest.val.bytes == len(whole.encode())
+
+
+def test_one_long_document_says_how_it_can_be_split(tmp_path):
+    """Catches a line that blames --val_fraction alone where no fraction of one document can help."""
+    write_jsonl(tmp_path / "a.jsonl", ["a long text\n" * 100_000])
+    with pytest.raises(UserError, match=r"No document is for (val|train): .*Plain text is cut into several"):
+        prepare(find_sources([str(tmp_path / "a.jsonl")]), tmp_path / "out")
+    (tmp_path / "a.txt").write_text("a long text\n" * 100_000)
+    manifest = prepare(find_sources([str(tmp_path / "a.txt")]), tmp_path / "out")
+    assert manifest.val.documents > 0
+
+
+KILLED = """
+import os, signal, sys
+from raytrain.data import __main__, prepare
+def die(*args):
+    print("half made", flush=True)
+    signal.pause()
+prepare.write_manifest = die
+sys.exit(__main__.main(["prepare", sys.argv[1], "--out", sys.argv[2], *sys.argv[3:]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_preparation_leaves_no_hidden_folder(tmp_path, number, overwrite):
+    """Catches hidden folders of many GB that pile up beside the data; after SIGKILL the next preparation removes them,
+    but never one that another process is making."""
+    source, out = tmp_path / "a.jsonl", tmp_path / "made" / "out"
+    write_jsonl(source, DOCUMENTS)
+    if overwrite:
+        prepare(find_sources([str(source)]), out)
+    command = [sys.executable, "-c", KILLED, str(source), str(out), *(["--overwrite"] if overwrite else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"half made\n"
+        prepare(find_sources([str(source)]), out, overwrite=overwrite)  # while the other one is at work
+        assert len(list(out.parent.iterdir())) == 2
+        process.send_signal(number)
+        process.wait()
+    if number == signal.SIGKILL:
+        prepare(find_sources([str(source)]), out, overwrite=True)
+    assert list(out.parent.iterdir()) == [out]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(number, 128 + number)
+
+
+def test_what_a_killed_process_moved_away_comes_back(tmp_path):
+    """Catches data that is lost where a preparation was killed between its two renames."""
+    write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
+    sources, out = find_sources([str(tmp_path / "a.jsonl")]), tmp_path / "made" / "out"
+    made = prepare(sources, out)
+    out.rename(out.with_name(".out.0123abcd.replaced"))
+    with pytest.raises(UserError, match="exists"):
+        prepare(sources, out)
+    assert read_manifest(out) == made
+    assert list(out.parent.iterdir()) == [out]
