@@ -22,7 +22,7 @@ def list_presets() -> dict[str, str]:
 def preset_table(scale: str = "124m") -> list[dict[str, Any]]:
     """A row a preset: preset, name, the axes, parameters, flops_per_token (training), attention_ffn_ratio, note.
 
-    `custom`, whose axes are yours to say, has a name and a note alone. Raises UserError for an unknown `scale`.
+    `custom`, whose axes the user gives, has only a name and a note. Raises UserError for an unknown `scale`.
     """
     if scale not in SCALES:
         raise unknown_value("scale", scale, SCALES)

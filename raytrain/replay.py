@@ -1,4 +1,4 @@
-"""`python -m raytrain.replay TABLE --design ... --scheduler ...`: what another design would have found, and cost.
+"""`python -m raytrain.replay TABLE --design ... --scheduler ...`: the winner of another design, and its cost.
 
 TABLE is a Parquet file, or a study's folder; `--export STUDY TABLE` writes the file.
 """
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--scheduler", default="none", help=f"{', '.join(SCHEDULERS)} [none]")
     parser.add_argument(
-        "--factor", type=int, default=4, help="halving: one trial of this many goes on after a rung [4]"
+        "--factor", type=int, default=4, help="halving: one trial in this many is promoted at a rung [4]"
     )
     parser.add_argument("--replays", type=int, default=1000, help="[1000]")
     parser.add_argument("--seed", type=int, default=0, help="seeds the designs and the draws [0]")
@@ -43,11 +43,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     if flags["scheduler"] not in SCHEDULERS:
         raise unknown_value("scheduler", flags["scheduler"], SCHEDULERS)
-    found = dataclasses.asdict(replay(read_record(table), **flags))
+    outcome = dataclasses.asdict(replay(read_record(table), **flags))
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(outcome))
         return
-    for name, value in found.items():
+    for name, value in outcome.items():
         print(f"{name:24}{_text(name, value)}")
 
 

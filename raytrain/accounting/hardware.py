@@ -5,9 +5,10 @@ sparsity, which a dense model does not use, twice the dense one; in fp8 twice th
 B200 is its fp8 dense peak (or bf16 with sparsity); its bf16 dense peak is 2,250, and an MFU of bf16 training over 4,500
 would read half of what it is.
 
-A device name is known only if *every* word of it is: the words that a row needs, and otherwise those that say nothing
-about speed on that part. So a variant that is slower under almost the same name (a MIG slice, a Laptop part, an
-"RTX 4090 D", an "RTX A1000") has no peak here rather than its neighbour's. For such a device give the peak by hand.
+A device name is known only if *every* word of it is: the words that a row needs, and otherwise those that carry no
+information about speed on that part. So a variant that is slower under almost the same name (a MIG slice, a Laptop
+part, an "RTX 4090 D", an "RTX A1000") has no peak here rather than its neighbour's. For such a device give the peak by
+hand.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ _VENDOR_WORDS = frozenset({"NVIDIA", "TESLA", "AMD"})
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One device part: the words of its name, its dense peaks in TFLOP/s by dtype, and the page that says so."""
+    """One device part: the words of its name, its dense peaks in TFLOP/s by dtype, and the page that states them."""
 
     needs: frozenset[str]
     may_have: frozenset[str]
@@ -85,7 +86,7 @@ PARTS = (
     _part("A100", _A100, may_have="SXM4 PCIE 40GB 80GB", fp32=19.5, tf32=156, bf16=312),
     _part("A10G", "https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf",
           fp32=35, tf32=35, bf16=70),
-    # Hopper. The name of the SXM5 part says HBM3 rather than SXM.
+    # Hopper. The name of the SXM5 part has HBM3 rather than SXM.
     _part("H100 HBM3", _H100, may_have="80GB", fp32=67, tf32=494.5, bf16=989, fp8=1979),
     _part("H100 PCIE", _H100, may_have="80GB", fp32=51, tf32=378, bf16=756, fp8=1513),
     _part("H100 NVL", _H100, fp32=60, tf32=417.5, bf16=835.5, fp8=1671),

@@ -24,8 +24,8 @@ class Level:
     """One value of an axis, and all facts about it.
 
     part        what it is called in an architecture's name; "" leaves it out
-    make        what builds it, for axes that have a place in the model or the training (the module of that kind says
-                what it is called with), or "module:name" of it, so that a process without torch can read this
+    make        what builds it, for axes that have a place in the model or the training (the module of that kind
+                documents its arguments), or "module:name" of it, so that a process without torch can read this
     layer_hook  a `model.hooks.LayerHook` of each layer; `model_hook` a `ModelHook` of the whole model
     parameters  of a norm: how many one of a given width has
     per_model   the parts that the model has once, of (architecture, span)

@@ -14,7 +14,7 @@ from raytrain.architecture import SCALES, Architecture, divisors_near
 from raytrain.axes import RUN_AXES
 from raytrain.errors import UserError, unknown_value
 
-DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, where nobody says
+DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, by default
 RUNG_TOLERANCE = 0.001  # of its FLOPs, within which a trial must stop at a rung
 AUTO = "auto"
 FP8_MULTIPLE = 16  # of which kernels for fp8 take every side of a product
@@ -44,7 +44,7 @@ class TrainConfig:
 
     global_batch: int = _field(8192, "tokens per optimizer step, over all ranks and micro-batches")
     micro_batch: int | str | None = _field(
-        None, "sequences per rank and forward pass; none: a usual number; auto: the fastest that fits, found by trying"
+        None, "sequences per rank and forward pass; none: a usual number; auto: the fastest that fits, by trying"
     )
     learning_rate: float = _field(1e-3, "peak learning rate")
     min_lr_fraction: float = _field(0.1, "learning rate at the end, as a fraction of the peak")
@@ -73,7 +73,7 @@ class TrainConfig:
     )
     peak_tflops: float | None = _field(None, "dense peak of one device for MFU, in TFLOP/s, where it is not known")
 
-    eval_interval: int = _field(0, "steps between evaluations; 0: as many as evaluations says")
+    eval_interval: int = _field(0, "steps between evaluations; 0: as many as evaluations gives")
     evaluations: int = _field(5, "evaluations in a run, evenly spaced, where eval_interval is 0 (2 in a sweep)")
     eval_tokens: int = _field(65536, "validation tokens of each evaluation, always the same ones")
     log_interval: int = _field(10, "steps between log lines")
@@ -183,7 +183,7 @@ class TrainConfig:
             raise UserError(f"rung_decay ({self.rung_decay}) must be from 0 to 1")
         if self.rung_decay and self.schedule != "wsd":
             raise UserError(
-                f"rung_decay ({self.rung_decay}) goes with schedule wsd: {self.schedule} cannot go on after a decay"
+                f"rung_decay ({self.rung_decay}) goes with schedule wsd: {self.schedule} cannot continue after a decay"
             )
 
     def check_ranks(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Causal self-attention, with as many key/value heads as the architecture says (Ainslie et al., arXiv 2305.13245).
+"""Causal self-attention, with the architecture's number of key/value heads (Ainslie et al., arXiv 2305.13245).
 
 Letters in names: B batch, T sequence, D n_embd, H heads, K kv heads, N any number of heads, E head width.
 """

@@ -14,7 +14,7 @@ ROPE_THETA = 10_000.0  # Su et al., arXiv 2104.09864, section 3.3
 
 
 class Position(nn.Module):
-    """No position encoding: the causal mask alone tells places apart."""
+    """No position encoding: only the causal mask distinguishes places."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()

@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: two sublayers, each joined to the residual stream as `norm_position` says. (B, T, D) to (B, T, D).
+    """One layer: two sublayers, each joined to the residual stream by `norm_position`. (B, T, D) to (B, T, D).
 
     Takes and returns what blocks hand on, too: see `hooks.Carry`.
     """

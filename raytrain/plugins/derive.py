@@ -1,4 +1,4 @@
-"""What a plugin's level costs where it does not say: the whole model on the meta device, less what is declared."""
+"""What a plugin's level costs where it declares nothing: the whole model on the meta device, less what is declared."""
 
 import dataclasses
 import functools

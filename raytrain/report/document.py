@@ -66,7 +66,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """`name` is that of its files; `caption` says in words what it shows."""
+    """`name` is that of its files; `caption` describes what it shows."""
 
     name: str
     caption: str
@@ -214,11 +214,11 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     kinds = [' class="words"' if column in table.texts else "" for column in range(len(table.columns))]
     head = "".join(f'<th scope="col"{kind}>{_html(name)}</th>' for name, kind in zip(table.columns, kinds, strict=True))
     lines = []
-    is_wide = len(table.columns) > _NARROW  # then a row is a card on a phone, where each cell says what it is
-    said = [f' data-name="{_html(name)}"' if is_wide else "" for name in table.columns]
+    is_wide = len(table.columns) > _NARROW  # then a row is a card on a phone, where each cell names its column
+    names = [f' data-name="{_html(name)}"' if is_wide else "" for name in table.columns]
     for number in numbers:
         names = [name for name in ("marked", "kept") if number in getattr(table, name)]
-        row = zip(table.rows[number], kinds, said, strict=True)
+        row = zip(table.rows[number], kinds, names, strict=True)
         cells = "".join(f"<td{kind}{name}>{_html(_INTERVAL.sub(_unbroken, cell))}</td>" for cell, kind, name in row)
         lines.append(f'<tr class="{" ".join(names)}">{cells}</tr>' if names else f"<tr>{cells}</tr>")
     head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
@@ -229,8 +229,8 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
 _INTERVAL = re.compile(r"\([\d.]+ (to [\d.]+|or more)\)")
 
 
-def _unbroken(found: re.Match[str]) -> str:
-    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
+def _unbroken(match: re.Match[str]) -> str:
+    return match[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _box(title: str, content: str) -> str:

@@ -26,7 +26,7 @@ class JsonLog:
                     file.truncate(whole.rfind(b"\n") + 1)
 
     def write(self, report: Mapping[str, Any]) -> None:
-        """Append `report` as one line, and flush it. `time`, in Unix seconds, is now if the report does not say."""
+        """Append `report` as one line, and flush it. `time`, in Unix seconds, defaults to now."""
         line = json.dumps({"time": time.time(), **report})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -270,7 +270,8 @@ def fit_model(model: Model, runs: Sequence[Point], nuisance: Array | None = None
     """`model` less the pairs of axes that would hide a main effect, and its factorisation on `runs`.
 
     One-at-a-time runs keep no pair: they see each effect at the base of the other axes alone. A pair with an empty
-    cell, all of its trials diverged say, goes by itself. Where the runs are too few for the pairs together, all go.
+    cell, for instance because all its trials diverged, is dropped alone. Where the runs are too few for the pairs
+    together, all go.
     """
     main = model.without(model.pairs)
     mains = len(main.effects)

@@ -1,4 +1,4 @@
-"""Successive halving: who goes on at a rung. Pure, so that the engine and a replay decide alike."""
+"""Successive halving: which trials are promoted at a rung. Pure, so that the engine and a replay decide alike."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ def halve(scores: Mapping[str, float], keep: int) -> set[str]:
 
 
 def settled(scores: Mapping[str, float], waiting: int, keep: int) -> tuple[set[str], set[str]]:
-    """Who goes on and who stops for certain, with `waiting` more scores to come: what `halve` will say of them then.
+    """Which trials are sure to be promoted or stopped, with `waiting` more scores to come: as `halve` will decide.
 
     If every one of those is better, a trial moves down by `waiting` places; none moves up. So lanes have work before a
     rung is complete, and still no score of a rung decides by when it came.
@@ -26,7 +26,7 @@ def settled(scores: Mapping[str, float], waiting: int, keep: int) -> tuple[set[s
 
 
 def survivors(trials: int, rungs: int, factor: int = 4) -> list[int]:
-    """How many of `trials` go on after each of `rungs`: a `factor`-th part each time, rounded up.
+    """How many of `trials` are promoted at each of `rungs`: a `factor`-th part each time, rounded up.
 
     >>> survivors(64, 2)
     [16, 4]
@@ -46,7 +46,7 @@ def _order(scores: Mapping[str, float]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Successive halving: one trial of `factor` goes on after each of `rungs` (model FLOPs). `decay` is the part of a
+    """Successive halving: one trial in `factor` is promoted at each of `rungs` (model FLOPs). `decay` is the part of a
     rung's FLOPs that the branch takes after which it is scored."""
 
     factor: int

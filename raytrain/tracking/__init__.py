@@ -2,7 +2,7 @@
 
 import os
 
-# MLflow sends usage statistics, and tells of every table it makes and every run it ends, unless told not to. With its
+# MLflow sends usage statistics, and logs every table it makes and every run it ends, unless disabled. With its
 # seven retries it blocks for four minutes when a server is down, though the log can be sent again later.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

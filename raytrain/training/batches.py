@@ -32,7 +32,7 @@ class Batches:
         return -(-sequences // (self.micro_batch * self._world.size))
 
     def stream(self, spans: Iterable[tuple[int, int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(tokens (B, T), targets (B, T)) of every micro-batch of the steps that `spans` tells, read ahead by a thread.
+        """(tokens (B, T), targets (B, T)) of every micro-batch of the steps in `spans`, read ahead by a thread.
 
         A span is a step's first sequence and how many it has: see `TrainConfig.span`.
         """

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that any strategy and world size can go on from.
+"""Checkpoints that are whole or absent, and that any strategy and world size can continue from.
 
 A checkpoint is a folder `step-00000100` of safetensors shards, written by torch.distributed.checkpoint, and a
 `manifest.json` with the run's position and the sha256 of every shard. It becomes visible at once, on a disk or an
@@ -158,7 +158,7 @@ class Checkpointer:
     def restore(self) -> tuple[State, dict[str, Any]]:
         """Load the newest whole checkpoint of this run, if there is one.
 
-        Returns the position (step 0 without one), and what to report: the checkpoint's name, and any that were found
+        Returns the position (step 0 without one), and what to report: the checkpoint's name, and any that are
         damaged, with the reason. Raises UserError where a checkpoint is of another run, naming what differs.
         """
         if self._storage is None:
@@ -264,7 +264,7 @@ class Checkpointer:
 
     def _drop_older(self, storage: Storage, latest: str) -> None:
         """Delete what is no longer kept, now that `latest` is committed. Later ones, damaged, have been passed over."""
-        with contextlib.suppress(OSError):  # the next save says if the storage fails; not all may be deleted, too
+        with contextlib.suppress(OSError):  # the next save reports a failing storage; not all may be deletable, too
             names = [name for name in storage.names() if name <= latest]
             manifests = {name: m for name in names if (m := _read_manifest(storage, name)) is not None}
             losses = {
@@ -288,7 +288,7 @@ class Checkpointer:
                 )
 
     def _run_on_all_ranks(self, task: str, work: Callable[[], T]) -> list[T]:
-        """What `work` returns on each rank. If it raises on any, all raise, and say that `task` failed, and why."""
+        """What `work` returns on each rank. If it raises on any, all raise an error that names `task` and why."""
         failure: BaseException | None = None
         outcome: tuple[T | None, type[Exception], str] = (None, RuntimeError, "")
         try:

@@ -30,14 +30,14 @@ def train(
     folder: Path | str | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Train as `config` says; called on every rank. Returns the run's result.
+    """Train the run that `config` describes; called on every rank. Returns its result.
 
-    `on_report` is called on rank 0 with flat dicts of plain values, each with an "event": start, step, gradients,
-    eval, rung, end. If it returns True at an eval, every rank stops there; at a rung, the run pauses: it saves a
-    checkpoint if it has a folder, whatever `config` says, and ends. `folder` is where checkpoints are kept, a path or
-    a URI that pyarrow knows (`s3://bucket/prefix`); a run that finds one of its own there goes on from it. When
-    `interrupted` turns true on any rank, the run saves a checkpoint and ends. The result's "status" is complete,
-    stopped, paused, interrupted or diverged.
+    `on_report` is called on rank 0 with flat dicts of plain values, each with an "event": start, step, gradients, eval,
+    rung, end. If it returns True at an eval, every rank stops there; at a rung, the run pauses: it saves a checkpoint
+    if it has a folder, whatever `config` asks for, and ends. `folder` is where checkpoints are kept, a path or a URI
+    that pyarrow knows (`s3://bucket/prefix`); a run continues from one of its own that is there. When `interrupted`
+    turns true on any rank, the run saves a checkpoint and ends. The result's "status" is complete, stopped, paused,
+    interrupted or diverged.
 
     Joins a torch.distributed process group that is already there, or torchrun's; see `parallel.join_world`.
     Raises UserError for a mistake in `config` that only data or devices could show.

@@ -1,6 +1,6 @@
-"""How many sequences a rank takes at a time: what the run says, a usual number, or the fastest, found by trying.
+"""How many sequences a rank takes at a time: the run's own number, a usual one, or the fastest, by trying.
 
-The global batch stays what it is: a larger micro-batch means fewer of them. What was found is kept, by all that speed
+The global batch stays what it is: a larger micro-batch means fewer of them. The result is kept, by all that speed
 follows from, so that a sweep tries once for each architecture; and in a run's checkpoints, since sums depend on it.
 """
 

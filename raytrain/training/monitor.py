@@ -1,4 +1,4 @@
-"""What a run says of itself: the start-up report, the meter of speed and MFU, gradient statistics, and the console."""
+"""How a run is monitored: the start-up report, the meter of speed and MFU, gradient statistics, and the console."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ def compute_name(config: TrainConfig, world: World) -> str:
 
 
 def device_peak(config: TrainConfig, world: World) -> float | None:
-    """Dense FLOP/s of one device at the compute dtype: what the user said, or the table's, or None."""
+    """Dense FLOP/s of one device at the compute dtype: the user's `peak_tflops`, or the table's, or None."""
     if config.peak_tflops is not None:
         return config.peak_tflops * 1e12
     dtype = compute_name(config, world)
@@ -128,7 +128,7 @@ class Interval:
     steps: int = 0
     seconds: float = 0.0
     device_seconds: float = 0.0
-    peak_flops: float = 0.0  # 0 where a peak is not known, or was found wrong
+    peak_flops: float = 0.0  # 0 where a peak is unknown, or proved wrong
 
     def __add__(self, other: "Interval") -> "Interval":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -142,7 +142,7 @@ class Meter:
     """Counts the tokens and the seconds of training steps; evaluation, checkpoints and statistics are outside of it.
 
     The first steps of a process, which hold compilation and warm-up, are left out of the run's own speed. `before` is
-    the `state` of the meter of a process that this one goes on from, maybe on other devices.
+    the `state` of the meter of a process that this one continues, maybe on other devices.
     """
 
     def __init__(self, config: TrainConfig, world: World, before: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class Meter:
         self._flops = flops_per_token(config.architecture)
         self._causal = flops_per_token(config.architecture, attention="causal")
         self._peak = device_peak(config, world)
-        # Under fp8 the MFU is also told against the peak of bf16, beside which it is read.
+        # Under fp8 the MFU is also given against the peak of bf16, for comparison with runs in bf16.
         self._reference = reference_ratio(config, world) if config.precision == "fp8" else 1.0
         self._started: float | None = None  # when the clock was started, if it runs
         self._new, self._steady = Interval(), Interval(**before)
@@ -200,7 +200,7 @@ class Meter:
         return self._speed(new)
 
     def state(self) -> dict[str, Any]:
-        """What a later process goes on from, as plain values."""
+        """What a later process continues from, as plain values."""
         return dataclasses.asdict(self._steady)
 
     def summary(self) -> Report:

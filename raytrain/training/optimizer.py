@@ -55,7 +55,7 @@ def decay_groups(parameters: Parameters, config: TrainConfig) -> list[dict[str, 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of optimizer step `step` (the first is 0) of `config.total_steps`: a linear warm-up, then as
-    the run's schedule says."""
+    the run's schedule gives."""
     warmup = round(config.warmup_fraction * config.total_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup

@@ -78,7 +78,7 @@ class World:
 
 @contextlib.contextmanager
 def join_world(config: TrainConfig) -> Iterator[World]:
-    """The run's ranks: the process group that somebody (Ray, say) made; else torchrun's; else this process alone.
+    """The run's ranks: a process group that exists (Ray makes one); else torchrun's; else this process alone.
 
     Tears down only what it made. Raises UserError where the strategy and the number of ranks don't go together.
     """

@@ -2,7 +2,7 @@
 
 `python -m raytrain.training.precompile` reads one run a line from stdin (`TrainConfig.to_dict` as JSON) and ends with
 its input. What it leaves are files in the compiler's caches, which a process that trains the same program with the same
-micro-batch takes instead of compiling. A run that cannot be compiled is left to say so itself.
+micro-batch takes instead of compiling. A run that cannot be compiled reports that itself.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """The loss at a rung, as it would be had the run ended there.
 
-In the middle of a schedule the loss says little: rankings change once the learning rate decays (arXiv 2509.02046). So
+In mid-schedule the loss predicts little: rankings change once the learning rate decays (arXiv 2509.02046). So
 under wsd a branch leaves the trunk at the rung, decays over `rung_decay` of the rung's FLOPs, is evaluated, and is
-thrown away. (The WSD-S schedule of arXiv 2410.05192 goes on from the branch. Here the trunk is to be that of a run
-whose loss nobody took.) With `rung_decay` 0 the trunk itself is evaluated.
+thrown away. (The WSD-S schedule of arXiv 2410.05192 continues from the branch. Here the trunk must be that of a run
+without rungs.) With `rung_decay` 0 the trunk itself is evaluated.
 """
 
 import math

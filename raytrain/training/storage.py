@@ -140,7 +140,7 @@ class RemoteStorage:
 
         def download(file: str) -> None:
             with contextlib.suppress(FileNotFoundError):
-                destination = folder / PurePath(file).name  # whatever a manifest says, nothing is written elsewhere
+                destination = folder / PurePath(file).name  # whatever a manifest names, nothing is written elsewhere
                 _copy(filesystem, f"{path}/{name}/{file}", fs.LocalFileSystem(), str(destination))
 
         with concurrent.futures.ThreadPoolExecutor(_DOWNLOADS) as pool:
