@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raytrain import architecture
-from raytrain.analysis.trials import BUDGET_TOLERANCE
+from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.architecture import AXES
 from raytrain.axes import RUN_AXES, may_kill
 from raytrain.config.run import STOPS
@@ -199,8 +199,22 @@ def warnings(runs: Iterable[Run]) -> list[str]:
 
 
 def has_whole_budget(run: Run) -> bool:
-    """Whether the run's loss is that of what it was to spend: not of a rung, nor of another budget for a frontier."""
-    return run.facts["status"] == "complete" and run.ranking.get("role") != "frontier"
+    """Whether the run's loss is that of what it was to spend: not of a rung, nor of another budget for a frontier; and
+    not of a learning rate that is further from its variant's best than another that was tried."""
+    return run.facts["status"] == "complete" and run.ranking.get("role", "") in OWN_ROLES
+
+
+def rate_scope(runs: Iterable[Run]) -> str:
+    """At which learning rates the losses of `runs` are compared; empty where nothing is known of them."""
+    runs = [run for run in runs if run.loss is not None and run.setting]
+    if any(run.ranking.get("role") == "tuning" for run in runs):
+        return "each variant of a tuned study at the learning rate tried that is nearest to its own best"
+    rates = sorted({run.setting["learning_rate"] for run in runs})
+    if len(rates) > 1:
+        return f"at {len(rates)} learning rates, {rates[0]:g} to {rates[-1]:g}"
+    return f"at learning rate {rates[0]:g} alone: another can change the order, and the sign of a difference" * bool(
+        rates
+    )
 
 
 @command
@@ -219,7 +233,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if flags.json:
         empty = dict.fromkeys(("rank", "hardware_rank", "rank_note"))
         rows = [{"folder": str(run.folder), **run.facts, **empty, **run.ranking, "axes": run.axes} for run in runs]
-        print(json.dumps({"runs": rows, "effects": found, "warnings": found_warnings}, indent=1))
+        said = {"runs": rows, "effects": found, "warnings": found_warnings, "learning_rates": rate_scope(runs)}
+        print(json.dumps(said, indent=1))
         return 0
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -233,6 +248,8 @@ def main(argv: list[str] | None = None) -> int | None:
             "all runs: other axes differ too, so it may be theirs; paired: runs that differ in this axis alone."
         )
         console.print(_effect_table(found))
+    if scope := rate_scope(runs):
+        console.print(f"All of this is {scope}.")
     for warning in found_warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}")
     return 0

@@ -3,17 +3,18 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects
+from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
-from raytrain.analysis.plateau import mark_plateaus
+from raytrain.analysis.plateau import mark_plateaus, plateau_sentences
 from raytrain.analysis.ranking import (
     UNFINISHED,
     at_budget,
@@ -24,7 +25,9 @@ from raytrain.analysis.ranking import (
     read_study,
     unlike_devices,
 )
-from raytrain.analysis.trials import axes_of, budgets, common_rung, points, rung_table
+from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, common_rung, points, rung_table
+from raytrain.analysis.tuned import Tuned, as_effects, tuned_effects
+from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.sweep.factorial import Point, live
@@ -61,6 +64,7 @@ class Answer:
     rung_frontier: Frontier | None
     sentences: list[str]
     reasons: dict[str, str]
+    tuned: Tuned | None = None
 
 
 def answer(folder: str | Path) -> Answer:
@@ -68,7 +72,8 @@ def answer(folder: str | Path) -> Answer:
     folder = Path(folder)
     study, table = read_study_json(folder), read_study(folder)
     table["val_loss"] = numbers(table, "val_loss")
-    table = rank(mark_plateaus(table, programs(table)))
+    trained = mark_plateaus(table, programs(table))
+    table = rank(trained)
     axes, baseline = axes_of(study)
     noise, done = budget_noise(table), table[at_budget(table) & (table["status"] == "complete")]
     paired = group_means(done["val_loss"], programs(done), done["seed"]).noise if len(done) else None
@@ -79,9 +84,12 @@ def answer(folder: str | Path) -> Answer:
     if unlike := unlike_devices(table[ranked]):
         reasons["hardware_rank"] = unlike
 
-    found, effects_flops = None, float(study["budget_flops"])
+    found, tuned, effects_flops = None, None, float(study["budget_flops"])
     try:
-        found, effects_flops = _effects(folder, study, table, axes, baseline)
+        if _tuning(study):
+            found, tuned = _tuned_effects(study, trained, axes, baseline)
+        else:
+            found, effects_flops = _effects(folder, study, table, axes, baseline)
     except UserError as error:
         reasons["effects"] = str(error)
 
@@ -125,6 +133,7 @@ def answer(folder: str | Path) -> Answer:
         rung_frontier=rungs,
         sentences=[],
         reasons=reasons,
+        tuned=tuned,
     )
     return dataclasses.replace(out, sentences=_sentences(out))
 
@@ -136,7 +145,7 @@ def _effects(
     if not axes:
         raise UserError("no axis varies: all trials are one variant")
     flops = float(study["budget_flops"])
-    table = table[table["role"] != "frontier"]
+    table = table[table["role"].isin(OWN_ROLES)]
     if (table["status"] == "stopped").any():
         table = common_rung(rung_table(folder), axes)
         flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
@@ -144,6 +153,35 @@ def _effects(
     found = effects(table, axes, baseline, candidates=candidates)
     further = by_eval_set(table, axes, baseline, found, candidates)
     return dataclasses.replace(found, sentences=[*found.sentences, *further]), flops
+
+
+def _tuning(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the study tunes, as its plan has it; empty if it does not."""
+    return (study.get("plan") or {}).get("tuning") or {}
+
+
+def _tuned_effects(
+    study: dict[str, Any], table: pd.DataFrame, axes: list[str], baseline: Point
+) -> tuple[Effects, Tuned]:
+    """The effects at own best learning rates, in both forms. `table` is that of all trials, not ranked."""
+    if not axes:
+        raise UserError("no axis varies: all trials are one variant")
+    tuning = _tuning(study)
+    table = table[table["role"].isin(OWN_ROLES)].reset_index(drop=True)
+    fields = list(tuning["levels"])
+    found = tuned_effects(
+        table,
+        axes,
+        baseline,
+        pd.Series(pd.factorize(programs(table, without=fields))[0]),
+        fields,
+        candidates=_candidates(study, axes),
+        spreads=tuning["spreads"],
+        shared=tuning["recipe"].get("learning_rate"),
+    )
+    rates = failure_rates(table, axes)
+    sentences = [*plateau_sentences(table, [*axes, *fields]), *tuned_sentences(found)]
+    return as_effects(found, table, rates, sentences), found
 
 
 def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:
@@ -289,11 +327,12 @@ def _headline(answer: Answer) -> str:
     best = ranked.iloc[0]
     name, losses = best["label"], ranked.loc[entries == entries.iloc[0], "val_loss"]
     seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
-    own = answer.table[answer.table["role"] != "frontier"]
+    own = answer.table[answer.table["role"].isin(OWN_ROLES)]
     if rest := programs(own).nunique() - count:
         variants = f"{count} variants that came to the end of the budget ({rest} did not)"
     else:
         variants = f"{count} variants"
+    variants += _scope(answer)
     if count == 1 and rest:
         return (
             f"No winner: of {rest + 1} variants {name} alone came to the end of the budget, with val_loss "
@@ -318,6 +357,14 @@ def _headline(answer: Answer) -> str:
     if shared == count:
         return f"No winner: no difference between any two of {variants} stands out from the noise. {least}"
     return f"No winner: {shared} of {variants} share rank 1, as the noise leaves open which is best. {least}"
+
+
+def _scope(answer: Answer) -> str:
+    """The learning rate that the comparison of variants holds at."""
+    tuning = _tuning(answer.study)
+    rates = numbers(answer.table[answer.table["role"].isin(OWN_ROLES)], "learning_rate").dropna()
+    is_crossed = "learning_rate" in tuning.get("levels", ()) and not tuning["spreads"]
+    return rate_scope(list(rates), tuned=is_crossed, is_axis="learning_rate" in answer.axes)
 
 
 def _at_rung(answer: Answer, stopped: int) -> str:

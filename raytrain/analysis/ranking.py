@@ -17,6 +17,7 @@ result.json holds, such as val_loss (nats per token), train_flops and hardware_f
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,8 @@ import scipy.stats
 
 from raytrain import architecture
 from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means, pooled
-from raytrain.analysis.trials import BUDGET_TOLERANCE
+from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
+from raytrain.analysis.tuned import at_own_best, tuned_fields
 from raytrain.config.run import STOPS
 from raytrain.rundir.folders import read_json, read_study_json
 from raytrain.sweep.factorial import Array
@@ -74,6 +76,8 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
     row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "short_name": short_name(trial)}
     row |= {"hash": trial["hash"], "seed": trial["seed"], "role": trial.get("role", "")}
     row |= {"budget_flops": study["budget_flops"]}
+    tuning = (study.get("plan") or {}).get("tuning") or {"levels": (), "spreads": False}
+    row |= {"tuned": " ".join(tuning["levels"])} if tuning["levels"] and not tuning["spreads"] else {}
     started = "interrupted" if study.get("interrupted") else "running"
     row |= {"status": started if (folder / "log.jsonl").exists() else "waiting"} | axes | config
     if (folder / "result.json").exists():
@@ -81,15 +85,15 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
     return row
 
 
-def programs(table: pd.DataFrame) -> pd.Series:
+def programs(table: pd.DataFrame, *, without: Sequence[str] = ()) -> pd.Series:
     """A number for each row's program: trials of one differ in their seed, and the noise, alone.
 
-    A variant (its hash) and recipe; and the attention backend, as two backends with one seed are no two draws of the
-    noise. In a table without hashes every row is a program of its own.
+    A variant (its hash) and recipe, but for the fields `without`; and the attention backend, as two backends with one
+    seed are no two draws of the noise. In a table without hashes every row is a program of its own.
     """
     if "hash" not in table:
         return pd.Series(range(len(table)), index=table.index)
-    parts = [name for name in ("hash", "attention_backend", *RECIPE) if name in table]
+    parts = [name for name in ("hash", "attention_backend", *RECIPE) if name in table and name not in without]
     return table[parts].astype(str).groupby(parts, sort=False, dropna=False).ngroup()
 
 
@@ -98,7 +102,7 @@ def at_budget(table: pd.DataFrame) -> pd.Series:
     flops, loss = numbers(table, "train_flops"), numbers(table, "val_loss")
     budget_ok = (flops / numbers(table, "budget_flops") - 1).abs() <= BUDGET_TOLERANCE
     ended = table["status"].isin(("complete", "stopped"))
-    is_own = table.get("role", pd.Series("", index=table.index)) != "frontier"
+    is_own = table.get("role", pd.Series("", index=table.index)).isin(OWN_ROLES)
     return budget_ok & ended & is_own & loss.notna()
 
 
@@ -131,15 +135,18 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     that over seeds, less what a seed does to all (`noise.group_means`); without replicates none is known, and ranks are
     the order of the figures, which chance may have made. By hardware FLOPs the noise is that of the logarithm of
     loss_per_hardware_flop, which has the noise of the clock in it too; there are no ranks by them where trials had
-    different devices (`unlike_devices`).
+    different devices (`unlike_devices`). The variants of a tuned study are ranked at their own best
+    (`tuned.at_own_best`).
     """
+    table = at_own_best(table, programs(table, without=tuned_fields(table)))
     ranked = at_budget(table)
     ended = table["status"].isin(("complete", "stopped"))
     loss, flops = numbers(table, "val_loss").where(ended), numbers(table, "train_flops")
     vocab_size, hardware = numbers(table, "vocab_size"), numbers(table, "hardware_flops")
     budget = numbers(table, "budget_flops")
-    merit = loss_per_flop(loss, vocab_size, flops)
-    hardware_merit = loss_per_flop(loss, vocab_size, hardware)
+    trained = numbers(table, "trained_loss").where(ended) if "trained_loss" in table else loss
+    merit = loss_per_flop(trained, vocab_size, flops)
+    hardware_merit = loss_per_flop(trained, vocab_size, hardware)
     with np.errstate(divide="ignore"):  # a loss no better than the guess has bought nothing: the last place
         cost = -np.log(((np.log(vocab_size) - loss) / (hardware / flops * budget)).clip(lower=0))
     by_hardware = ranked & hardware.notna()

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from raytrain.sweep.factorial import Array
+from raytrain.analysis import arms, strata
+from raytrain.sweep.factorial import Array, LeastSquares
 
 REACH = math.log(5)  # a curve is fitted to rates within this factor of the best one tried, and to the three nearest
 _LEAST_LEVELS = 3
@@ -48,7 +49,7 @@ class Curve:
 
     `weights` (coefficients x runs) times the losses are the coefficients, the constant first. `below` and `above` say
     what lies beyond the ends: "" where no rate was tried there, "unstable" where the next one diverged or stayed on
-    the plateau, "tried" where there are usable rates too far away to fit.
+    the plateau, "waiting" where its runs have not ended, "tried" where there are usable rates too far away to fit.
     """
 
     centre: float
@@ -67,10 +68,12 @@ class Curve:
 
     def at(self, x: float) -> Estimate:
         """The loss at x."""
-        return self._of(self.row(x))
-
-    def _of(self, row: Array) -> Estimate:
+        row = self.row(x)
         return Estimate(float(row @ self.coefficients), row @ self.weights)
+
+    def within(self, x: float) -> Estimate | None:
+        """The loss at x; None beyond the ends."""
+        return self.at(x) if self.low - 1e-9 <= x <= self.high + 1e-9 else None
 
     @functools.cached_property
     def x(self) -> float:
@@ -91,14 +94,14 @@ class Curve:
         """Where the best rate is: "lowest" or "highest" if the last one tried on that side, "inside" if between others.
 
         "unstable above" ("unstable below") where it is the last at which the variant trains: the optimum may lie
-        between it and the next rate tried.
+        between it and the next rate tried. "waiting above" ("waiting below") where the next has not been run.
         """
         for end, beyond, name, side in (
             (self.low, self.below, "lowest", "below"),
             (self.high, self.above, "highest", "above"),
         ):
             if self.x == end and beyond != "tried":
-                return f"unstable {side}" if beyond else name
+                return f"{beyond} {side}" if beyond else name
         return "inside"
 
     def lost(self, factor: float) -> Estimate | None:
@@ -117,8 +120,12 @@ class Curve:
         return Estimate(value, row @ self.weights)
 
 
-class Errors(Protocol):
-    """What gives weighted sums of losses, `weights` (sums x runs), their (standard errors, degrees of freedom)."""
+class SumErrors(Protocol):
+    """What gives weighted sums of losses, `weights` (sums x runs), their (standard errors, degrees of freedom); `sd` is
+    the noise of a run about the curves, with `df`; NaN where nothing gives it."""
+
+    sd: float
+    df: int
 
     def __call__(self, weights: Array) -> tuple[Array, Array]: ...
 
@@ -135,19 +142,23 @@ class BySeed:
     For a difference that all rates have one weight in this is the residual variance of the differences themselves,
     seed by seed, about their own curve, with its f degrees of freedom: the error stratum of that contrast. Where
     windows differ, covariances come out a little small, which widens intervals of differences. A variant whose curve
-    leaves no residual has the others' mean variance.
+    leaves no residual has the others' mean variance. Residuals, variants and seeds are those of `rows`, the runs that
+    were fitted; the residuals are over the `scale` of each run's noise.
     """
 
-    def __init__(self, variant: Indices, seeds: Indices, residuals: Array, df: Array) -> None:
-        self._variant, self._df = variant, df
+    def __init__(
+        self, variant: Indices, seeds: Indices, residuals: Array, df: Array, rows: Indices, scale: Array | float = 1.0
+    ) -> None:
+        self._variant, self._rows, self._scale = variant, rows, scale
         self._seeds = np.unique(seeds, return_inverse=True)[1]
-        table = np.zeros((self._seeds.max(initial=-1) + 1, len(df)))
-        np.add.at(table, (self._seeds, variant), residuals)
+        table = np.zeros((int(self._seeds.max(initial=-1)) + 1, len(df)))
+        table[self._seeds, variant] = residuals
         known = df > 0
         scaled = table / np.sqrt(np.maximum(df, 1))
         self._omega = scaled.T @ scaled
-        self.sd = math.sqrt(float(np.sum(residuals**2)) / float(df.sum())) if known.any() else math.nan
-        self._omega[~known, ~known] = self.sd**2
+        self.df = int(df.sum())
+        self.sd = math.sqrt(float(np.sum((residuals * scale) ** 2)) / self.df) if self.df else math.nan
+        self._omega[~known, ~known] = float(np.sum(residuals**2)) / self.df if self.df else math.nan
         self._df = np.where(known, df, df[known].min() if known.any() else np.nan)
 
     def __call__(self, weights: Array) -> tuple[Array, Array]:
@@ -155,9 +166,9 @@ class BySeed:
 
         Degrees of freedom are the harmonic mean of the variants', by their part of the variance.
         """
-        shape = (int(self._seeds.max()) + 1, len(self._df))
+        shape = (int(self._seeds.max(initial=-1)) + 1, len(self._df))
         cells = np.zeros((math.prod(shape), len(weights)))
-        np.add.at(cells, np.ravel_multi_index((self._seeds, self._variant), shape), weights.T)
+        cells[np.ravel_multi_index((self._seeds, self._variant), shape)] = (weights[:, self._rows] * self._scale).T
         blocks = cells.T.reshape(len(weights), *shape)
         variance = np.einsum("wsu,uv,wsv->w", blocks, self._omega, blocks, optimize=True)
         parts = np.sum(blocks**2, axis=1) * np.diag(self._omega)
@@ -174,7 +185,7 @@ class Range:
     high: float | None
 
 
-def best_rate(curve: Curve, errors: Errors) -> Range:
+def best_rate(curve: Curve, errors: SumErrors) -> Range:
     """The 95% interval of the learning rate of the least loss, by the slope there being zero.
 
     All rates between the ends, and joined to the best one, whose fitted slope is within t standard errors of zero: for
@@ -201,7 +212,7 @@ class Curves:
     """The curves of variants, by their number; those without a usable run have none. `degree` is what was fitted."""
 
     curves: dict[int, Curve]
-    errors: Errors
+    errors: SumErrors
     degree: int
 
 
@@ -216,23 +227,105 @@ def fit_curves(variant: Indices, x: Array, losses: Array, failed: npt.NDArray[np
     inside = np.zeros(len(x), bool)
     for number in np.unique(variant):
         own = variant == number
-        if window := _window(x[own], losses[own], usable[own]):
+        if window := _window(x[own], losses[own], usable[own], failed[own]):
             windows[int(number)] = window
             inside |= own & usable & (x >= window.low) & (x <= window.high)
-    chosen = _degree(variant[inside], x[inside], losses[inside])
-    centre = float((x[inside].min() + x[inside].max()) / 2) if inside.any() else 0.0
+    rows = np.flatnonzero(inside)
+    if not len(rows):
+        return Curves({}, BySeed(rows, rows, np.zeros(0), np.zeros(0), rows), 2)
+    runs = _Runs.of(variant[rows], x[rows], losses[rows], seeds[rows])
+    chosen = _degree(runs)
+    centre = float((runs.x.min() + runs.x.max()) / 2)
     curves: dict[int, Curve] = {}
-    residuals, df = np.zeros(len(x)), np.zeros(variant.max(initial=-1) + 1)
     for number, window in windows.items():
-        own = np.flatnonzero(inside & (variant == number))
-        terms = _terms(x[own], chosen, centre)
-        inverse = np.linalg.pinv(terms)
+        own = runs.variant == number
+        terms = _terms(runs.x[own], chosen, centre) / runs.scale[own, None]
         weights = np.zeros((terms.shape[1], len(x)))
-        weights[:, own] = inverse
-        curves[number] = Curve(centre, coefficients=inverse @ losses[own], weights=weights, **vars(window))
-        residuals[own] = losses[own] - terms @ (inverse @ losses[own])
-        df[number] = len(own) - terms.shape[1]
-    return Curves(curves, BySeed(variant, seeds, residuals, df), chosen)
+        weights[:, rows[own]] = np.linalg.pinv(terms) / runs.scale[own]
+        curves[number] = Curve(centre, coefficients=weights[:, rows] @ runs.losses, weights=weights, **vars(window))
+    return Curves(curves, _errors(runs, chosen, rows), chosen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """What is fitted. `scale` (nats) is the noise at each run's rate, where it differs between rates; else 1."""
+
+    variant: Indices
+    x: Array
+    losses: Array
+    seeds: Indices
+    scale: Array
+
+    @classmethod
+    def of(cls, variant: Indices, x: Array, losses: Array, seeds: Indices) -> "_Runs":
+        """With the noise at each rate, where that of differences between variants clearly depends on it (`arms`).
+
+        Near the rate at which training fails, losses scatter many times as much as at the best rate. What a seed does
+        to all variants is left out: it is in no difference.
+        """
+        equal = cls(variant, x, losses, seeds, np.ones(len(x)))
+        matrix = equal.matrix(None if equal.is_replicated else 2)
+        fit = LeastSquares(np.hstack([matrix, equal.seed_columns]))
+        found = arms.unequal([{"rate": rate} for rate in x.tolist()], fit, losses - losses.mean())
+        return equal if found is None else dataclasses.replace(equal, scale=found.sds[found.codes])
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether a variant ran twice at a rate."""
+        return len(np.unique(np.column_stack([self.variant, self.x]), axis=0)) < len(self.x)
+
+    @property
+    def seed_columns(self) -> Array:
+        return np.eye(int(self.seeds.max()) + 1)[self.seeds][:, np.unique(self.seeds)]
+
+    def matrix(self, degree: int | None) -> Array:
+        """runs x coefficients: each variant's polynomial; with `degree` None a mean at each of its rates."""
+        parts = []
+        for number in np.unique(self.variant):
+            own = self.variant == number
+            part = np.zeros((len(self.x), len(np.unique(self.x[own]))))
+            rates = np.unique(self.x[own], return_inverse=True)[1]
+            terms = np.eye(part.shape[1])[rates] if degree is None else _terms(self.x[own], degree, self.x[own].mean())
+            part[own, : terms.shape[1]] = terms
+            parts.append(part[:, : terms.shape[1]])
+        return np.hstack(parts)
+
+    def fit(self, matrix: Array) -> LeastSquares:
+        return LeastSquares(matrix / self.scale[:, None])
+
+    @property
+    def scaled(self) -> Array:
+        """The losses over their noise. Centred by a constant, which every variant's curve has: no digits are lost."""
+        return np.asarray((self.losses - self.losses.mean()) / self.scale)
+
+
+def _errors(runs: _Runs, degree: int, rows: Indices) -> SumErrors:
+    """Of sums over all runs, of which `rows` were fitted."""
+    matrix = runs.matrix(degree)
+    fit = runs.fit(matrix)
+    cells = np.unique(np.column_stack([runs.variant, runs.seeds]), axis=0)
+    if len(cells) < len(rows):  # a variant runs in a seed at several rates
+        return _Blocks(fit, runs, rows)
+    numbers, place = np.unique(runs.variant, return_inverse=True)
+    counts = [np.sum(runs.variant == n) - np.linalg.matrix_rank(matrix[runs.variant == n]) for n in numbers]
+    return BySeed(place, runs.seeds, fit.residuals(runs.scaled), np.array(counts, float), rows, runs.scale)
+
+
+class _Blocks:
+    """Each sum against its own variation over seeds (raytrain.analysis.strata); nothing where there is but one."""
+
+    def __init__(self, fit: LeastSquares, runs: _Runs, rows: Indices) -> None:
+        self._blocks, self._losses = strata.Blocks(fit, runs.seeds), runs.scaled
+        self._rows, self._scale = rows, runs.scale
+        self._is_known = len(np.unique(runs.seeds)) > 1
+        residuals = fit.residuals(self._losses) * self._scale
+        self.df = fit.df
+        self.sd = float(np.sqrt(np.sum(residuals**2) / fit.df)) if self._is_known and fit.df else math.nan
+
+    def __call__(self, weights: Array) -> tuple[Array, Array]:
+        if not self._is_known:
+            return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+        return self._blocks(weights[:, self._rows] * self._scale, self._losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,8 +338,8 @@ class _Window:
     above: str
 
 
-def _window(x: Array, losses: Array, usable: npt.NDArray[np.bool_]) -> _Window | None:
-    """The usable rates about the best one, no unstable one between: those within REACH, and the three nearest."""
+def _window(x: Array, losses: Array, usable: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]) -> _Window | None:
+    """The usable rates about the best one, no other between: those within REACH, and the three nearest."""
     levels = np.unique(x)
     trains = np.array([np.mean(usable[x == level]) > 0.5 for level in levels])
     if not trains.any():
@@ -267,7 +360,7 @@ def _window(x: Array, losses: Array, usable: npt.NDArray[np.bool_]) -> _Window |
     def beyond(place: int) -> str:
         if not 0 <= place < len(levels):
             return ""
-        return "tried" if trains[place] else "unstable"
+        return "tried" if trains[place] else "unstable" if failed[x == levels[place]].any() else "waiting"
 
     return _Window(float(levels[kept[0]]), float(levels[kept[-1]]), beyond(kept[0] - 1), beyond(kept[-1] + 1))
 
@@ -277,31 +370,48 @@ def _terms(x: Array, degree: int, centre: float) -> Array:
     return np.vander(x - centre, min(degree + 1, len(np.unique(x))), increasing=True)
 
 
-def _degree(variant: Indices, x: Array, losses: Array) -> int:
-    """The least degree, 2 or more, that all variants' losses together do not contradict (F test, LACK_OF_FIT).
+def _degree(runs: _Runs) -> int:
+    """The least degree, 2 or more, that the losses do not contradict (F tests at LACK_OF_FIT, all variants together).
 
-    With replicates a degree's remainder is held against their spread; without, the next degree's gain against what
-    that leaves.
+    What a seed does to all variants may be large, and as each rate has seeds of its own, it looks like a shape. So the
+    differences between variants are tested less the seeds' offsets, and the mean curve against the spread of the seeds'
+    own means. Without replicates a degree is held against the next.
     """
-    groups = [np.flatnonzero(variant == number) for number in np.unique(variant)]
-    top = max((len(np.unique(x[own])) for own in groups), default=0) - 1
-    cells = sum(len(np.unique(x[own])) for own in groups)
-
-    def misfit(degree: int) -> tuple[float, int]:
-        square, rank = 0.0, 0
-        for own in groups:
-            terms = _terms(x[own], degree, float(x[own].mean()))
-            fit = np.linalg.lstsq(terms, losses[own] - losses[own].mean(), rcond=None)[0]
-            square += float(np.sum((losses[own] - losses[own].mean() - terms @ fit) ** 2))
-            rank += terms.shape[1]
-        return square, len(x) - rank
-
+    top = max(len(np.unique(runs.x[runs.variant == number])) for number in np.unique(runs.variant)) - 1
     for degree in range(2, top):
-        square, df = misfit(degree)
-        better, rest = misfit(top if len(x) > cells else degree + 1)
-        if df == rest or rest <= 0 or square <= _ROUNDING * len(x):
-            return degree
-        f = (square - better) / (df - rest) / (better / rest) if better > 0 else math.inf
-        if scipy.stats.f.sf(f, df - rest, rest) >= LACK_OF_FIT:
+        if all(p >= LACK_OF_FIT / 2 for p in (_shapes_differ(runs, degree), _shape_of_all(runs, degree))):
             return degree
     return max(2, top)
+
+
+def _shapes_differ(runs: _Runs, degree: int) -> float:
+    """p of the variants' own shapes beyond `degree`."""
+    is_alone = len(np.unique(runs.variant)) == 1
+    offsets = np.zeros((len(runs.x), 0)) if is_alone else runs.seed_columns
+    if is_alone and runs.is_replicated:
+        return 1.0  # the whole question is that of its one shape
+    finer = runs.matrix(None if runs.is_replicated else degree + 1)
+    fits = [runs.fit(np.hstack([matrix, offsets])) for matrix in (runs.matrix(degree), finer)]
+    squares = [float(np.sum(fit.residuals(runs.scaled) ** 2)) for fit in fits]
+    return _f_test(squares[0] - squares[1], fits[0].df - fits[1].df, squares[1], fits[1].df, len(runs.x))
+
+
+def _shape_of_all(runs: _Runs, degree: int) -> float:
+    """p of the shape of the mean curve beyond `degree`, by the means of residuals in each seed."""
+    residuals = runs.fit(runs.matrix(degree)).residuals(runs.scaled)
+    cells, place = np.unique(np.column_stack([runs.x, runs.seeds]), axis=0, return_inverse=True)
+    place = place.ravel()
+    counts = np.bincount(place)
+    means = np.bincount(place, residuals) / np.sqrt(counts)  # of one variance, whatever the number of variants
+    rate = np.unique(cells[:, 0], return_inverse=True)[1]
+    per_rate = np.bincount(rate)
+    by_rate = np.bincount(rate, means) / per_rate
+    between, within = float(per_rate @ by_rate**2), float(np.sum((means - by_rate[rate]) ** 2))
+    return _f_test(between, len(per_rate) - 1 - degree, within, len(means) - len(per_rate), len(runs.x))
+
+
+def _f_test(square: float, df: int, rest: float, rest_df: int, runs: int) -> float:
+    """p of the mean `square` being no more than that of the `rest`; 1 where there is nothing to test, or by."""
+    if df <= 0 or rest_df <= 0 or square <= _ROUNDING * runs:
+        return 1.0
+    return float(scipy.stats.f.sf(square / df / (rest / rest_df), df, rest_df)) if rest > 0 else 0.0

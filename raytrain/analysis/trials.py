@@ -26,6 +26,9 @@ from raytrain.sweep.factorial import Array, live
 from raytrain.sweep.space import axis_fields
 
 BUDGET_TOLERANCE = 0.005
+# Roles of trials that effects and ranks rest on: those planned at first, and what a later stage added to them. Not
+# "frontier" (the baseline at other budgets) nor "confirm" (fresh seeds of those that came first, which judge alone).
+OWN_ROLES = ("", "extend", "follow_up")
 _DERIVED = ("n_kv_head", "d_ff")  # a planned trial has both filled in, and they follow other axes
 
 
@@ -64,7 +67,7 @@ def axes_of(study: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     Presets are no axis here, but the axes that they differ in; an older study that does not name its axes has all that
     vary. The runs for the frontier do not count.
     """
-    rows = [_fields(trial) for trial in study["trials"] if trial.get("role") != "frontier"]
+    rows = [_fields(trial) for trial in study["trials"] if trial.get("role", "") in OWN_ROLES]
     varied = [axis for axis in axis_fields() if len({json.dumps(row.get(axis)) for row in rows}) > 1]
     named = study.get("axes")
     if named is None:
@@ -88,7 +91,7 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
     folder = Path(folder)
     study = read_study_json(folder)
     axes, _ = axes_of(study)
-    trials = [trial for trial in study["trials"] if trial.get("role") != "frontier"]
+    trials = [trial for trial in study["trials"] if trial.get("role", "") in OWN_ROLES]
     rows = [
         {"trial": trial["id"], **{axis: _fields(trial)[axis] for axis in axes}, "seed": trial["seed"], **reached}
         for trial in trials

@@ -18,10 +18,11 @@ from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.plateau import PLATEAU
 from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
-from raytrain.analysis.trials import BUDGET_TOLERANCE, points
+from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
 from raytrain.errors import UserError
 from raytrain.report import plots
 from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.report.rates import rates_section
 from raytrain.sweep.estimate import duration
 from raytrain.sweep.factorial import live
 
@@ -75,6 +76,7 @@ def sections(found: Answer) -> list[Section]:
         Section("ranking", "Ranking", _ranking(found, table)),
         Section("effects", "Main effects", _main_effects(found)),
         Section("interactions", "Interactions", _interactions(found)),
+        *rates_section(found),
         Section("frontier", "Loss against FLOPs", _frontier(found, table)),
         Section("speed", "Loss against speed", _speed(table)),
         Section("noise", "Noise floor", _noise(found)),
@@ -174,7 +176,7 @@ def _cost(found: Answer) -> list[Block]:
 
 
 def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
-    table = table[table["role"] != "frontier"]
+    table = table[table["role"].isin(OWN_ROLES)]
     entries = [_entry(runs) for _, runs in table.groupby(programs(table), sort=False)]
     ranked = sum(entry["is_ranked"] for entry in entries)
     if not ranked:
@@ -186,6 +188,8 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
         "variant": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
         "val_loss": lambda entry: _mean_loss(entry["losses"], found.noise),
     }
+    if "best_learning_rate" in table and table["best_learning_rate"].notna().any():
+        columns["best learning rate"] = lambda entry: _text("{:.3g}", entry["best_learning_rate"])
     for gain in gains:
         columns[f"{_GAINS[gain]} (95%)"] = functools.partial(_gain, gain=gain)
     spent = [entry["train_flops"] for entry in entries if entry["train_flops"] == entry["train_flops"]]
@@ -225,6 +229,13 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
         blocks.append(_some(notes))
     elif table["hardware_rank"].isna().all():
         blocks.append(Missing(f"No rank by hardware FLOPs: {found.reasons.get('hardware_rank', _NO_PEAK)}."))
+    if "best learning rate" in columns:
+        blocks.append(
+            Text(
+                "Each variant counts at its own best learning rate: by the runs at the rate nearest to it, with their "
+                "losses moved along the variant's curve to that. The losses as trained are trained_loss in table.csv."
+            )
+        )
     blocks += _lacking(entries)
     blocks.append(Text("Every trial, with all its columns and the reason for each gain that is missing: table.csv."))
     return blocks
@@ -301,6 +312,7 @@ def _main_effects(found: Answer) -> list[Block]:
         ]
     caption = (
         "The effect of each level on val_loss against the baseline's level of its axis, averaged over the other axes"
+        + ", at own best learning rates" * (found.tuned is not None)
     )
     if found.effects.noise is None:
         caption += f", at {found.effects_flops:.4g} FLOPs. There are no intervals: nothing gives the noise."
@@ -400,7 +412,7 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
 
 
 def _speed(table: pd.DataFrame) -> list[Block]:
-    table = table[(table["role"] != "frontier") & table["val_loss"].notna() & (table["status"] != PLATEAU)]
+    table = table[table["role"].isin(OWN_ROLES) & table["val_loss"].notna() & (table["status"] != PLATEAU)]
     entries = pd.DataFrame([_entry(runs) for _, runs in table.groupby(programs(table), sort=False)])
     blocks: list[Block] = []
     name, what = "mfu", "MFU"
@@ -561,6 +573,13 @@ def _method(found: Answer) -> list[Block]:
         "baseline's is 1. Its interval is a parametric bootstrap over the seeds' noise and the fit. Nothing is "
         "extrapolated.",
     ]
+    if found.tuned is not None:
+        items.append(
+            "Learning rates: for each variant a polynomial in ln rate by least squares, of the least degree from 2 "
+            "that the spread over seeds does not contradict, over the rates about the best one; rates at which half "
+            "of the runs diverged or stayed on the plateau bound it. The error of a least loss is that of the curve "
+            "at its best rate (delta method), with seeds as blocks; the interval of a best rate is Fieller's."
+        )
     if (found.table["status"] == "stopped").any():
         items.append(
             "Trials stopped at a rung are not ranked with those that ran on. Effects are taken at the last rung that "

@@ -293,7 +293,7 @@ def make_plan(
         design=chosen_design,
         halving=halving,
         request=request,
-        tuning=_tuning(space, len(chosen) + len(extra), total, seeds, spreads=spreads) if space.tune else None,
+        tuning=_tuning(space, base, len(chosen) + len(extra), total, seeds, spreads=spreads) if space.tune else None,
     )
 
 
@@ -309,10 +309,10 @@ def _away(setting: Mapping[str, float], config: TrainConfig) -> float:
     return sum(abs(math.log(value / getattr(config, field))) for field, value in setting.items())
 
 
-def _tuning(space: Space, trials: int, flops: float, seeds: int, *, spreads: bool) -> Tuning:
+def _tuning(space: Space, base: TrainConfig, trials: int, flops: float, seeds: int, *, spreads: bool) -> Tuning:
     rates = space.tune.get("learning_rate", (1.0,))
     known = None if spreads else half_width(rates, seeds)
-    return Tuning(space.tune, spreads, trials, flops, known)
+    return Tuning(space.tune, {field: getattr(base, field) for field in space.tune}, spreads, trials, flops, known)
 
 
 def _frontier(

@@ -18,9 +18,11 @@ _PLACES = 21  # of the optimum that the expected half-width is a mean over: the 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """Fields tuned by a study and their `levels`. A design that `spreads` its runs over them has no more of them."""
+    """Fields tuned by a study, their `levels`, and the `recipe`'s own. A design that `spreads` its runs over levels has
+    no more runs for them."""
 
     levels: Mapping[str, tuple[float, ...]]
+    recipe: Mapping[str, float]
     spreads: bool
     trials: int
     flops: float  # of all those trials

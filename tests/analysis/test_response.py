@@ -108,7 +108,7 @@ def test_the_error_of_a_difference_is_that_of_the_differences_by_seed():
     terms = np.vander(x[variant == 0], 3, increasing=True)
     y = losses.reshape(2, -1)
     maker = np.eye(10) - terms @ np.linalg.pinv(terms)
-    errors = BySeed(variant, 2 * level + seed, (y @ maker).ravel(), np.array([7.0, 7.0]))
+    errors = BySeed(variant, 2 * level + seed, (y @ maker).ravel(), np.array([7.0, 7.0]), np.arange(20))
     row = np.linalg.pinv(terms)[0]
     (error,), (df,) = errors(np.concatenate([-row, row])[None])
     difference = y[1] - y[0]
@@ -170,3 +170,10 @@ def test_a_curve_of_one_rate_is_a_mean():
     """Would catch: a variant that trains at a single rate and takes the study down."""
     curve = Curve(0.0, 1.0, 1.0, np.array([3.0]), np.full((1, 4), 0.25))
     assert (curve.x, curve.least.value) == (1.0, 3.0)
+
+
+def test_a_rate_that_has_not_been_run_is_no_edge_of_the_range():
+    """Would catch: "the range is too low" of a study that has not come to its higher rates yet."""
+    losses = parabola(1e-2, 0.02)
+    losses[3:] = np.nan
+    assert study(losses[None, :, None]).curves[0].edge == "waiting above"
