@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from raytrain.analysis.response import Indices
+from raytrain.analysis.curve import Indices
 from raytrain.analysis.tuned import tuned_effects
 from raytrain.sweep.design import choose
 from raytrain.sweep.factorial import Array, Model, Point

@@ -21,9 +21,10 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
+from raytrain.analysis.curve import Curve, Estimate, Range, SumErrors, best_rate
 from raytrain.analysis.effects import Effects, holm
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
-from raytrain.analysis.response import Curve, Estimate, Range, SumErrors, best_rate, fit_curves
+from raytrain.analysis.response import fit_curves
 from raytrain.analysis.trials import OWN_ROLES, points
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array, Effect, Model, Point, fit_model, population

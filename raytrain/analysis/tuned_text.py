@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from raytrain.analysis.curve import Range
 from raytrain.analysis.noise import SIGNIFICANCE
-from raytrain.analysis.response import Range
 from raytrain.analysis.tuned import Optimum, Tuned
 
 _LISTED = 5  # of the levels at an edge
@@ -53,7 +53,7 @@ def _claims(found: Tuned) -> list[str]:
         if alike["p_holm"] < SIGNIFICANCE and not row["is_clear"]:
             out.append(
                 f"{row['effect']} {_verb(alike['estimate'])} {abs(alike['estimate']):.4f} nats against "
-                f"{_reference(row)} at learning rate {found.rate:g} alone; at own best learning rates it {_unclear(row)}."
+                f"{_reference(row)} at learning rate {found.rate:g} alone; at own best ones it {_unclear(row)}."
             )
     widths = ((found.effects["high"] - found.effects["low"]) / 2).dropna()
     if not clear and len(widths):

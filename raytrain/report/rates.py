@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from raytrain.analysis.answer import Answer
-from raytrain.analysis.response import Range
+from raytrain.analysis.curve import Range
 from raytrain.analysis.tuned import Optimum, Tuned
 from raytrain.analysis.tuned_text import range_text
 from raytrain.report.document import Block, Section, Table, Text

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from raytrain.analysis.response import BySeed, Curve, best_rate, fit_curves
+from raytrain.analysis.curve import BySeed, Curve, best_rate
+from raytrain.analysis.response import fit_curves
 
 OCTAVE = math.log(2)
 RATES = np.log([5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
