@@ -209,12 +209,12 @@ def rate_scope(runs: Iterable[Run]) -> str:
     runs = [run for run in runs if run.loss is not None and run.setting]
     if any(run.ranking.get("role") == "tuning" for run in runs):
         return "each variant of a tuned study at the learning rate tried that is nearest to its own best"
-    rates = sorted({run.setting["learning_rate"] for run in runs})
+    rates = sorted({run.setting["learning_rate"] for run in runs if "learning_rate" in run.setting})
+    if not rates:
+        return ""
     if len(rates) > 1:
         return f"at {len(rates)} learning rates, {rates[0]:g} to {rates[-1]:g}"
-    return f"at learning rate {rates[0]:g} alone: another can change the order, and the sign of a difference" * bool(
-        rates
-    )
+    return f"at learning rate {rates[0]:g} alone: another can change the order, and the sign of a difference"
 
 
 @command

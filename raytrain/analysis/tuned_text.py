@@ -8,7 +8,7 @@ import pandas as pd
 
 from raytrain.analysis.curve import Range
 from raytrain.analysis.noise import SIGNIFICANCE
-from raytrain.analysis.tuned import Optimum, Tuned
+from raytrain.analysis.tuned import Tuned
 
 _LISTED = 5  # of the levels at an edge
 _BOUNDS = {
@@ -128,12 +128,8 @@ def _sensitivity(found: Tuned) -> list[str]:
     return [f"Sensitivity, over the levels of all axes: {' and '.join(parts)}."] if parts else []
 
 
-def rate_text(optimum: Optimum) -> str:
-    """The best learning rate with its interval, such as `0.0021 (0.0017 to 0.0026)`."""
-    return f"{optimum.rate:.3g} ({range_text(optimum.interval)})"
-
-
 def range_text(ends: Range) -> str:
+    """An interval of learning rates, such as `0.0017 to 0.0026` or `0.0017 or higher`."""
     if ends.low is None and ends.high is None:
         return "any that was tried"
     if ends.low is None:

@@ -33,7 +33,9 @@ def test_presets_differ_in_many_axes_at_once(presets):
     """Would catch: a study of presets taken for one of a single variant, or an effect of an axis read from it."""
     found = answer(presets)
     assert {"norm_position", "position_encoding", "ffn_type"} <= {*found.axes}
-    assert found.sentences[0].startswith("The winner of 4 variants is llama, team: val_loss 1.7050 over 2 seeds")
+    assert found.sentences[0].startswith(
+        "The winner of 4 variants at learning rate 0.001 alone is llama, team: val_loss 1.7050 over 2 seeds"
+    )
     assert "No main effect can be estimated, because the runs differ in several axes at once." in found.sentences
     assert not any("costs" in told or "saves" in told or "nan" in told for told in found.sentences)
 
@@ -58,14 +60,17 @@ def test_survivors_are_told_from_all(make_study):
         study.add({"normalization": "layernorm_nobias"}, 3.0 + seed / 100, rungs=[3.2], seed=seed)
     told = answer(study.write()).sentences[0]
     assert told.startswith(
-        "The winner of 2 variants that came to the end of the budget (1 did not) is normalization=rms"
+        "The winner of 2 variants that came to the end of the budget (1 did not) at learning rate 0.001 alone is "
+        "normalization=rms"
     )
 
 
 def test_equal_functions(tmp_path):
     """Would catch (A/A): a winner or an effect where there is none, or no word of it."""
     found = answer(write_study(tmp_path / "equal", effect=no_effect, seeds=3))
-    assert found.sentences[0].startswith("No winner: no difference between any two of 12 variants stands out")
+    assert found.sentences[0].startswith(
+        "No winner: no difference between any two of 12 variants at learning rate 0.001 alone stands out"
+    )
     assert any(told.startswith("No difference stands out; effects are known to") for told in found.sentences)
 
 
