@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
 from raytrain.analysis.eval_sets import by_eval_set
-from raytrain.analysis.gain import Estimate, Frontier, compute_gain, fit_frontier, gain_trend
+from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
 from raytrain.analysis.plateau import mark_plateaus, plateau_sentences
 from raytrain.analysis.ranking import (
@@ -30,7 +31,7 @@ from raytrain.analysis.tuned import Tuned, as_effects, tuned_effects
 from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
-from raytrain.sweep.factorial import Point, live
+from raytrain.sweep.factorial import Array, Point, live
 
 _TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
 _LISTED = 3  # of the gains, and of the trials whose two ranks differ
@@ -98,14 +99,14 @@ def answer(folder: str | Path) -> Answer:
     frontiers: dict[str, Frontier | None] = {}
     for part, column in (("frontier", "train_flops"), ("hardware_frontier", "hardware_flops")):
         try:
-            frontiers[part] = _frontier(table, groups, is_base, column, frontiers.get("frontier"))
+            frontiers[part] = _frontier(table, groups, is_base, column)
         except UserError as error:
             frontiers[part], reasons[part] = None, str(error)
     for gain, part, column in (
         ("compute_gain", "frontier", "train_flops"),
         ("hardware_gain", "hardware_frontier", "hardware_flops"),
     ):
-        gains = _gains(table, groups, column, frontiers[part], reasons.get(part, ""))
+        gains = _gains(table, groups, is_base, column, frontiers[part], reasons.get(part, ""))
         table[gain] = np.array([estimate.value for estimate in gains], float)
         table[f"{gain}_low"] = np.array([estimate.low for estimate in gains], float)
         table[f"{gain}_high"] = np.array([estimate.high for estimate in gains], float)
@@ -211,13 +212,12 @@ def _is_baseline(table: pd.DataFrame, axes: list[str], baseline: Point) -> pd.Se
     return pd.Series(is_there, index=table.index) | (table["role"] == "frontier")
 
 
-def _frontier(
-    table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str, like: Frontier | None
-) -> Frontier:
-    """That in the FLOPs of `column`; `like` is the one in model FLOPs, if this is the other and there is one."""
+def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str) -> Frontier:
+    """That in the FLOPs of `column`."""
     done = groups >= 0
     runs = table[done & is_base]
-    count = len(np.unique(budgets(numbers(runs, "train_flops").to_numpy()))) if len(runs) else 0
+    budget = budgets(numbers(runs, "train_flops").to_numpy())
+    count = len(np.unique(budget))
     if count < 3:
         raise UserError(
             f"a frontier needs the baseline at three budgets or more, and it has completed {count} (--frontier_budgets)"
@@ -234,27 +234,54 @@ def _frontier(
     if unlike := unlike_devices(table[known]):
         raise UserError(f"hardware FLOPs cannot be compared: {unlike}")
     clock = pooled(np.log(numbers(table, column)[known]), groups[known])
-    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock, like=like)
+    return fit_frontier(flops.to_numpy(), runs["val_loss"].to_numpy(), noise, clock=clock, budget=budget)
 
 
 def _gains(
-    table: pd.DataFrame, groups: pd.Series, column: str, frontier: Frontier | None, reason: str
+    table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str, frontier: Frontier | None, reason: str
 ) -> list[Estimate]:
-    """The gain of each row: that of its program at its budget, from the mean over its seeds."""
+    """The gain of each row: that of its program at its budget, from the mean over its seeds.
+
+    Intervals are simultaneous over the variants at the study's budget, and single for the baseline and other budgets.
+    """
     if frontier is None:
         return [Estimate(None, reason=reason)] * len(table)
-    found: dict[int, Estimate] = {}
-    for group, runs in table[groups >= 0].groupby(groups[groups >= 0]):
-        flops = numbers(runs, column)
-        if flops.isna().any():
-            found[int(str(group))] = Estimate(None, reason="its hardware FLOPs are not known")
-        else:
-            spent = float(np.exp(np.log(flops).mean()))
-            found[int(str(group))] = compute_gain(float(runs["val_loss"].mean()), spent, frontier, len(runs))
+    done = table[groups >= 0].assign(spent=np.log(numbers(table, column)), group=groups, is_base=is_base)
+    done = done.assign(is_one=at_budget(done) & ~done["is_base"])
+    means = done.groupby("group").agg(
+        loss=("val_loss", "mean"), spent=("spent", lambda spent: spent.mean(skipna=False)), is_one=("is_one", "any")
+    )
+    runs = done.groupby("group").size().to_numpy(float)
+    wider = _own_noise(done, frontier.noise)
+    unknown = means["spent"].isna().to_numpy()
+    families = [~unknown & means["is_one"].to_numpy()]
+    families += list(np.diag(~unknown & ~families[0]))
+    found = dict.fromkeys(means.index, Estimate(None, reason="its hardware FLOPs are not known"))
+    for family in families:
+        own = means[family]
+        if len(own):
+            gains = compute_gains(
+                own["loss"].to_numpy(), np.exp(own["spent"].to_numpy()), frontier, runs[family], wider=wider[family]
+            )
+            found |= dict(zip(own.index, gains, strict=True))
     return [
         found[group] if group >= 0 else Estimate(None, reason=_no_gain(status))
         for group, status in zip(groups, table["status"], strict=True)
     ]
+
+
+def _own_noise(done: pd.DataFrame, noise: Noise) -> Array:
+    """By how much the noise of each group of `done` exceeds the pooled one: 1 where noise is not clearly unequal.
+
+    The ratio of the 95% margins of a mean, by the group's own spread and by the pooled noise.
+    """
+    own = group_means(done["val_loss"], done["group"], pd.Series(range(len(done)), index=done.index))
+    spreads = done.groupby("group")["val_loss"].agg(["std", "size"])
+    if not own.is_unequal:
+        return np.ones(len(spreads))
+    t = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, np.maximum(spreads["size"] - 1, 1))
+    ratio: Array = t * spreads["std"].fillna(0).to_numpy(float) / (noise.t * noise.sd)
+    return np.maximum(1, ratio)
 
 
 def _no_gain(status: str) -> str:
@@ -425,17 +452,14 @@ def _gain_sentences(answer: Answer) -> list[str]:
         lacking = once[once[gain].isna()]
         more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'])})." if len(lacking) else ""
         out.append(
-            f"Compute that the baseline would need for the same loss, in {unit}, over what was used: {gains}. Variants "
-            f"that save compute: {above} of {len(known)}; that waste it: {below}; each judged alone by its 95% "
-            f"interval.{more}"
+            f"Compute gain at this size, the {unit} that the baseline would need for the same loss over those used: "
+            f"{gains}. Variants that save compute: {above} of {len(known)}; that waste it: {below}. These 95% "
+            f"intervals hold for all variants together.{more}"
         )
-    own = answer.table.loc[_is_baseline(answer.table, answer.axes, answer.baseline), "compute_gain"]
-    misfit = answer.frontier.misfit
-    if misfit is not None and misfit < SIGNIFICANCE and own.notna().any():
+    if answer.frontier.is_misfit:
         out.append(
-            f"The baseline's own losses do not lie on a curve of the frontier's shape (p = {misfit:.2g}): its gains, "
-            f"which should be 1, are {own.min():.3f} to {own.max():.3f}. Intervals of gains take the fit to be off by "
-            f"{answer.frontier.stretch:.1f} times the noise of the budgets' means."
+            "The baseline's losses are not on a curve of the shape E + A FLOPs^-alpha (p = "
+            f"{answer.frontier.misfit:.2g}), so gains are interpolated between its budgets."
         )
     return out
 
@@ -457,10 +481,10 @@ def _trend_sentences(answer: Answer) -> list[str]:
     if (answer.table["status"] == "stopped").any():
         out += " Luck at a rung helps a trial on, and is gone at the next, so a gain seems to shrink a little."
     rungs = answer.rung_frontier
-    if rungs is not None and rungs.misfit is not None and rungs.misfit < SIGNIFICANCE:
+    if rungs is not None and rungs.is_misfit:
         out += (
-            f" The baseline's losses at rungs do not lie on a curve of the frontier's shape (p = {rungs.misfit:.2g}): "
-            f"the intervals take the fit to be off by {rungs.stretch:.1f} times the noise of the rungs' means."
+            " The baseline's losses at rungs are not on a curve of the shape E + A FLOPs^-alpha (p = "
+            f"{rungs.misfit:.2g}), so they are interpolated."
         )
     return [out]
 

@@ -6,6 +6,13 @@ al., arXiv 2001.08361, and Hoffmann et al., arXiv 2203.15556). A trial that reac
     frontier's FLOPs for L / F,   where the frontier's FLOPs for L are (A / (L - E))^(1 / alpha)
 
 so the baseline's is 1.0 at every budget. Hardware FLOPs, on a frontier fitted to them, give the hardware gain.
+
+A curve of three coefficients goes through any three budgets, and its shape is then an assumption. So every interval
+also holds what the budgets themselves allow, whatever the shape: between two of them a curve that bends one way in
+ln FLOPs lies between their chord and the chords beside it, extended (`_between`). Where these are too far apart to read
+a gain off, it has none.
+
+A gain is one at this size and these budgets, and says nothing of another (see raytrain.analysis.ladder).
 """
 
 import dataclasses
@@ -14,13 +21,15 @@ import math
 import numpy as np
 import scipy.stats
 
-from raytrain.analysis.noise import SIGNIFICANCE, Noise
+from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.analysis.trials import budgets
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array
 
 _ALPHAS = (0.01, 3.0)  # far beyond the 0.05 to 0.5 of published fits
-_DRAWS = 1000
+_DRAWS = 2000
+_FARTHEST = 3.0  # a factor between neighbouring budgets, for chords to tell what is between them
+_WIDEST = 0.3  # of the logarithm of a gain that the budgets alone allow: it is not read off if they leave more open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +39,10 @@ class Frontier:
     `unit` is the geometric mean of the fitted FLOPs, which keeps `scale` in nats. `draws` (5 x draws) holds floor,
     scale and alpha of refits to bootstrapped runs, the noise sd behind each, and the sd of ln FLOPs (0 if exact).
     `misfit` is the p-value of the budgets' mean losses lying no further from the fit than the noise puts them; None if
-    the fit has as many coefficients as budgets, or FLOPs are not exact. A small one says that the baseline's losses do
-    not fall in this way, and that gains are wrong by as much as the baseline's own are not 1. The refits then have
-    `stretch` times the noise, as much as puts the budgets where they are (Birge, Physical Review 40, 1932), and a loss
-    is taken to lie off the curve by an error of its own, of sd `miss`: what the budgets' means do beyond their noise.
+    the fit has as many coefficients as budgets. A small one says that the baseline's losses do
+    not fall in this way. Gains are then read off between the budgets, without the curve, and its refits have `stretch`
+    times the noise, as much as puts the budgets where they are (Birge, Physical Review 40, 1932).
+    `nodes` (2 x 1 + draws x budgets) are ln FLOPs and loss at the budgets: their means, then bootstrapped.
     """
 
     floor: float
@@ -45,8 +54,12 @@ class Frontier:
     noise: Noise
     draws: Array
     misfit: float | None
+    nodes: Array
     stretch: float = 1.0
-    miss: float = 0.0
+
+    @property
+    def is_misfit(self) -> bool:
+        return self.misfit is not None and self.misfit < SIGNIFICANCE
 
     def loss(self, flops: float) -> float:
         out: float = self.floor + self.scale * (flops / self.unit) ** -self.alpha
@@ -76,13 +89,13 @@ def fit_frontier(
     seed: int = 0,
     *,
     clock: Noise | None = None,
-    like: Frontier | None = None,
+    budget: Codes | None = None,
 ) -> Frontier:
     """Fit the frontier to the baseline's runs, one entry each.
 
     `noise` is by default their spread about the mean of their budget; give it for hardware FLOPs, which no two runs
-    share, with `clock`, the noise of their logarithm, which is then a part of every interval, and `like`, the frontier
-    in model FLOPs: this one misses the losses as that does. Raises UserError for fewer than three budgets, or no noise.
+    share, with `clock`, the noise of their logarithm, which is then a part of every interval, and the number of each
+    run's `budget`, 0 for the smallest. Raises UserError for fewer than three budgets, or no noise.
 
     Variable projection (Golub and Pereyra, SIAM Journal on Numerical Analysis 10, 1973): for a fixed alpha the best E
     and A are linear least squares in closed form, here with E, A >= 0, so only alpha is searched, on a grid that is
@@ -94,7 +107,7 @@ def fit_frontier(
     flops, losses = np.asarray(flops, float), np.asarray(losses, float)
     used = np.isfinite(losses)
     flops, losses = flops[used], losses[used]
-    budget = budgets(flops)
+    budget = budgets(flops) if budget is None else np.unique(budget[used], return_inverse=True)[1]
     count = len(np.unique(budget))
     if count < 3:
         raise UserError(f"A frontier needs the baseline at three budgets or more; it has {count}")
@@ -107,7 +120,7 @@ def fit_frontier(
     unit = float(np.exp(np.mean(np.log(flops))))
     floor, scale, alpha = (float(value) for value in _fit(flops / unit, losses[:, None])[:, 0])
     fitted = floor + scale * (flops / unit) ** -alpha
-    misfit, stretch, miss = None, like.stretch if like else 1.0, like.miss if like else 0.0
+    misfit, stretch = None, 1.0
     at_bound = (not floor) + (not _ALPHAS[0] < alpha < _ALPHAS[1])
     free = 3 - at_bound if scale else 1  # coefficients
     if clock is None and count > free and noise.sd:
@@ -117,7 +130,6 @@ def fit_frontier(
         misfit = float(scipy.stats.f.sf(ratio, count - free, noise.df))
         if misfit < SIGNIFICANCE:
             stretch = math.sqrt(ratio)
-            miss = noise.sd * math.sqrt(max(ratio - 1, 0) * count / len(losses))
     draws = np.random.default_rng(seed)
     shape = (len(flops), _DRAWS)
     sds, clocks = (
@@ -129,7 +141,12 @@ def fit_frontier(
         fitted[:, None] + stretch * sds * draws.standard_normal(shape),
     )
     ends = float(flops.min()), float(flops.max())
-    return Frontier(floor, scale, alpha, unit, *ends, noise, np.vstack([refits, sds, clocks]), misfit, stretch, miss)
+    runs = np.bincount(budget)
+    nodes = np.array([np.bincount(budget, values) / runs for values in (np.log(flops), losses)])
+    errors = draws.standard_normal((2, _DRAWS, count)) * np.array([clocks, sds])[:, :, None] / np.sqrt(runs)
+    nodes = np.concatenate([nodes[:, None], nodes[:, None] + errors], axis=1)
+    drawn = np.vstack([refits, sds, clocks])
+    return Frontier(floor, scale, alpha, unit, *ends, noise, drawn, misfit, nodes, stretch)
 
 
 def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, seed: int = 1) -> Estimate:
@@ -140,10 +157,96 @@ def compute_gain(loss: float, flops: float, frontier: Frontier, runs: int = 1, s
     Nothing is extrapolated: a loss that lies, beyond the noise, outside what the frontier's budgets reach has no gain.
     An end of the interval may.
     """
-    if reason := _out_of_range(loss, frontier, runs):
-        return Estimate(None, reason=reason)
-    gains = np.exp(_log_gains(np.array([loss]), np.array([flops]), frontier, runs, seed)[:, 0])
-    return _estimate(gains)
+    return compute_gains(np.array([loss]), np.array([flops]), frontier, np.array([runs]), seed=seed)[0]
+
+
+def compute_gains(
+    losses: Array, flops: Array, frontier: Frontier, runs: Array, *, wider: Array | float = 1.0, seed: int = 1
+) -> list[Estimate]:
+    """The gains of several variants, with intervals that hold all of the true gains together in 95% of studies.
+
+    So the first of many is judged as such. The bootstrap's draws are common to all, and the ends of each interval are
+    the quantiles that no variant leaves in 95% of the draws (Beran, Journal of the American Statistical Association 83,
+    1988). `wider` is by how much each variant's own noise is taken to exceed the frontier's.
+    """
+    reasons = [_out_of_range(loss, frontier, n) for loss, n in zip(losses, runs, strict=True)]
+    used = np.array([not reason for reason in reasons])
+    if not used.any():
+        return [Estimate(None, reason=reason) for reason in reasons]
+    n = runs[used] / np.broadcast_to(wider, losses.shape)[used] ** 2
+    gains = _log_gains(losses[used], flops[used], frontier, n, seed)
+    low, high = _between(losses[used], flops[used], frontier, n, seed)
+    order = np.argsort(np.argsort(gains[1:], axis=0), axis=0) + 0.5
+    depth = np.minimum(order, len(order) - order).min(axis=1) / len(order)
+    tail = min(float(np.quantile(depth, SIGNIFICANCE)), SIGNIFICANCE / 2)
+    if frontier.is_misfit:
+        gains = (low + high) / 2
+    found = iter(_joined(*parts, tail) for parts in zip(gains.T, low.T, high.T, strict=True))
+    return [Estimate(None, reason=reason) if reason else next(found) for reason in reasons]
+
+
+def _joined(gains: Array, low: Array, high: Array, tail: float) -> Estimate:
+    """The gain by the curve, with the interval that holds both its own and what the budgets alone allow."""
+    if not high[0] - low[0] <= _WIDEST:
+        return Estimate(
+            None,
+            reason="the baseline's loss bends so much between its budgets that its frontier does not say what compute "
+            "this loss needs: give it budgets nearer to this one (--frontier_budgets)",
+        )
+    with np.errstate(invalid="ignore"):
+        ends = [np.quantile(draws[1:], q, method="nearest") for draws, q in ((gains, tail), (gains, 1 - tail))]
+        ends = [min(ends[0], np.quantile(low[1:], tail)), max(ends[1], np.quantile(high[1:], 1 - tail))]
+    value = float(np.clip(gains[0], low[0], high[0]))
+    known = [float(np.exp(end)) if math.isfinite(end) else None for end in ends]
+    return Estimate(float(np.exp(value)), low=known[0], high=known[1])
+
+
+def _between(losses: Array, flops: Array, frontier: Frontier, runs: Array, seed: int) -> tuple[Array, Array]:
+    """The least and the greatest ln gain (1 + draws x trials) that the frontier's budgets allow, whatever its shape.
+
+    Between two neighbours a curve of ln FLOPs that bends one way lies between the chord through both and the chords on
+    either side, extended; the two bound it whichever way it bends. Beyond the ends, where only the noise puts a loss,
+    the slope is that of the last chord, to a factor of 2.
+    """
+    x, y = frontier.nodes
+    draws = np.random.default_rng(seed + 1)
+    sds, clocks = (np.concatenate([[0.0], frontier.draws[row]])[:, None] for row in (3, 4))
+    shape = len(x), len(losses)
+    level = losses + draws.standard_normal(shape) / np.sqrt(runs) * sds
+    spent = np.log(flops) + draws.standard_normal(shape) / np.sqrt(runs) * clocks
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = -np.diff(y) / np.diff(x)  # of the chords: above zero where more compute is better
+    slopes = np.where(slopes > 0, slopes, 1e-12)
+    passed = np.sum(np.logical_and.accumulate(y[:, None, :] > level[:, :, None], axis=2), axis=2)  # nodes above it
+    last = y.shape[1] - 1
+    place = np.clip(passed - 1, 0, last - 1)
+
+    def at(values: Array, index: Codes) -> Array:
+        return np.take_along_axis(values, index, axis=1)
+
+    left, right, fallen = at(x, place), at(x, place + 1), at(y, place) - level
+    before, after = at(slopes, np.maximum(place - 1, 0)), at(slopes, np.minimum(place + 1, last - 1))
+    own = at(slopes, place)
+    chord = left + fallen / own
+    sides = np.array(
+        [
+            np.where(place > 0, left + fallen / before, np.nan),
+            np.where(place < last - 1, right - (level - at(y, place + 1)) / after, np.nan),
+        ]
+    )
+    near, far = np.nanmax(sides, axis=0), np.nanmin(sides, axis=0)
+    low = np.where(near <= chord, near, np.minimum(far, chord))  # all to the left of it: the curve is convex here
+    high = np.where(far >= chord, far, np.maximum(near, chord))  # all to the right: concave
+    low, high = (np.clip(end, left, right) for end in (np.minimum(low, chord), np.maximum(high, chord)))
+    over, under = y[:, -1:] - level, level - y[:, :1]
+    beyond, short = passed > last, passed == 0
+    low = np.where(
+        beyond, x[:, -1:] + over / slopes[:, -1:] / 2, np.where(short, x[:, :1] - under / slopes[:, :1] * 2, low)
+    )
+    high = np.where(
+        beyond, x[:, -1:] + over / slopes[:, -1:] * 2, np.where(short, x[:, :1] - under / slopes[:, :1] / 2, high)
+    )
+    return low - spent, high - spent
 
 
 def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int | Array = 1, seed: int = 1) -> Estimate:
@@ -158,22 +261,48 @@ def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int | Arra
     if len(np.unique(flops[used])) < 2:
         return Estimate(None, reason="the trend needs gains at two budgets or more")
     x = np.log(flops[used]) - np.log(flops[used]).mean()
-    return _estimate(_log_gains(losses[used], flops[used], frontier, runs[used], seed) @ x / (x @ x))
+    weights = x / (x @ x)
+    curve = _log_gains(losses[used], flops[used], frontier, runs[used], seed) @ weights
+    low, high = _between(losses[used], flops[used], frontier, runs[used], seed)
+    least, most = ((np.where(weights > 0, *ends)) @ weights for ends in ((low, high), (high, low)))
+    tails = SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2
+    ends = [np.quantile(draws[1:], tails, method="nearest") for draws in (curve, least, most)]
+    if frontier.is_misfit:
+        curve, ends = (least + most) / 2, ends[1:]
+    known = [min(end[0] for end in ends), max(end[1] for end in ends)]
+    found = [float(end) if math.isfinite(end) else None for end in known]
+    return Estimate(float(curve[0]), low=found[0], high=found[1])
 
 
 def _out_of_range(loss: float, frontier: Frontier, runs: int) -> str:
     if not math.isfinite(loss):
         return "the trial has no loss"
-    margin = frontier.noise.t * math.hypot(frontier.noise.sd / math.sqrt(runs), frontier.miss)
+    margin = frontier.noise.t * frontier.noise.sd / math.sqrt(runs)
+    first, last = frontier.nodes[1, 0, 0], frontier.nodes[1, 0, -1]
     if not frontier.scale:
         return "the baseline's loss does not fall with its FLOPs"
-    if loss < frontier.loss(frontier.high) - margin or loss <= frontier.floor:
-        reached, which, budget = frontier.loss(frontier.high), "below", frontier.high
-    elif loss > frontier.loss(frontier.low) + margin:
-        reached, which, budget = frontier.loss(frontier.low), "above", frontier.low
+    if loss < last - margin or (loss <= frontier.floor and not frontier.is_misfit):
+        reached, which, budget = last, "below", frontier.high
+    elif loss > first + margin:
+        reached, which, budget = first, "above", frontier.low
     else:
-        return ""
+        return _untested(loss, frontier)
     return f"val_loss {loss:.4f} is {which} the baseline's {reached:.4f} at {budget:.3g} FLOPs, where its frontier ends"
+
+
+def _untested(loss: float, frontier: Frontier) -> str:
+    """Why no shape of the frontier is to be believed about `loss`; "" if one is.
+
+    The power law is where it was tested, by four budgets or more; the chords are where they are short."""
+    x, y = frontier.nodes[:, 0]
+    place = int(np.clip(np.sum(np.logical_and.accumulate(y > loss)) - 1, 0, len(x) - 2))
+    gap = math.exp(x[place + 1] - x[place])
+    if gap <= _FARTHEST or not (frontier.misfit is None or frontier.is_misfit):
+        return ""
+    return (
+        f"the baseline's budgets about this loss are a factor of {gap:.3g} apart, and nothing tests its frontier's "
+        f"shape between them: give it budgets a factor of {_FARTHEST:g} apart at most, or four on a power law"
+    )
 
 
 def _log_gains(losses: Array, flops: Array, frontier: Frontier, runs: int | Array, seed: int) -> Array:
@@ -183,19 +312,11 @@ def _log_gains(losses: Array, flops: Array, frontier: Frontier, runs: int | Arra
     draws = np.random.default_rng(seed)
     shape = len(sds), len(losses)
     errors, clock_errors = (draws.standard_normal(shape) / np.sqrt(runs) for _ in range(2))
-    misses = np.where(sds[:, None], frontier.miss * draws.standard_normal(shape), 0.0)  # none in the fit itself
-    left = losses + errors * sds[:, None] + misses - floor[:, None]
+    left = losses + errors * sds[:, None] - floor[:, None]
     spent = np.log(flops) + clock_errors * clocks[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = np.log(scale[:, None] / left) / alpha[:, None] + math.log(frontier.unit) - spent
     return np.where(left > 0, gains, np.inf)  # no compute reaches below the floor
-
-
-def _estimate(values: Array) -> Estimate:
-    """The first value, with the 95% percentile interval of the others."""
-    low, high = np.quantile(values[1:], [SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2], method="nearest")
-    ends = [float(end) if math.isfinite(end) else None for end in (low, high)]
-    return Estimate(float(values[0]), low=ends[0], high=ends[1])
 
 
 def _fit(flops: Array, losses: Array) -> Array:

@@ -242,7 +242,7 @@ def frontier_coverage(
             clock = Noise(float(np.sqrt(np.sum((np.log(seen) - means) ** 2) / kinds)), kinds, "seeds")
             means = np.repeat(losses.reshape(-1, seeds).mean(axis=1), seeds)
             noise = Noise(float(np.sqrt(np.sum((losses - means) ** 2) / kinds)), kinds, "seeds")
-            frontier = fit_frontier(seen, losses, noise, clock=clock)
+            frontier = fit_frontier(seen, losses, noise, clock=clock, budget=np.repeat(range(len(budgets)), seeds))
         else:
             frontier = fit_frontier(flops, losses)
         for name, (low, high) in frontier.interval().items():

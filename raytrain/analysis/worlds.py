@@ -4,9 +4,11 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import scipy.interpolate
 
 from raytrain.analysis.effects import Effects, effects, holm
-from raytrain.analysis.noise import SIGNIFICANCE, Codes
+from raytrain.analysis.gain import compute_gain, compute_gains, fit_frontier
+from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, variants
 from raytrain.analysis.strata import Blocks, Contrasts, Pooled
 from raytrain.sweep.design import choose
@@ -121,6 +123,67 @@ def noisy_arm(ratio: float, replays: int = 200, trials: int = 128, seed: int = 0
                 held[str(arm)] += list((own["low"] <= 0) & (own["high"] >= 0))
     out = {f"coverage, {name}": float(np.mean(values)) if values else np.nan for name, values in held.items()}
     return {"detected": detected / replays, **out, "claims": claims / replays}
+
+
+def spline_coverage(budgets: Array, replays: int = 300, seeds: int = 3, seed: int = 0) -> dict[str, float]:
+    """Frontiers whose slope against ln FLOPs wanders: of 0.1 nats times exp of a cubic spline through normal draws of
+    sd 0.5, a factor of 2 in FLOPs apart. A gain of 1.15 at the second budget.
+
+    The part of its 95% intervals that hold it, where there is one; that are refused; and that are one or the other. The
+    part of those that the power law alone would hold is `power law`.
+    """
+    draws = np.random.default_rng(seed)
+    start, end = np.log(budgets[0]) - 1, np.log(budgets[-1]) + 1
+    grid = np.linspace(start, end, 2000)
+    knots = np.arange(start, end + np.log(2), np.log(2))
+    covered, refused, power_law = [], 0, []
+    for _ in range(replays):
+        slope = 0.1 * np.exp(scipy.interpolate.CubicSpline(knots, draws.normal(0, 0.5, len(knots)))(grid))
+        curve = MEAN_LOSS - np.concatenate([[0], np.cumsum(slope[1:] * np.diff(grid))])
+        flops = np.repeat(budgets, seeds)
+        frontier = fit_frontier(flops, np.interp(np.log(flops), grid, curve) + draws.normal(0, NOISE_SD, len(flops)))
+        loss = np.interp(np.log(1.15 * budgets[1]), grid, curve) + draws.normal(0, NOISE_SD / np.sqrt(seeds))
+        found = compute_gain(float(loss), float(budgets[1]), frontier, seeds)
+        if found.value is None:
+            refused += 1
+        else:
+            covered.append((found.low or 0) <= 1.15 <= (found.high or np.inf))
+        floor, scale, alpha, *_ = frontier.draws
+        with np.errstate(invalid="ignore", divide="ignore"):
+            needed = frontier.unit * (scale / (loss - floor)) ** (1 / alpha)
+        low, high = np.nanquantile(needed / budgets[1], [0.025, 0.975])
+        power_law.append(low <= 1.15 <= high)
+    either = (sum(covered) + refused) / replays
+    parts = {"covered": float(np.mean(covered)), "refused": refused / replays, "covered or refused": either}
+    return parts | {"power law": float(np.mean(power_law))}
+
+
+def equal_gains(variants: int = 24, seeds: int = 2, replays: int = 300, seed: int = 0) -> dict[str, float]:
+    """Studies of equal variants on a frontier of four budgets: the part in which any is said to save compute, in which
+    the leader's interval holds its gain, 1; and both by each one's own 95% interval."""
+    draws = np.random.default_rng(seed)
+    budgets = np.array([2.5e14, 5e14, 1e15, 2e15])
+    flops = np.repeat(budgets, 3)
+    out = dict.fromkeys(("saves compute", "leader", "saves compute, each alone", "leader, alone"), 0.0)
+
+    def loss(at: Array) -> Array:
+        return 2.0 + 30 * at**-0.09 + draws.normal(0, NOISE_SD, at.shape)
+
+    for _ in range(replays):
+        runs, base = loss(np.full((variants, seeds), 1e15)), loss(flops)
+        df = variants * (seeds - 1) + len(flops) - len(budgets)
+        squares = np.sum((runs - runs.mean(axis=1, keepdims=True)) ** 2)
+        squares += np.sum((base - np.repeat(base.reshape(-1, 3).mean(axis=1), 3)) ** 2)
+        frontier = fit_frontier(flops, base, Noise(float(np.sqrt(squares / df)), df, "seeds"))
+        means, spent, count = runs.mean(axis=1), np.full(variants, 1e15), np.full(variants, float(seeds))
+        together = compute_gains(means, spent, frontier, count)
+        alone = [compute_gains(means[[i]], spent[[i]], frontier, count[[i]])[0] for i in range(variants)]
+        for gains, ending in ((together, ""), (alone, ", alone")):
+            leader = gains[int(np.argmin(means))]
+            out[f"leader{ending}"] += (leader.low or 0) <= 1 <= (leader.high or np.inf)
+            name = "saves compute" + ", each alone" * bool(ending)
+            out[name] += any(gain.low is not None and gain.low > 1 for gain in gains)
+    return {name: value / replays for name, value in out.items()}
 
 
 def _table(points: list[Point]) -> pd.DataFrame:

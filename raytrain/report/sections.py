@@ -570,8 +570,9 @@ def _method(found: Answer) -> list[Block]:
         "any false claim with a chance of at most 5%.",
         "Frontier: loss = E + A FLOPs^-alpha by variable projection, from the baseline's own runs at three budgets or "
         "more. compute gain = FLOPs at which the frontier reaches a trial's loss / FLOPs that the trial used; the "
-        "baseline's is 1. Its interval is a parametric bootstrap over the seeds' noise and the fit. Nothing is "
-        "extrapolated.",
+        "baseline's is 1. Its interval is a parametric bootstrap over the seeds' noise and the fit, joined with what "
+        "the budgets allow whatever the curve's shape, and simultaneous for all variants. Nothing is extrapolated, to "
+        "other sizes least of all.",
     ]
     if found.tuned is not None:
         items.append(
