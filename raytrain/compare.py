@@ -21,9 +21,11 @@ from rich.table import Table
 from raytrain import architecture
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.architecture import AXES
-from raytrain.axes import RUN_AXES, may_kill
+from raytrain.axes import RUN_AXES, may_kill, plugin
+from raytrain.config.resolve import add_plugin_flag
 from raytrain.config.run import STOPS
 from raytrain.errors import Parser, UserError, command
+from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import read_json
 from raytrain.rundir.log import read_log
 
@@ -32,7 +34,7 @@ _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops",
 # Fields of a run that change how it is carried out, not what it learns; and scale, which only names other fields.
 _MEANS = {"scale", "micro_batch", "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing"}
 _MEANS |= {"peak_tflops", "eval_interval", "evaluations", "eval_data", "log_interval", "stats_interval"}
-_MEANS |= {"checkpoint_interval", "keep_checkpoints"}
+_MEANS |= {"checkpoint_interval", "keep_checkpoints", "plugins"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,6 +112,14 @@ def read_run(folder: Path) -> Run:
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
     return Run(folder, facts, axes, setting)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """`read_run` of each. All plugins are known first: an axis that one run has, another has at its default."""
+    for folder in folders:
+        if (folder / "config.json").exists():
+            plugin.recall(read_json(folder / "config.json").get("plugins", ()))
+    return [read_run(folder) for folder in folders]
 
 
 def with_rankings(runs: Iterable[Run]) -> list[Run]:
@@ -220,14 +230,16 @@ def rate_scope(runs: Iterable[Run]) -> str:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Print the table of runs."""
+    load_named(argv)
     parser = Parser("python -m raytrain.compare", __doc__)
     parser.add_argument("paths", nargs="*", metavar="LOG_OR_FOLDER", help="runs, studies or logs [all under --runs]")
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--latest", type=int, metavar="N", help="only the N runs that were written to last")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_plugin_flag(parser)
     flags = parser.parse_args(argv)
 
-    runs = with_rankings(read_run(folder) for folder in find_runs(flags.paths, flags.runs, flags.latest))
+    runs = with_rankings(read_runs(find_runs(flags.paths, flags.runs, flags.latest)))
     found = effects(filter(has_whole_budget, runs))
     found_warnings = warnings(runs)
     if flags.json:

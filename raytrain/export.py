@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from raytrain.config.resolve import add_plugin_flag
 from raytrain.errors import Parser, UserError, command
+from raytrain.plugins.loader import load_named
 from raytrain.training.pretrained import load_run, save_hugging_face
 
 FORMATS = ("huggingface",)
@@ -11,7 +13,9 @@ FORMATS = ("huggingface",)
 @command
 def main(argv: list[str] | None = None) -> None:
     """Write a run's model in another format."""
+    load_named(argv)
     parser = Parser("python -m raytrain.export", __doc__)
+    add_plugin_flag(parser)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--to", nargs=2, metavar=("FORMAT", "DIR"), required=True, help="huggingface, and where")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")

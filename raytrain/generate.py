@@ -5,16 +5,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raytrain.config.resolve import add_plugin_flag
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
 from raytrain.model import Transformer
+from raytrain.plugins.loader import load_named
 from raytrain.training.pretrained import load_run
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Print text that a run's model continues."""
+    load_named(argv)
     parser = Parser("python -m raytrain.generate", __doc__)
+    add_plugin_flag(parser)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--prompt", default="\n", help="text to continue [a line break]")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to write [200]")

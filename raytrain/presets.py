@@ -9,7 +9,9 @@ from rich.table import Table
 
 from raytrain.accounting.flops import flops_per_token, parameter_count
 from raytrain.architecture import AXES, PRESET_NOTES, PRESETS, SCALES, preset
+from raytrain.config.resolve import add_plugin_flag
 from raytrain.errors import Parser, command, unknown_value
+from raytrain.plugins.loader import load_named
 
 _BYTES = 256  # the vocabulary of the default corpus, for the scales that leave it to the data
 
@@ -43,7 +45,9 @@ def preset_table(scale: str = "124m") -> list[dict[str, Any]]:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """List the presets."""
+    load_named(argv)
     parser = Parser("python -m raytrain.presets", __doc__)
+    add_plugin_flag(parser)
     parser.add_argument("--scale", default="124m", help=f"{', '.join(SCALES)} [124m]")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     flags = parser.parse_args(argv)

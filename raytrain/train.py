@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from raytrain.architecture import AXES, SIZES
+from raytrain.axes.plugin import check_loaded
 from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
+from raytrain.plugins.loader import load_named, sources, write_sources
 from raytrain.rundir.folders import check_name, read_json, write_json
 from raytrain.rundir.log import JsonLog
 from raytrain.training.loop import train
@@ -29,6 +31,7 @@ from raytrain.training.pretrained import read_hugging_face
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Train one run."""
+    load_named(argv, checked=True)
     parser = Parser("python -m raytrain.train", __doc__)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
@@ -37,15 +40,16 @@ def main(argv: list[str] | None = None) -> int | None:
     flags = parser.parse_args(argv)
 
     is_main = os.environ.get("RANK", "0") == "0"
-    config, sources = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
+    config, layers = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
     folder = None
     if is_main:
         folder = Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config)
         if _is_complete(folder):
             print(f"{folder} is complete: there is nothing left to train")
             return 0
-        _print_sources(config, sources)
+        _print_sources(config, layers)
         write_json(folder / "config.json", config.to_dict())
+        write_sources(folder, sources(config.to_dict()))
     log = JsonLog(folder / "log.jsonl") if folder else None
     micro_batch: int | None = None  # known from the run's start on
     has_trained = bool(flags.resume)
@@ -108,6 +112,7 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
     for name in ("preset", "scale", "config", "name"):
         if getattr(flags, name) is not None:
             raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
+    check_loaded(values.get("plugins", ()))
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume ({folder}) has no checkpoint to continue from; --checkpoint_interval N keeps some")
     changes = {name: read_value(name, value) for name, value in read_flags(flags).items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from raytrain.config.resolve import add_flags, read_flags
 from raytrain.errors import Parser, UserError, command
 from raytrain.interrupts import held
+from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import check_name
 from raytrain.sweep.design import DESIGNS
 from raytrain.sweep.plan import Plan
@@ -19,6 +20,7 @@ from raytrain.sweep.planning import OPTIONS, SCHEDULERS, plan
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Plan, run or resume a sweep."""
+    load_named(argv, checked=True)
     flags = _parser().parse_args(argv)
     if flags.resume is not None:
         _check_resume(flags)
@@ -136,7 +138,7 @@ def _field_levels(text: str) -> tuple[str, list[str]]:
 def _check_resume(flags: argparse.Namespace) -> None:
     """A study goes on as it was planned, so flags that plan one have no meaning. Raises UserError for those."""
     usual = vars(_parser().parse_args([]))
-    allowed = ("resume", "runs", "tracking_uri", "concurrent", "json")
+    allowed = ("resume", "runs", "tracking_uri", "concurrent", "json", "plugin")
     for name, value in vars(flags).items():
         if name not in allowed and value != usual[name]:
             raise UserError(

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from raytrain.accounting.flops import flops_per_token
-from raytrain.axes import registered, restore
+from raytrain.axes import plugin, registered, restore
 from raytrain.config.resolve import resolve
 from raytrain.config.run import TrainConfig
+from raytrain.plugins.derive import counted
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,10 +28,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def registry() -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    before = registered()
+    before, loaded = registered(), dict(plugin.LOADED)
     yield
     restore(before)
+    plugin.LOADED.clear()
+    plugin.LOADED.update(loaded)
     flops_per_token.cache_clear()
+    counted.cache_clear()
 
 
 @pytest.fixture(scope="session")

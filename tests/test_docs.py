@@ -29,9 +29,12 @@ class Parsed(Exception):
     """Ends a command when it has read its flags."""
 
 
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(("page", "command"), found(r"-m raytrain\.\w+[^`|\n]*"))
 def test_commands(monkeypatch, page, command):
     """Would catch: a command in the docs with a flag or a value that the code no longer has."""
+
+    monkeypatch.chdir(ROOT)
 
     def stop_after(parse):
         def parse_args(parser, args=None, namespace=None):

@@ -1,6 +1,6 @@
 """The axes of an architecture: their levels, costs and facts, in one registry. Read `registry.py` first."""
 
-from raytrain.axes import builtin
+from raytrain.axes import builtin, plugin
 from raytrain.axes.cost import Part, Shape, Span, linear, total
 from raytrain.axes.registry import (
     AXES,
@@ -33,6 +33,7 @@ __all__ = [
     "linear",
     "load",
     "may_kill",
+    "plugin",
     "registered",
     "restore",
     "total",

@@ -32,6 +32,8 @@ class Level:
     per_layer   those of each layer, likewise; what differs from layer to layer is summed in per_model
     dead        fields that have no effect under this level -> the value that stands in their place
     same_as     the level that computes the same function, where this one differs from it in speed alone
+    is_slope    whether its gradient is meant to be the slope of what it computes; not that of a straight-through step
+    plugin      the file that brought it, if one did
     """
 
     value: Any
@@ -44,6 +46,8 @@ class Level:
     per_layer: Callable[[Shape, Span], Iterable[Part]] = _no_parts
     dead: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     same_as: Any = None
+    is_slope: bool = True
+    plugin: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ RUN_AXES: dict[str, Axis] = {}  # of how it is trained: fields of a run whose le
 def add_axis(axis: Axis, to: dict[str, Axis] = AXES) -> None:
     """Raises UserError if the name is taken."""
     if axis.name in AXES or axis.name in RUN_AXES:
-        raise UserError(f"axis {axis.name!r} is taken")
+        raise UserError(f"axis {axis.name!r} is taken{_owner(find(axis.name))}")
     to[axis.name] = axis
 
 
@@ -109,8 +113,12 @@ def add_level(axis: str, level: Level) -> None:
     if found.check is not None:
         raise UserError(f"axis {axis!r} takes any {found.kind.__name__}: it has no named levels to add to")
     if level.value in found.levels:
-        raise UserError(f"{axis} {level.value!r} is taken")
+        raise UserError(f"{axis} {level.value!r} is taken{_owner(found.levels[level.value])}")
     found.levels[level.value] = level
+
+
+def _owner(taken: Axis | Level | None) -> str:
+    return f" by plugin {taken.plugin}" if taken is not None and taken.plugin else ""
 
 
 def find(name: str) -> Axis | None:

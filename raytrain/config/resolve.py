@@ -14,6 +14,7 @@ from typing import Any
 
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
+from raytrain.axes import Axis
 from raytrain.config.run import AUTO, STOPS, TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 from raytrain.rundir.parse import parse_yaml, read_bounded
@@ -54,16 +55,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--preset", help=f"architecture to start from: {', '.join(PRESETS)}")
     run.add_argument("--config", help="YAML file of any of these flags")
+    add_plugin_flag(run)
     for field in dataclasses.fields(TrainConfig):
         if field.name != "architecture":
             default = "" if field.default in (None, ()) else f" [{field.default}]"
             run.add_argument(f"--{field.name}", help=f"{field.metadata['help']}{default}")
     axes = parser.add_argument_group("architecture (overrides the preset's and the scale's)")
     for name in (*AXES, *SIZES):
-        axis = AXES.get(name)
-        allowed = ", ".join(map(str, axis.levels)) if axis else ""
-        usual = "" if axis is None or axis.is_required else f"[{axis.default}]"
-        axes.add_argument(f"--{name}", help=" ".join(filter(None, (axis.help if axis else "", allowed, usual))) or None)
+        try:
+            axes.add_argument(f"--{name}", help=_help(AXES.get(name)))
+        except argparse.ArgumentError:
+            raise UserError(f"axis {name!r} has the name of another flag: call it something else") from None
+
+
+def _help(axis: Axis | None) -> str | None:
+    if axis is None:
+        return None
+    allowed = ", ".join(map(str, axis.levels))
+    usual = "" if axis.is_required else f"[{axis.default}]"
+    return " ".join(filter(None, (axis.help, allowed, usual))).replace("%", "%%") or None
+
+
+def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--plugin`, which `plugins.loader.load_named` has read already when a parser comes to it."""
+    parser.add_argument(
+        "--plugin", action="append", metavar="FILE", help="Python file of levels and axes of your own; may stand twice"
+    )
 
 
 def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
@@ -91,6 +108,7 @@ def read_yaml(path: Path, what: str, content: str) -> dict[str, Any]:
 def read_file(path: str) -> dict[str, Any]:
     """The fields of a run in a YAML file. Raises UserError for an unreadable file or an unknown field."""
     values = read_yaml(Path(path), "config", "of field to value")
+    values.pop("plugins", None)  # loaded before: `plugins.loader.load_named`
     for name in values:
         if name not in (*fields(), "preset"):
             raise unknown_value(f"field in {path}", name, (*fields(), "preset"))

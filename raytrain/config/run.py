@@ -11,7 +11,7 @@ from typing import Any
 from raytrain import architecture
 from raytrain.accounting.flops import flops_per_token
 from raytrain.architecture import SCALES, Architecture, divisors_near
-from raytrain.axes import RUN_AXES
+from raytrain.axes import RUN_AXES, plugin
 from raytrain.errors import UserError, unknown_value
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, by default
@@ -74,7 +74,9 @@ class TrainConfig:
     peak_tflops: float | None = _field(None, "dense peak of one device for MFU, in TFLOP/s, where it is not known")
 
     eval_interval: int = _field(0, "steps between evaluations; 0: as many as evaluations gives")
-    evaluations: int = _field(5, "evaluations in a run, evenly spaced, where eval_interval is 0 (2 in a sweep)")
+    evaluations: int = _field(
+        5, "evaluations in a run, evenly spaced, where eval_interval is 0 (2 in a sweep)", newer=True
+    )
     eval_tokens: int = _field(65536, "validation tokens of each evaluation, always the same ones")
     log_interval: int = _field(10, "steps between log lines")
     stats_interval: int = _field(100, "steps between per-layer gradient statistics; 0 for none")
@@ -253,13 +255,19 @@ class TrainConfig:
         """Model FLOPs of the whole run."""
         return self.total_sequences * flops_per_token(self.architecture).per_sequence
 
+    @property
+    def plugins(self) -> tuple[dict[str, Any], ...]:
+        """A record of each plugin that the run uses: its name, the digest of its source, and its levels here."""
+        return plugin.records(self.architecture.values() | {axis: getattr(self, axis) for axis in RUN_AXES})
+
     def replace(self, **changes: Any) -> "TrainConfig":
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
+        """Plain values, as JSON has them; `plugins` where the run uses some."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"rungs": list(self.rungs), "eval_data": dict(self.eval_data)}
+        values |= {"plugins": list(self.plugins)} if self.plugins else {}
         return values | {"architecture": self.architecture.to_dict()}
 
     def identity(self) -> dict[str, Any]:
@@ -281,5 +289,9 @@ class TrainConfig:
         checkpointing = values.get("activation_checkpointing", "none")
         if isinstance(checkpointing, bool):
             checkpointing = "full" if checkpointing else "none"
+        values = dict(values)
+        stored = values.pop("plugins", ())
+        plugin.recall(stored)
+        plugin.check_unchanged(stored)
         known = {"architecture": architecture.from_dict(values["architecture"])}
-        return cls(**(dict(values) | known | {"activation_checkpointing": checkpointing}))
+        return cls(**(values | known | {"activation_checkpointing": checkpointing}))

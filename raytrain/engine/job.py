@@ -27,11 +27,12 @@ class LaneShape:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One segment of a trial for a lane: the run's config as plain values, the folder for its checkpoints, or a URI,
-    and the number of the rung at which it is to pause, if it is."""
+    the number of the rung at which it is to pause, if it is, and the source of each plugin that it uses, by name."""
 
     config: dict[str, Any]
     folder: str | None = None
     rung: int | None = None
+    plugins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def one_line(error: BaseException) -> str:

@@ -38,6 +38,7 @@ from ray.train.torch import TorchTrainer
 
 from raytrain.config.run import TrainConfig
 from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report, one_line
+from raytrain.plugins.loader import line_in_plugin, load_source
 
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
@@ -238,6 +239,8 @@ def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, 
         return stop
 
     try:
+        for name, source in job.plugins.items():
+            load_source(name, source)
         train(TrainConfig.from_dict(job.config), on_report, job.folder, interrupted)
     except Exception as error:
         return describe(error)
@@ -310,7 +313,7 @@ def describe(error: Exception) -> Report:
     is_peer = isinstance(error, torch.distributed.DistError) or any(words in text for words in _PEER)
     return {
         "status": "oom" if is_oom else "lost" if is_device or is_peer else "failed",
-        "reason": one_line(error),
+        "reason": one_line(error) + (f" (in {place})" if (place := line_in_plugin(error)) else ""),
         "traceback": "".join(traceback.format_exception(error)),
         "needs_restart": is_device,
     }

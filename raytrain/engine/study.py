@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +29,7 @@ from ray import tune
 from raytrain import version
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
+from raytrain.axes.plugin import LOADED, check_loaded
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
@@ -39,6 +40,7 @@ from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError
 from raytrain.interrupts import INTERRUPTED
+from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
@@ -72,6 +74,7 @@ def run_study(
     folder = _free_folder(_home(runs), name or f"{plain}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
     trials, request = [trial.to_dict() for trial in plan.trials], plan.request
+    plugins = {name: source for trial in trials for name, source in sources(trial["config"]).items()}
     sync = Sync(folder, tracking_uri, console)
     with ray_started() as is_local:
         lanes = plan_lanes(trials, request, is_local=is_local)
@@ -93,6 +96,7 @@ def run_study(
             "created": datetime.datetime.now(datetime.UTC).isoformat(),
             "command": command,
             "git_commit": _git_commit(),
+            "plugins": {name: LOADED[name].sha256 for name in plugins},
             "budget_flops": plan.budget_flops,
             "counts": plan.counts,
             "versions": _versions(),
@@ -103,7 +107,7 @@ def run_study(
             "lanes": dataclasses.asdict(request),
             "trials": trials,
         }
-        _make(folder, study)
+        _make(folder, study, plugins)
         return _drive(folder, study, lanes, sync, started, train, console, as_json=as_json)
 
 
@@ -126,6 +130,8 @@ def resume_study(
     if not (folder / "study.json").exists():
         raise no_study("resume", name, folder.parent)
     study = read_study_json(folder, "lanes", "scheduler", "plan")
+    for trial in study["trials"]:
+        check_loaded(trial["config"].get("plugins", ()))
     request = ResourceRequest(**study["lanes"])
     if concurrent is not None:
         request = dataclasses.replace(request, concurrent=concurrent)
@@ -349,12 +355,16 @@ def _free_folder(runs: Path, name: str) -> Path:
     return (runs / name).absolute()
 
 
-def _make(folder: Path, study: dict[str, Any]) -> None:
-    """Make the study's folder, whole or not at all. Raises UserError if the name was taken since, or it cannot be."""
+def _make(folder: Path, study: dict[str, Any], plugins: Mapping[str, str]) -> None:
+    """Make the study's folder, whole or not at all, with the sources of its plugins for the record.
+
+    Raises UserError if the name was taken since, or it cannot be.
+    """
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         partial.mkdir()
         write_json(partial / "study.json", study)
+        write_sources(partial, plugins)
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

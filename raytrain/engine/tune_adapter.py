@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.progress import short_name
+from raytrain.plugins.loader import sources
 
 _FAILURE = "Failure # "  # how Tune heads each error in a trial's file of them
 _OUT_OF_MEMORY = "RAY_memory_usage_threshold"  # the setting that Ray names where it killed a process for its memory
@@ -57,8 +58,8 @@ class SegmentSearcher(Searcher):
         trial = {"id": planned["id"], "seed": planned["seed"], "name": name}
         trial["shape"] = json.dumps(dataclasses.asdict(shape))
         # As text, since Tune flattens and copies what a config holds, and keeps it for as long as the study runs.
-        job = json.dumps({"config": config, "folder": planned.get("folder"), "rung": segment.rung})
-        return {"trial": trial, "job": job}
+        job = {"config": config, "folder": planned.get("folder"), "rung": segment.rung, "plugins": sources(config)}
+        return {"trial": trial, "job": json.dumps(job)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         del self._live[trial_id]

@@ -15,6 +15,7 @@ from raytrain.plugins.api import (
     position_encoding,
     schedule,
 )
+from raytrain.plugins.loader import load
 
 __all__ = [
     "Part",
@@ -25,6 +26,7 @@ __all__ = [
     "ffn",
     "level",
     "linear",
+    "load",
     "norm",
     "norm_position",
     "optimizer",

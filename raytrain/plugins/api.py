@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from raytrain.axes import Axis, Level, Part, Shape, Span, add_axis, add_level
 from raytrain.errors import UserError
 from raytrain.plugins.derive import Derived, width_parameters
+from raytrain.plugins.loader import origin
 
 T = TypeVar("T", bound=Callable[..., Any])
 Cost = Callable[[Shape, Span], Iterable[Part]]
@@ -25,24 +26,37 @@ Decorator = Callable[[T], T]
 
 
 def norm(
-    value: str, *, part: str | None = None, parameters: Callable[[int], int] | None = None, same_as: str | None = None
+    value: str,
+    *,
+    part: str | None = None,
+    parameters: Callable[[int], int] | None = None,
+    same_as: str | None = None,
+    is_slope: bool = True,
+    model_hook: type | None = None,
+    per_model: Cost | None = None,
 ) -> Decorator[T]:
-    """A norm: a module made with (width, architecture). `parameters(width)` is counted where it is not given."""
+    """A norm: a module made with (width, architecture). `parameters(width)` is counted where it is not given.
+
+    `model_hook`, with its cost `per_model`, is for what a model with this norm needs once.
+    """
 
     def add(make: T) -> T:
-        counted = parameters or width_parameters(make)
-        _add("normalization", value, part, make=make, parameters=counted, same_as=same_as)
+        facts = {"make": make, "parameters": parameters or width_parameters(make), "same_as": same_as}
+        once = {} if per_model is None else {"per_model": per_model}
+        _add("normalization", value, part, is_slope=is_slope, model_hook=model_hook, **facts, **once)
         return make
 
     return add
 
 
-def activation(value: str, *, part: str | None = None, same_as: str | None = None) -> Decorator[T]:
+def activation(
+    value: str, *, part: str | None = None, same_as: str | None = None, is_slope: bool = True
+) -> Decorator[T]:
     """An activation: a function of a tensor, or a module made with (F, architecture), whose parameters are counted."""
 
     def add(make: T) -> T:
         derived = {"per_model": Derived("activation", value)} if isinstance(make, type) else {}
-        _add("activation", value, part, make=make, same_as=same_as, **derived)
+        _add("activation", value, part, make=make, same_as=same_as, is_slope=is_slope, **derived)
         return make
 
     return add
@@ -82,14 +96,16 @@ def level(
     per_layer: Cost | None = None,
     dead: Mapping[str, Any] | None = None,
     same_as: Any = None,
+    is_slope: bool = True,
 ) -> Decorator[T]:
     """A level of any axis, built by what is decorated.
 
     `part` is its part of an architecture's name (the value, if not another; "" for none); `dead` the fields without
-    effect under it, each with the value that stands in its place; `same_as` the level that computes the same function.
+    effect under it, each with the value that stands in its place; `same_as` the level that computes the same function;
+    `is_slope` False that of a module whose gradient is not the slope on purpose, as a straight-through estimator's.
     """
     facts = _costs(axis, value, per_model, per_layer)
-    return _level(axis, value, part, dead=dict(dead or {}), same_as=same_as, **facts)
+    return _level(axis, value, part, dead=dict(dead or {}), same_as=same_as, is_slope=is_slope, **facts)
 
 
 def axis(
@@ -107,7 +123,8 @@ def axis(
     table = {one.value: one for one in every}
     if len(table) < len(every) or len(every) < 2:
         raise UserError(f"axis {name!r} needs two levels or more, each of another value")
-    add_axis(Axis(name=name, kind=kinds.pop(), levels=table, default=off, help=help))
+    table = {value: dataclasses.replace(one, plugin=origin()) for value, one in table.items()}
+    add_axis(Axis(name=name, kind=kinds.pop(), levels=table, default=off, help=help, plugin=origin()))
 
 
 def option(
@@ -121,11 +138,12 @@ def option(
     per_layer: Cost | None = None,
     dead: Mapping[str, Any] | None = None,
     same_as: Any = None,
+    is_slope: bool = True,
 ) -> Level:
     """A level of the new `axis`, which acts by a `model.hooks.LayerHook`, a `ModelHook`, or both."""
     shown = f"{axis}={value}" if part is None else part
     facts = _costs(axis, value, per_model, per_layer)
-    fixed = Level(value=value, part=shown, dead=dict(dead or {}), same_as=same_as)
+    fixed = Level(value=value, part=shown, dead=dict(dead or {}), same_as=same_as, is_slope=is_slope)
     return dataclasses.replace(fixed, layer_hook=layer_hook, model_hook=model_hook, **facts)
 
 
@@ -148,7 +166,7 @@ def _level(axis: str, value: Any, part: str | None, **facts: Any) -> Decorator[T
 
 
 def _add(axis: str, value: Any, part: str | None, **facts: Any) -> None:
-    add_level(axis, Level(value=value, part=str(value) if part is None else part, **facts))
+    add_level(axis, Level(value=value, part=str(value) if part is None else part, plugin=origin(), **facts))
 
 
 def _costs(axis: str, value: Any, per_model: Cost | None, per_layer: Cost | None) -> dict[str, Any]:

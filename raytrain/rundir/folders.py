@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from raytrain.axes import plugin
 from raytrain.errors import UserError, unknown_value
 from raytrain.rundir.parse import parse_json
 
@@ -52,11 +53,15 @@ def no_study(field: str, name: str, runs: Path) -> UserError:
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
     """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`.
 
-    Old files count their variants as `functions`; the result has `variants`.
+    The plugins of its trials are known from their records then, where they are not loaded. Old files count
+    their variants as `functions`; the result has `variants`.
     """
     study = read_json(folder / "study.json")
     if missing := [field for field in (*_STUDY, *more) if field not in study]:
         raise UserError(f"{folder / 'study.json'} is incomplete: missing {', '.join(missing)}")
+    if isinstance(study["trials"], list):
+        for trial in study["trials"]:
+            plugin.recall(trial["config"].get("plugins", ()))
     counts = study["counts"]
     if isinstance(counts, dict) and "functions" in counts:
         study["counts"] = {{"functions": "variants"}.get(name, name): count for name, count in counts.items()}

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.rundir.cache import kept
@@ -27,7 +28,11 @@ def measured_rate(config: TrainConfig, *, now: bool) -> float | None:
     gpus = machine.gpus if config.device != "cpu" else ()
     speed = ("precision", "micro_batch", "compile", "global_batch", "activation_checkpointing")
     key = {name: getattr(config, name) for name in speed}
-    key |= {"program": config.architecture.program().to_dict(), "device": gpus[:1] or f"{machine.cores} cores"}
+    key |= {
+        "program": config.architecture.program().to_dict(),
+        **plugin.digests(config.plugins),
+        "device": gpus[:1] or f"{machine.cores} cores",
+    }
     key |= {"torch": importlib.metadata.version("torch"), "raytrain": __version__}
     rate = kept("speed", key)
     if rate is None and now:
@@ -41,12 +46,13 @@ def _measure(config: TrainConfig) -> float:
         flops=None, max_iters=_STEPS, rungs=(), rung_decay=0.0, eval_tokens=config.architecture.block_size,
         eval_data=(), log_interval=_STEPS, stats_interval=0, checkpoint_interval=None, parallel="auto",
     )  # fmt: skip
-    values = {k: v for k, v in short.to_dict().items() if k not in ("architecture", "rungs")}
+    values = {k: v for k, v in short.to_dict().items() if k not in ("architecture", "rungs", "plugins")}
     values |= short.architecture.to_dict()
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         (Path(folder) / "run.yaml").write_text(json.dumps({"preset": "custom"} | values))  # JSON is YAML
+        plugins = [f"--plugin={loaded.path}" for loaded in plugin.LOADED.values()]
         command = [sys.executable, "-m", "raytrain.train", "--config", f"{folder}/run.yaml", "--runs", folder]
-        done = subprocess.run([*command, "--name", "run"], capture_output=True, text=True, timeout=_TIMEOUT)
+        done = subprocess.run([*command, *plugins, "--name", "run"], capture_output=True, text=True, timeout=_TIMEOUT)
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             raise UserError(f"measure: the steps that were to be timed failed: {' '.join(last)}")

@@ -25,7 +25,7 @@ from raytrain.config.resolve import field_type, fields, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 
-_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "tune", "eval_data")
+_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "tune", "eval_data", "plugins")
 _VARY = ("all", "one_at_a_time")
 _LEVELS = 1000  # of an axis
 _POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms

@@ -26,6 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.architecture import AXES
+from raytrain.axes.plugin import digests
 from raytrain.errors import UserError
 from raytrain.report.document import markdown
 from raytrain.rundir.folders import read_json, read_study_json
@@ -45,7 +46,6 @@ _FINAL += [f"{kind}_gain{end}" for kind in ("compute", "hardware") for end in ("
 _VIEW = "mlflow.sharedViewState.ranking"
 _COLUMNS = ["rank", "hardware_rank", "val_loss", "loss_per_flop", "mfu"]
 _COLUMNS += ["compute_gain", "compute_gain_low", "compute_gain_high"]
-_COLUMNS = [f"metrics.`{name}`" for name in _COLUMNS] + [f"params.`{axis}`" for axis in AXES]
 _COLUMN_WIDTH = 100  # pixels
 
 
@@ -188,7 +188,10 @@ class Uploader:
         reports = read_log(folder / "log.jsonl")
         first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
         config = dict(trial["config"])
-        facts = {key: value for key, value in (config.pop("architecture") | config).items() if value is not None}
+        plugins = digests(config.pop("plugins", ()))
+        usual = {axis: AXES[axis].default for axis in study.get("axes", ()) if axis in AXES}
+        values = usual | config.pop("architecture") | config | plugins
+        facts = {key: value for key, value in values.items() if value is not None}
         labels = ", ".join(trial["labels"])
         run = self._run(study, trial["id"], labels, facts, first)
 
@@ -276,8 +279,10 @@ def _key(study: dict[str, Any]) -> dict[str, str]:
 
 def _view(study: dict[str, Any]) -> str:
     """The saved view, in the form that the UI reads."""
-    state = {"orderByKey": _COLUMNS[0], "orderByAsc": True, "selectedColumns": _COLUMNS, "columnOrder": _COLUMNS}
-    state |= {"columnWidths": dict.fromkeys(_COLUMNS, _COLUMN_WIDTH)}
+    axes = [axis for axis in AXES if AXES[axis].is_required or axis in study.get("axes", ())]
+    columns = [f"metrics.`{name}`" for name in _COLUMNS] + [f"params.`{axis}`" for axis in axes]
+    state = {"orderByKey": columns[0], "orderByAsc": True, "selectedColumns": columns, "columnOrder": columns}
+    state |= {"columnWidths": dict.fromkeys(columns, _COLUMN_WIDTH)}
     created = int(datetime.fromisoformat(study["created"]).timestamp() * 1000)
     return json.dumps({"name": "ranking", "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
 

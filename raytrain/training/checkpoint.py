@@ -28,6 +28,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.training.parallel import World, local
@@ -44,7 +45,7 @@ _FORMAT = 1
 _FREE = {
     "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing", "micro_batch", "peak_tflops",
     "eval_interval", "evaluations", "eval_data", "log_interval", "stats_interval", "checkpoint_interval",
-    "keep_checkpoints", "scale", "data", "init_from", "rung_decay",
+    "keep_checkpoints", "scale", "data", "init_from", "rung_decay", "plugins",
 }  # fmt: skip
 
 
@@ -93,6 +94,7 @@ class Checkpointer:
         self._parameters = _parameters(model)
         # No rungs are as none ever were, to the checkpoints of before there were any.
         self._trajectory = {k: v for k, v in config.identity().items() if k not in _FREE and v != []}
+        self._trajectory |= plugin.digests(config.plugins)
         self._trajectory["architecture"] = config.architecture.canonical().to_dict()
         self._trajectory["data_fingerprint"] = data_fingerprint
         self._pending: concurrent.futures.Future[Any] | None = None

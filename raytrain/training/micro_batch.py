@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raytrain.axes import plugin
 from raytrain.config.run import AUTO, DEFAULT_TOKENS, TrainConfig
 from raytrain.rundir.cache import kept
 from raytrain.training import parallel
@@ -53,7 +54,8 @@ def micro_batch(
 def _key(config: TrainConfig, world: World) -> dict[str, Any]:
     """All that the fastest micro-batch follows from."""
     names = ("precision", "compile", "global_batch", "activation_checkpointing", "fsdp_shard_size")
-    key = {name: getattr(config, name) for name in names} | {"program": config.architecture.program().to_dict()}
+    key = {name: getattr(config, name) for name in names} | plugin.digests(config.plugins)
+    key |= {"program": config.architecture.program().to_dict()}
     place = {"device": device_name(world.device), "strategy": world.strategy, "ranks": world.size}
     return key | place | {"torch": torch.__version__, "raytrain": __version__}
 

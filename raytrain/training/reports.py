@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from raytrain.accounting.flops import flops_per_token
+from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig
 from raytrain.training import monitor
 from raytrain.training.checkpoint import State
@@ -72,6 +73,7 @@ class Reports:
         result: Report = {"status": status, **self._facts, **self._position("steps"), **self._seconds()}
         if status == "diverged":
             result["reason"] = f"loss {state.train_loss}, gradient norm {state.grad_norm} at step {state.step + 1}"
+            result["reason"] += plugin.suspects(self._config.plugins)
         else:
             losses = state.score if status == "paused" else state.evaluation
             result |= {"train_loss": state.train_loss, "grad_norm": state.grad_norm, **losses}
