@@ -217,10 +217,10 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     is_wide = len(table.columns) > _NARROW  # then a row is a card on a phone, where each cell names its column
     names = [f' data-name="{_html(name)}"' if is_wide else "" for name in table.columns]
     for number in numbers:
-        names = [name for name in ("marked", "kept") if number in getattr(table, name)]
+        classes = [name for name in ("marked", "kept") if number in getattr(table, name)]
         row = zip(table.rows[number], kinds, names, strict=True)
         cells = "".join(f"<td{kind}{name}>{_html(_INTERVAL.sub(_unbroken, cell))}</td>" for cell, kind, name in row)
-        lines.append(f'<tr class="{" ".join(names)}">{cells}</tr>' if names else f"<tr>{cells}</tr>")
+        lines.append(f'<tr class="{" ".join(classes)}">{cells}</tr>' if classes else f"<tr>{cells}</tr>")
     head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
     style = ' class="cards"' if is_wide else ""
     return _box(title, f"<table{style}>{head}<tbody>{''.join(lines)}</tbody></table>")
