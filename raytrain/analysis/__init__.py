@@ -1,1 +1,1 @@
-"""What the runs of a study say: pure functions of tables, with numpy and pandas alone."""
+"""Conclusions from the runs of a study: pure functions of tables, with numpy and pandas alone."""

@@ -46,7 +46,7 @@ class Unequal:
 
 def unequal(points: Sequence[Point], fit: LeastSquares, losses: Array) -> Unequal | None:
     """The axis whose levels have unequal noise (5% for all axes together) in `fit` of `losses` (runs), or None."""
-    found = []
+    candidates = []
     if not fit.df or fit.residual_sd(losses) < _ROUNDING:
         return None
     for axis in dict.fromkeys(axis for point in points for axis in point):
@@ -60,11 +60,11 @@ def unequal(points: Sequence[Point], fit: LeastSquares, losses: Array) -> Unequa
                 for name, sd, own in zip(names, sds, df, strict=True)
             }
             p = float(scipy.stats.chi2.sf(ratio, len(names) - 1))
-            found.append(Unequal(axis, noises, p, codes, sds))
-    least = min(found, key=lambda one: one.p, default=None)
-    if least is None or least.p * len(found) >= SIGNIFICANCE:  # the first step of Holm
+            candidates.append(Unequal(axis, noises, p, codes, sds))
+    least = min(candidates, key=lambda one: one.p, default=None)
+    if least is None or least.p * len(candidates) >= SIGNIFICANCE:  # the first step of Holm
         return None
-    return dataclasses.replace(least, p=least.p * len(found))
+    return dataclasses.replace(least, p=least.p * len(candidates))
 
 
 def _variances(basis: Array, losses: Array, codes: Codes) -> tuple[Array, Array, float] | None:
@@ -81,10 +81,10 @@ def _variances(basis: Array, losses: Array, codes: Codes) -> tuple[Array, Array,
         df = np.bincount(codes, 1 - leverage, minlength=arms).astype(float)
         if df.min() < _LEAST_DF:
             return None
-        found = np.sqrt(np.bincount(codes, residuals**2, minlength=arms) / df)
-        if not found.min() > _ROUNDING:
+        estimates = np.sqrt(np.bincount(codes, residuals**2, minlength=arms) / df)
+        if not estimates.min() > _ROUNDING:
             return None
-        steps, sds = found / sds, found
+        steps, sds = estimates / sds, estimates
         if np.abs(steps - 1).max() < _SETTLED:
             break
     return sds, df, 2 * (_likelihood(basis, losses, sds[codes]) - first)
@@ -109,7 +109,7 @@ def _likelihood(basis: Array, losses: Array, sds: Array) -> float:
 class Arms:
     """The errors of contrasts of the weighted fit `fit`, whose rows and losses were divided by the `unequal` sds.
 
-    As the weights are estimates too, a contrast varies more than the weighted fit says: Kenward and Roger's adjusted
+    As the weights are estimates too, a contrast varies more than the weighted fit reports: Kenward and Roger's adjusted
     variance (Biometrics 53, 1997), with which and Satterthwaite's degrees of freedom its interval is. With U the
     orthonormal basis of the fit, H_a = U_a' U_a of the arm's rows, and V the covariance of the arms' relative variances
 

@@ -21,8 +21,8 @@ def further_losses(table: pd.DataFrame) -> list[str]:
 def by_eval_set(
     table: pd.DataFrame, axes: Sequence[str], baseline: Point, found: Effects, candidates: Sequence[Point] | None = None
 ) -> list[str]:
-    """What the further validation sets in `table` say of the effects that `found` has of val_loss, a sentence or two
-    a set.
+    """How the further validation sets in `table` bear on the effects that `found` has of val_loss, a sentence or two a
+    set.
 
     An effect is compared by fitting the same model to the loss on the set, and to the difference of the two losses of
     each run: that both are of one run takes out the noise that they share. Each claim is at 5% after Holm's adjustment
@@ -50,9 +50,9 @@ def _compared(name: str, own: pd.DataFrame, other: pd.DataFrame, change: pd.Data
     )
     here, there = rows["p_holm"] < SIGNIFICANCE, rows["p_holm_there"] < SIGNIFICANCE
     claimed = rows[here | there].to_dict("records")
-    told = [(kind, row) for row in claimed if (kind := _kind(row)) != "holds"]
-    out = [f"On {name}: {_told(name, kind, row)}." for kind, row in told]
-    if held := len(claimed) - len(told):
+    differing = [(kind, row) for row in claimed if (kind := _kind(row)) != "holds"]
+    out = [f"On {name}: {_difference(name, kind, row)}." for kind, row in differing]
+    if held := len(claimed) - len(differing):
         out.append(f"On {name}: {held} of {len(claimed)} effects hold as they do on the data's own validation set.")
     return out
 
@@ -66,7 +66,7 @@ def _kind(row: dict[Any, Any]) -> str:
     return "unresolved"
 
 
-def _told(name: str, kind: str, row: dict[Any, Any]) -> str:
+def _difference(name: str, kind: str, row: dict[Any, Any]) -> str:
     here = f"{row['estimate']:+.4f} nats (95% {row['low']:+.4f} to {row['high']:+.4f}) on the data's own validation set"
     there = f"{row['estimate_there']:+.4f} ({row['low_there']:+.4f} to {row['high_there']:+.4f}) on {name}"
     apart = f"{row['estimate_change']:+.4f} ({row['low_change']:+.4f} to {row['high_change']:+.4f})"
@@ -74,6 +74,6 @@ def _told(name: str, kind: str, row: dict[Any, Any]) -> str:
         "reverses": "changes its sign",
         "gone": "does not hold",
         "new": "has an effect that the data's own validation set does not show",
-        "unresolved": "is told from zero on one of the two sets alone, and the difference is within the noise",
+        "unresolved": "is distinguishable from zero on one set alone, and the difference is within the noise",
     }
     return f"{row['effect']} {words[kind]}: {here}, {there}; the difference is {apart}"

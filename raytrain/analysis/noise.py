@@ -1,4 +1,4 @@
-"""The noise floor: the sd of val_loss over seeds, and what may be said in view of it."""
+"""The noise floor: the sd of val_loss over seeds, and which claims it allows."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ class Noise:
     """An estimate of the sd of val_loss between runs of one variant, in nats.
 
     `source` is "seeds" for the spread over seeds, or "residuals" for what a fitted model leaves over: that holds the
-    spread over seeds and, if the model lacks something, its lack of fit too. Where variants share their seeds it says
+    spread over seeds and, if the model lacks something, its lack of fit too. Where variants share their seeds it states
     ", less what a seed does to all": see `Means`.
     """
 
@@ -167,7 +167,7 @@ def _pair_errors(
 
 def bartlett(squares: Array, df: Array) -> float | None:
     """The p-value of one variance behind all sums of `squares` with their `df` (Bartlett, Proceedings of the Royal
-    Society A 160, 1937); None if fewer than two have a spread. A small one says that a pooled sd is too small for some
+    Society A 160, 1937); None if fewer than two have a spread. A small one means that a pooled sd is too small for some
     and too large for others."""
     squares, df = squares[squares > 0], df[squares > 0]
     if len(squares) < 2:
@@ -177,7 +177,7 @@ def bartlett(squares: Array, df: Array) -> float | None:
     return float(scipy.stats.chi2.sf(statistic / correction, len(df) - 1))
 
 
-def declare_winner(found: Means) -> int | None:
+def declare_winner(groups: Means) -> int | None:
     """The index of the group that is best (of least mean) beyond the noise, or None.
 
     It must beat every other group by two margins. The one is the two-sided 95% t margin of the pooled noise, t s
@@ -189,12 +189,12 @@ def declare_winner(found: Means) -> int | None:
     The other margin is the 98% one of the pair's own error, as a group that is noisier than the rest comes first by
     its noise: it then wins falsely in at most 1% of studies. A group of one run, whose noise nothing shows, never does.
     """
-    if found.noise is None or len(found.means) < 2:
+    if groups.noise is None or len(groups.means) < 2:
         return None
-    best = int(np.argmin(found.means))
-    if found.runs[best] < 2:
+    best = int(np.argmin(groups.means))
+    if groups.runs[best] < 2:
         return None
-    others = np.arange(len(found.means)) != best
-    margins = found.noise.t * found.noise.sd * np.sqrt(found.variances[best, others])
-    own = scipy.stats.t.ppf(1 - WINNER_SIGNIFICANCE / 2, found.dfs[best, others]) * found.errors[best, others]
-    return best if np.all(found.means[others] - found.means[best] > np.maximum(margins, own)) else None
+    others = np.arange(len(groups.means)) != best
+    margins = groups.noise.t * groups.noise.sd * np.sqrt(groups.variances[best, others])
+    own = scipy.stats.t.ppf(1 - WINNER_SIGNIFICANCE / 2, groups.dfs[best, others]) * groups.errors[best, others]
+    return best if np.all(groups.means[others] - groups.means[best] > np.maximum(margins, own)) else None

@@ -63,7 +63,7 @@ def mark_plateaus(table: pd.DataFrame, variants: pd.Series, unigram_loss: float 
     above = table["val_loss"].astype(float) - unigram
     known = (table["status"] == "complete") & above.notna()
     is_on = known & (above > -LEAST_TOLERANCE)
-    while True:  # what is found to be on it no longer counts as spread over seeds
+    while True:  # what is on it no longer counts as spread over seeds
         more = known & ~is_on & (above > -_tolerance(table[known & ~is_on], variants))
         if not more.any():
             break
@@ -132,12 +132,12 @@ def plateau_sentences(table: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     return [f"{out} They are those of {'; '.join(where)}." if where else out]
 
 
-def _conditions(found: Sequence[Point]) -> tuple[list[tuple[str, str, str]], npt.NDArray[np.bool_]]:
+def _conditions(runs: Sequence[Point]) -> tuple[list[tuple[str, str, str]], npt.NDArray[np.bool_]]:
     """Each level of each axis; for numbers of three levels or more also those from a level up, and down: as (axis,
     sign, level), and which points meet them (points x conditions)."""
     conditions, columns = [], []
-    for axis in dict.fromkeys(axis for point in found for axis in point):
-        values = pd.Series([point.get(axis) for point in found], dtype=object)
+    for axis in dict.fromkeys(axis for point in runs for axis in point):
+        values = pd.Series([point.get(axis) for point in runs], dtype=object)
         levels = list(values.dropna().unique())
         is_ordered = len(levels) > 2 and all(isinstance(level, int | float) for level in levels)
         for level in sorted(levels) if is_ordered else levels:

@@ -1,4 +1,4 @@
-"""Replays of a finished study: what another design or scheduler would have found, and what it would have cost.
+"""Replays of a finished study: the winner that another design or scheduler would have picked, and its cost.
 
 A replay draws, for each trial of the design, one recorded seed of its point at random, with replacement. The recorded
 seeds are then the whole world: the truth of a point is their mean, and its noise their spread, which of k seeds is
@@ -102,14 +102,14 @@ def record(table: pd.DataFrame) -> Record:
     """A table of trials by rung (see raytrain.analysis.trials). All its columns but those and `trial` are axes.
 
     Raises UserError for a table that lacks a column, is empty, or has trials that were stopped or have not ended: how
-    they would have gone on is not in it.
+    they would have ended is not in it.
     """
     if missing := [column for column in _RECORDED if column not in table]:
         raise UserError(f"A table to replay needs the columns {', '.join(_RECORDED)}; missing: {', '.join(missing)}")
     if stopped := int((table["status"] == "stopped").sum()):
         raise UserError(f"A table to replay needs every trial's whole run; it has {stopped} rows of stopped trials")
     if unfinished := int(table["status"].isin(UNFINISHED).sum()):
-        raise UserError(f"A table to replay needs every trial's whole run; {unfinished} rows are of trials that go on")
+        raise UserError(f"A table to replay needs every trial's whole run; {unfinished} rows are of unfinished trials")
     if table.empty:
         raise UserError("A table to replay needs a trial; it has no rows")
     axes = [str(column) for column in table if column not in _NO_AXES]
@@ -143,7 +143,7 @@ def replay(
 ) -> Replay:
     """Replay `design`, chosen among the record's points with `base` (the number of one) and `options` as in `choose`.
 
-    Under halving a `factor`-th part of the trials goes on after each rung but the last. Raises UserError for a number
+    Under halving one trial in `factor` is promoted at each rung but the last. Raises UserError for a number
     outside what it may be.
     """
     if scheduler not in SCHEDULERS:
@@ -155,7 +155,7 @@ def replay(
         raise UserError(f"base ({base}) must be the number of a point, 0 to {len(record.points) - 1}")
     truth, draws = record.truth, np.random.default_rng(seed)
     batches = min(_DESIGNS, replays) if options.get("trials") else 1  # the other designs do not depend on their seed
-    found: dict[str, list[Array]] = {}
+    measures: dict[str, list[Array]] = {}
     for batch in range(batches):
         plan = choose(record.points, design, base=base, seed=seed + batch, interactions=interactions, **options)
         rows = np.array([index for index, _ in plan.trials])
@@ -174,8 +174,8 @@ def replay(
         part["flops"] = record.flops[rows[:, None], drawn, last].sum(axis=0)
         part["seconds"] = record.seconds[rows[:, None], drawn, last].sum(axis=0)
         for name, values in part.items():
-            found.setdefault(name, []).append(values)
-    means = {name: _mean(np.concatenate(values)) for name, values in found.items()}
+            measures.setdefault(name, []).append(values)
+    means = {name: _mean(np.concatenate(values)) for name, values in measures.items()}
     return Replay(design, scheduler, replays, len(plan.trials), **means)
 
 
@@ -277,8 +277,8 @@ def _full_rank(matrix: Array) -> _FullRank | None:
 def _last_rungs(losses: Array, scheduler: str, factor: int) -> npt.NDArray[np.intp]:
     """trials x replays: the rung that each trial stops at, by its losses (trials x replays x rungs).
 
-    As `raytrain.sweep.halving.halve` decides, for all replays at once: the lowest scores go on, NaN is the worst, and a
-    tie goes to the smaller name (a trial's number as text).
+    As `raytrain.sweep.halving.halve` decides, for all replays at once: the lowest scores are promoted, NaN is the
+    worst, and a tie goes to the smaller name (a trial's number as text).
     """
     trials, replays, rungs = losses.shape
     last = np.full((trials, replays), rungs - 1)

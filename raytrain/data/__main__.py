@@ -1,4 +1,4 @@
-"""`python -m raytrain.data`: prepare token shards from files, and say what a data folder holds."""
+"""`python -m raytrain.data`: prepare token shards from files, and describe a data folder."""
 
 import contextlib
 import signal

@@ -78,7 +78,7 @@ def _kept(place: str) -> Iterator[dict[str, dict[str, Any]]]:
     """What was kept at `place`; what the block adds is kept. The ranks of a machine read a file one after another."""
     try:
         folder = private_folder(cache_folder() / "checked", "cache", "RAYTRAIN_CACHE chooses another place")
-    except UserError:  # what others may have written says nothing
+    except UserError:  # what others may have written proves nothing
         yield {}
         return
     path, kept = folder / f"{place}.json", {}

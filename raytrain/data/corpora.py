@@ -2,7 +2,7 @@
 
 The default corpus, `stdlib`, is the source of the running Python's standard library: always there, real, and large
 enough (about 12 MB) for small models. It differs between Python versions and a little between distributions; the data
-fingerprint tells them apart.
+fingerprint distinguishes them.
 """
 
 import functools
@@ -78,15 +78,15 @@ def find_sources(files: Sequence[str], format: str | None = None) -> list[Source
             sources += stdlib_sources()
             continue
         if os.path.isdir(name):
-            found = [path for path in _files_below(name, set()) if format in (None, _format_of(path))]
+            matches = [path for path in _files_below(name, set()) if format in (None, _format_of(path))]
         elif os.path.lexists(name):
-            found = [Path(name)]
+            matches = [Path(name)]
         else:
-            found = [Path(path) for path in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(path)]
-        if not found:
+            matches = [Path(path) for path in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(path)]
+        if not matches:
             kind = f"{format} files" if format else "files"
             raise UserError(f"Nothing to read at {name!r}: no such file or glob, nor a folder with {kind}")
-        paths |= {Path(os.path.abspath(path)): format or _format_of(path) for path in found}
+        paths |= {Path(os.path.abspath(path)): format or _format_of(path) for path in matches}
     real: dict[str, Path] = {}
     for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):  # a file goes by its own name, not a link's
         _check_readable(path, paths[path])

@@ -19,7 +19,7 @@ from raytrain.rundir.cache import cache_folder
 _SAMPLES = 64  # chunks of a nanoGPT file that its fingerprint reads
 _SAMPLE_BYTES = 1 << 16
 _HIGH_HALF = 15  # the upper 16 bits of a token have at most this, in a vocabulary below a million
-_TOLD_BY = 16  # uint16 values at least, to tell the types apart
+_LEAST_VALUES = 16  # uint16 values needed to distinguish the types
 _LLM_C = (20240520).to_bytes(4, "little")  # how llm.c's files begin, whose tokens come after a header of 1 KB
 
 
@@ -96,7 +96,7 @@ def open_dataset(spec: str) -> Dataset:
     The folder is a prepared one, or has nanoGPT's `train.bin` and `val.bin`, of uint16 or uint32. Their
     vocabulary is unknown (the `meta.pkl` beside them is never read: unpickling runs code), and their fingerprint is a
     *sampled* sha256: of each file's size and 64 evenly spaced chunks of 64 KiB, as it was before files were read whole.
-    Every file is read whole the first time: a prepared one must have the sha256 that its manifest says.
+    Every file is read whole the first time: a prepared one must have the sha256 that its manifest records.
     Raises UserError, one line, for what is missing, damaged or empty.
     """
     folder = locate(spec)
@@ -116,12 +116,12 @@ def open_dataset(spec: str) -> Dataset:
 def _prepared(name: str, folder: Path, manifest: Manifest) -> Dataset:
     dtype = np.dtype(manifest.dtype).newbyteorder("<")
     shards = [*manifest.train.shards, *manifest.val.shards]
-    found = contents([folder / shard.name for shard in shards], dtype)
+    files = contents([folder / shard.name for shard in shards], dtype)
     remedy = "delete its folder, and it is made anew" if name == STDLIB else "prepare the data again"
-    for shard, content in zip(shards, found, strict=True):
+    for shard, content in zip(shards, files, strict=True):
         if content.sha256 != shard.sha256:
             raise UserError(f"The shard {folder / shard.name} is damaged (its sha256 is not its manifest's); {remedy}")
-    largest = max(content.largest for content in found)
+    largest = max(content.largest for content in files)
     if largest >= manifest.vocab_size:
         raise UserError(
             f"{folder / MANIFEST} is damaged: its vocab_size is {manifest.vocab_size}, but the shards hold token "
@@ -190,11 +190,11 @@ def _width(paths: Sequence[Path]) -> np.dtype:
     In a file of uint16 tokens the two kinds of places hold the same tokens. Raises UserError if the files differ, and
     for formats that share the ending.
     """
-    found = {path: width for path in paths if (width := _width_of(path))}
-    if len(set(found.values())) > 1:
-        names = " and ".join(f"{path.name} uint{width}" for path, width in found.items())
+    widths = {path: width for path in paths if (width := _width_of(path))}
+    if len(set(widths.values())) > 1:
+        names = " and ".join(f"{path.name} uint{width}" for path, width in widths.items())
         raise UserError(f"The files in {paths[0].parent} hold different types ({names}); write both as one")
-    return np.dtype("<u4" if 32 in found.values() else "<u2")
+    return np.dtype("<u4" if 32 in widths.values() else "<u2")
 
 
 def _width_of(path: Path) -> int | None:
@@ -209,6 +209,6 @@ def _width_of(path: Path) -> int | None:
     low, high = int(places[:, ::2].max(initial=0)), int(places[:, 1::2].max(initial=0))
     if len(sample) % 2 or high > _HIGH_HALF:
         return 16
-    if len(sample) >= _TOLD_BY and (low > 255 if high else low):
+    if len(sample) >= _LEAST_VALUES and (low > 255 if high else low):
         return 32
     return None

@@ -90,7 +90,7 @@ def _read_jsonl(path: Path, column: str) -> Batches:
 
 
 def _keys_of_line(line: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):  # who reads the line says what is wrong with it
+    with contextlib.suppress(ValueError, RecursionError):  # the reader of the line reports what is wrong with it
         values = json.loads(line.decode("utf-8", "surrogatepass"))
         return values if isinstance(values, dict) else {}
     return {}
@@ -114,12 +114,12 @@ def _parse_block(lines: bytes, fields: list[str]) -> Documents:
     texts = pyarrow.json.read_json(pa.BufferReader(lines), block, options).column(0)
     for name in fields[1:]:
         texts = pa.compute.struct_field(texts, name)
-    found: Documents = texts.to_pylist()
-    return found
+    documents: Documents = texts.to_pylist()
+    return documents
 
 
 def _parse_lines(lines: bytes, fields: list[str], first: int) -> Documents:
-    """As `_parse_block`, line by line: takes lone surrogates, and says which line it is that cannot be read."""
+    """As `_parse_block`, line by line: takes lone surrogates, and names the line that cannot be read."""
     texts: Documents = []
     for number, line in enumerate((line for line in lines.split(b"\n") if line.strip()), first):
         try:
@@ -214,7 +214,7 @@ def _texts(values: pa.Array, fields: list[str]) -> Documents:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
-    """The file as it is, whose position tells the progress, and its decompressed stream."""
+    """The file as it is, whose position gives the progress, and its decompressed stream."""
     with (
         pa.OSFile(os.fsencode(path)) as raw,
         pa.input_stream(raw, compression=COMPRESSIONS.get(path.suffix.lower())) as stream,

@@ -15,14 +15,14 @@ def open_eval_data(
     Raises UserError, one line that names the set, for data that cannot be read, is shorter than one window, holds a
     token outside the vocabulary, or was encoded with another tokenizer than `data`.
     """
-    found = {}
+    sets = {}
     for name, place in eval_data:
         try:
-            found[name] = open_dataset(place)
-            _check(found[name], open_dataset(data), block_size, eval_tokens, vocab_size)
+            sets[name] = open_dataset(place)
+            _check(sets[name], open_dataset(data), block_size, eval_tokens, vocab_size)
         except UserError as error:
             raise UserError(f"eval_data {name}: {error}") from None
-    return found
+    return sets
 
 
 def _check(dataset: Dataset, trained: Dataset, block_size: int, eval_tokens: int, vocab_size: int) -> None:

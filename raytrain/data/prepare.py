@@ -38,7 +38,7 @@ def prepare(
     """Write the documents of `sources` as the prepared folder `out` (see `shards`). Empty documents are left out.
 
     U+FFFD takes the place of lone surrogates, which have no UTF-8, and under `bytes` of U+0000, which ends documents;
-    `on_note` is told how many.
+    `on_note` receives their number.
 
     `tokenizer` is `bytes`, `bpe` (learned from the training documents, or from an even sample of them where the
     sources are larger than 256 MiB; `vocab_size` tokens) or the path of a `tokenizer.json`.

@@ -41,22 +41,22 @@ def training_counts(tokens: Tokens, vocab_size: int) -> np.ndarray:
     length = min(_CHUNK, len(tokens))
     there = len(tokens) // length
     count = min(there, max(1, COUNTED // length))
-    found = counts(tokens, np.arange(count, dtype=np.int64) * there // count * length, length, vocab_size)
+    total = counts(tokens, np.arange(count, dtype=np.int64) * there // count * length, length, vocab_size)
     rest = len(tokens) - there * length
     if count == there and rest:
-        found += counts(tokens, np.array([there * length]), rest, vocab_size)
-    return found
+        total += counts(tokens, np.array([there * length]), rest, vocab_size)
+    return total
 
 
 def counts(tokens: Tokens, starts: np.ndarray, length: int, vocab_size: int) -> np.ndarray:
     """How frequent each token is in the stretches of `length` from `starts` (N,): (V,) int64."""
-    found = np.zeros(vocab_size, np.int64)
+    total = np.zeros(vocab_size, np.int64)
     rows = max(1, _CHUNK // length)
     for begin in range(0, len(starts), rows):
         read = tokens.read(starts[begin : begin + rows], length)
         check_vocabulary(read, vocab_size)
-        found += np.bincount(read.ravel(), minlength=vocab_size)
-    return found
+        total += np.bincount(read.ravel(), minlength=vocab_size)
+    return total
 
 
 def cross_entropy(trained: np.ndarray, targets: np.ndarray) -> float:

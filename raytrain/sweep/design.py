@@ -228,21 +228,21 @@ def _d_efficiency(chosen: Array, candidates: Array) -> float | None:
 
 def _one_at_a_time(points: Sequence[Point], base: int) -> list[int]:
     axes = dict.fromkeys(axis for point in points for axis in point)
-    found = (
+    indices = (
         _changed(points, base, axis, level, {})
         for axis in axes
         for level in dict.fromkeys(point[axis] for point in points if axis in point)
         if level != points[base].get(axis)
     )
-    return [index for index in found if index is not None]
+    return [index for index in indices if index is not None]
 
 
 def _leave_one_out(points: Sequence[Point], base: int, reference: Point) -> list[int]:
     first = {axis: level for point in reversed(points) for axis, level in point.items()} | dict(reference)
-    found = (
+    indices = (
         _changed(points, base, axis, first[axis], first) for axis, level in points[base].items() if level != first[axis]
     )
-    rows = [index for index in found if index is not None]
+    rows = [index for index in indices if index is not None]
     if not rows:
         raise UserError("leave_one_out: the base is the reference on every axis; give a base that differs from it")
     return rows
@@ -258,8 +258,8 @@ def _changed(points: Sequence[Point], base: int, axis: str, level: object, likel
         shared = point.keys() & points[base].keys() - {axis}
         return point.get(axis) == level and all(point[other] == points[base][other] for other in shared)
 
-    found = [index for index, point in enumerate(points) if matches(point)]
-    return max(found, key=lambda index: sum(points[index].get(a) == v for a, v in likely.items()), default=None)
+    matching = [index for index, point in enumerate(points) if matches(point)]
+    return max(matching, key=lambda index: sum(points[index].get(a) == v for a, v in likely.items()), default=None)
 
 
 class Draws:

@@ -43,7 +43,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class ResourceRequest:
-    """What the user said of lanes; None leaves it to what there is."""
+    """What the user asks of lanes; None leaves it to the cluster."""
 
     gpus_per_trial: int | None = None
     workers_per_trial: int | None = None

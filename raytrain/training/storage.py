@@ -119,8 +119,8 @@ class RemoteStorage:
 
     def names(self) -> list[str]:
         filesystem, path = self._place
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.base_name.startswith("step-"))
+        entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in entries if info.base_name.startswith("step-"))
 
     def manifest(self, name: str) -> bytes | None:
         filesystem, path = self._place

@@ -52,7 +52,7 @@ def test_an_effect_that_the_other_set_is_too_noisy_for_is_not_called_gone():
     table = study({"a": 0.01}, own={"a": 0.01}, draws=np.random.default_rng(1))
     table["val_loss_wiki"] += np.random.default_rng(2).normal(0, 0.02, len(table))
     (sentence,) = told(table)
-    assert "a=1 is told from zero on one of the two sets alone, and the difference is within the noise" in sentence
+    assert "a=1 is distinguishable from zero on one set alone, and the difference is within the noise" in sentence
 
 
 @pytest.mark.parametrize("own", [{}, {"a": 0.01, "b": -0.01}])
