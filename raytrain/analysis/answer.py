@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from raytrain.analysis.confirmed import Confirmation, confirmation, shrunken
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
@@ -66,6 +67,7 @@ class Answer:
     sentences: list[str]
     reasons: dict[str, str]
     tuned: Tuned | None = None
+    confirmed: Confirmation | None = None  # where the leader ran anew with fresh seeds: the winner is theirs
 
 
 def answer(folder: str | Path) -> Answer:
@@ -135,6 +137,7 @@ def answer(folder: str | Path) -> Answer:
         sentences=[],
         reasons=reasons,
         tuned=tuned,
+        confirmed=_confirmed(study, table),
     )
     return dataclasses.replace(out, sentences=_sentences(out))
 
@@ -196,12 +199,12 @@ def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] 
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:
-    """A number for each row's program at its budget; -1 for trials that did not complete."""
+    """A number for each row's program at its budget, its runs with fresh seeds apart; -1 for what did not complete."""
     done = (table["status"] == "complete") & table["val_loss"].notna()
     out = pd.Series(-1, index=table.index)
     if done.any():
         budget = budgets(numbers(table[done], "train_flops").to_numpy())
-        program = programs(table)[done]
+        program = 2 * programs(table)[done] + (table.loc[done, "role"] == "confirm")  # fresh seeds stand alone
         out[done] = program * (budget.max() + 1) + budget
     return out
 
@@ -210,6 +213,15 @@ def _is_baseline(table: pd.DataFrame, axes: list[str], baseline: Point) -> pd.Se
     """Whether each row is a run of the baseline: one for the frontier, or one at the study's budget."""
     is_there = [point == live(baseline) for point in points(table, axes)]
     return pd.Series(is_there, index=table.index) | (table["role"] == "frontier")
+
+
+def _confirmed(study: dict[str, Any], table: pd.DataFrame) -> Confirmation | None:
+    """What the runs with fresh seeds say, in the order in which the study planned them: the leader's first."""
+    again = table[(table["role"] == "confirm") & (table["status"] == "complete") & table["val_loss"].notna()]
+    order = {trial["id"]: place for place, trial in enumerate(study["trials"])}
+    again = again.loc[again["trial"].map(order).sort_values().index] if len(again) else again
+    names = again["label"].groupby(programs(again)).transform("first")
+    return confirmation(again.assign(variant=names))
 
 
 def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str) -> Frontier:
@@ -335,7 +347,7 @@ def _sentences(answer: Answer) -> list[str]:
     else:
         if stopped := int((table["status"] == "stopped").sum()):
             out.append(_at_rung(answer, stopped))
-        out += answer.effects.sentences
+        out += [told for told in answer.effects.sentences if not (answer.confirmed and told == answer.effects.expected)]
     out += _unequal_spread(table)
     out += _mixed_devices(answer)
     out += _gain_sentences(answer)
@@ -368,6 +380,8 @@ def _headline(answer: Answer) -> str:
     if count == 1:
         noise = f"the noise: sd {answer.noise.describe()}" if answer.noise else "nothing"
         return f"No difference to find: all ranked trials are one variant, {name}. Their spread is {noise}."
+    if answer.confirmed:
+        return _confirmed_headline(answer, variants)
     if answer.noise is None:
         return (
             f"{name} came first of {variants} with val_loss {losses.mean():.4f}, but the noise is not known "
@@ -384,6 +398,41 @@ def _headline(answer: Answer) -> str:
     if shared == count:
         return f"No winner: no difference between any two of {variants} stands out from the noise. {least}"
     return f"No winner: {shared} of {variants} share rank 1, as the noise leaves open which is best. {least}"
+
+
+def _confirmed_headline(answer: Answer, variants: str) -> str:
+    found = answer.confirmed
+    assert found is not None
+    against = "; ".join(
+        f"{one.estimate:+.4f} nats from {one.other} (95% {one.low:+.4f} to {one.high:+.4f})"
+        for one in found.differences
+    )
+    figures = f"val_loss {found.loss:.4f} over {found.seeds} fresh seeds, {against}"
+    if found.is_winner:
+        out = f"The winner of {variants}, confirmed, is {found.leader}: {figures}."
+    else:
+        out = f"No winner: {found.leader} came first of {variants}, and fresh seeds do not confirm it: {figures}."
+    return out + _first_runs(answer, found)
+
+
+def _first_runs(answer: Answer, found: Confirmation) -> str:
+    """What the leader's first runs said of it against the baseline, and what that shrinks to."""
+    ranked = answer.table[answer.table["rank"].notna()]
+    entry = programs(ranked)
+    means = ranked["val_loss"].groupby(entry).mean()
+    noise = answer.paired or answer.noise
+    base = _is_baseline(ranked, answer.axes, answer.baseline)
+    if noise is None or not base.any() or not (ranked["label"] == found.leader).any() or len(means) < 3:
+        return ""
+    errors = noise.sd / np.sqrt(ranked.groupby(entry).size().to_numpy(float))
+    drawn = pd.Series(shrunken(means.to_numpy(float), errors), index=means.index)
+    leader, baseline = entry[ranked["label"] == found.leader].iloc[0], entry[base].iloc[0]
+    if leader == baseline:
+        return ""
+    return (
+        f" Its first runs had {means[leader] - means[baseline]:+.4f} from the baseline, which as those of the first of "
+        f"{len(means)} shrink to {drawn[leader] - drawn[baseline]:+.4f}."
+    )
 
 
 def _scope(answer: Answer) -> str:
@@ -456,6 +505,12 @@ def _gain_sentences(answer: Answer) -> list[str]:
             f"{gains}. Variants that save compute: {above} of {len(known)}; that waste it: {below}. These 95% "
             f"intervals hold for all variants together.{more}"
         )
+    again = answer.table[(answer.table["role"] == "confirm") & answer.table["compute_gain"].notna()]
+    again = again[~_is_baseline(again, answer.axes, answer.baseline)]
+    again = again[~programs(again).duplicated()]
+    if len(again):
+        gains = ", ".join(_gain(row, "compute_gain") for row in again.to_dict("records"))
+        out.append(f"Compute gain at this size by fresh seeds alone: {gains}.")
     if answer.frontier.is_misfit:
         out.append(
             "The baseline's losses are not on a curve of the shape E + A FLOPs^-alpha (p = "

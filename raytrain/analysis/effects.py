@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from raytrain.analysis.arms import Arms, Unequal, unequal
+from raytrain.analysis.arms import Unequal
+from raytrain.analysis.estimates import Estimates, effect_table, find_aliases, fit_runs, within_arms
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, seed_noise
 from raytrain.analysis.plateau import PLATEAU, mark_plateaus, plateau_sentences, rates, variants_of
-from raytrain.analysis.strata import Blocks, Contrasts, Errors, Pooled, find_blocks
-from raytrain.analysis.trials import budgets, points
+from raytrain.analysis.trials import points
 from raytrain.errors import UserError
-from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, live, population
+from raytrain.sweep.factorial import Effect, Model, Point, live, population
 
 WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed", PLATEAU)
 _INTERACTIONS_LISTED = 3
@@ -42,6 +42,7 @@ class Effects:
     rates: pd.DataFrame
     best: tuple[Point, float, float, float] | None  # by the model: a point, its difference from the baseline, low, high
     sentences: list[str]
+    expected: str = ""  # of the sentences, the one on `best`, which fresh seeds replace
 
 
 def span(low: float, high: float) -> str:
@@ -89,15 +90,15 @@ def effects(
     full = Model(population(runs, candidates), baseline, interactions=interactions)
     if not full.effects:
         raise UserError("all trials with a loss are of one variant")
-    fitted = _fit(full, runs, used, noise)
+    fitted = fit_runs(full, runs, used, noise)
     seeds, estimates = seed_noise(used, axes), fitted.estimates
     out = Effects(
-        table=_table(full, estimates, _aliases(full, runs, fitted.offsets)),
+        table=effect_table(full, estimates, find_aliases(full, runs, fitted.offsets)),
         noise=noise or fitted.residuals,
         seed_noise=seeds,
         blocks=fitted.blocks,
         unequal=fitted.unequal,
-        within=_within(estimates, fitted.unequal),
+        within=within_arms(estimates, fitted.unequal),
         lack_of_fit=_lack_of_fit(fitted.residuals, seeds) if (used["status"] == "complete").all() else None,
         statuses={str(status): int(count) for status, count in table["status"].value_counts().items()},
         rates=failure_rates(table, axes),
@@ -106,130 +107,8 @@ def effects(
     )
     plateaus = plateau_sentences(table, axes)
     seed_sentences = _seed_sentences(out, used["seed"])
-    return dataclasses.replace(out, sentences=[*plateaus, *_sentences(out, estimates, full, baseline, seed_sentences)])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fitted:
-    estimates: "_Estimates"
-    offsets: Array  # runs x columns: those of budgets, and of seeds where they are blocks
-    residuals: Noise | None
-    unequal: Unequal | None
-    blocks: int
-
-
-def _fit(full: Model, runs: Sequence[Point], used: pd.DataFrame, noise: Noise | None) -> _Fitted:
-    """The fit of `used`, whose rows are the points `runs`, and the errors that its contrasts are judged by."""
-    losses = used["val_loss"].to_numpy(float)
-    losses = losses - losses.mean()  # a contrast has no mean in it; centred, it loses no digits
-    budget = budgets(used["train_flops"].to_numpy(float))
-    offsets = np.eye(budget.max() + 1)[budget][:, 1:]
-    model, fit = fit_model(full, runs, offsets)
-    source, blocks = "residuals", find_blocks(runs, used["seed"])
-    if blocks is not None:
-        shared = np.hstack([offsets, np.eye(blocks.codes.max() + 1)[blocks.codes][:, 1:]])
-        shared_model, shared_fit = fit_model(full, runs, shared)
-        if _seen(shared_model, shared_fit) == _seen(model, fit):
-            model, fit, offsets, source = shared_model, shared_fit, shared, f"{source}{SHARED}"
-        else:
-            blocks = None
-    residuals = Noise(float(fit.residual_sd(losses)), fit.df, source) if fit.df else None
-    differs = unequal(runs, fit, losses)
-    errors: Errors = Pooled(fit, noise)
-    count = 0
-    if noise is None and blocks is not None:
-        errors, count = Blocks(fit, blocks.codes), blocks.count
-    elif noise is None and differs:
-        scale = differs.sds[differs.codes]
-        fit, losses = LeastSquares(model.matrix(runs) / scale[:, None], offsets / scale[:, None]), losses / scale
-        errors = Arms(fit, differs)
-    return _Fitted(_Estimates(model, fit, losses, errors), offsets, residuals, differs, count)
-
-
-def _seen(model: Model, fit: LeastSquares) -> set[str]:
-    """The effects that the runs can estimate."""
-    hidden = np.any(fit.unseen(model.contrasts), axis=1)
-    return {effect.name for effect, is_hidden in zip(model.effects, hidden, strict=True) if not is_hidden}
-
-
-class _Estimates:
-    """Contrasts of a fitted model with the errors that they are judged by."""
-
-    def __init__(self, model: Model, fit: LeastSquares, losses: Array, errors: Errors) -> None:
-        self.model, self.fit = model, fit
-        self._losses, self._errors = losses, errors
-
-    def expected(self, contrasts: Array) -> Array:
-        return self.fit.weights(contrasts) @ self._losses
-
-    def __call__(self, contrasts: Array) -> Contrasts:
-        weights = self.fit.weights(contrasts)
-        return Contrasts(weights @ self._losses, *self._errors(weights, self._losses))
-
-    def row(self, contrast: Array) -> tuple[float, float, float, float]:
-        """(estimate, standard error, low, high) of one."""
-        return self(contrast[None]).rows[0]
-
-
-def _table(full: Model, estimates: _Estimates, aliases: dict[Effect, str]) -> pd.DataFrame:
-    model = estimates.model
-    hidden = np.any(estimates.fit.unseen(model.contrasts), axis=1)
-    found = estimates(model.contrasts)
-    columns = dict(zip(_FIGURES, (found.estimate, found.standard_error, found.df, *found.ends, found.p), strict=True))
-    seen = pd.DataFrame(columns, index=[effect.name for effect in model.effects])[~hidden]
-    out = pd.DataFrame([_named(effect) for effect in full.effects], columns=_NAMES)
-    out = out.join(seen, on="effect")
-    out["aliased_with"] = ["" if effect.name in seen.index else aliases[effect] for effect in full.effects]
-    out["p_holm"] = holm(out["p"].to_numpy())
-    return out
-
-
-_NAMES = ["effect", "axis", "level", "reference", "other_axis", "other_level", "other_reference"]
-_FIGURES = ("estimate", "standard_error", "df", "low", "high", "p")
-
-
-def _named(effect: Effect) -> dict[str, object]:
-    row: dict[str, object] = {"effect": effect.name}
-    for prefix, *values in zip(("", "other_"), effect.axes, effect.levels, effect.references, strict=False):
-        row |= dict(zip((f"{prefix}axis", f"{prefix}level", f"{prefix}reference"), values, strict=True))
-    return row
-
-
-def _within(estimates: _Estimates, differs: Unequal | None) -> pd.DataFrame:
-    """The effect of each level of other axes within each level of the axis of unequal noise, where runs show it."""
-    rows, contrasts = [], []
-    for effect in estimates.model.effects:
-        if differs is None or len(effect.axes) != 2 or differs.axis not in effect.axes:
-            continue
-        varied = 1 - effect.axes.index(differs.axis)
-        for arm in (effect.references[1 - varied], effect.levels[1 - varied]):
-            name = f"{effect.axes[varied]}={effect.levels[varied]}"
-            rows.append({"effect": name, "arm": arm, "reference": effect.references[varied]})
-            contrasts.append(estimates.model.contrast_within(effect, varied, arm))
-    out = pd.DataFrame(rows, columns=["effect", "arm", "reference"])
-    if rows:
-        found = estimates(np.array(contrasts))
-        hidden = np.any(estimates.fit.unseen(np.array(contrasts)), axis=1)
-        columns = (found.estimate, found.standard_error, found.df, *found.ends, found.p)
-        out = out.assign(**dict(zip(_FIGURES, columns, strict=True)))[~hidden]
-        out = out.drop_duplicates(["effect", "arm"]).reset_index(drop=True)
-        out["p_holm"] = holm(out["p"].to_numpy())
-    return out
-
-
-def _aliases(full: Model, runs: Sequence[Point], offsets: Array) -> dict[Effect, str]:
-    """For each effect up to three others, those that overlap most with the part of it that the runs do not see."""
-    fit = LeastSquares(full.matrix(runs), offsets)
-    unseen = fit.unseen(full.contrasts)
-    norms = np.linalg.norm(unseen, axis=1)
-    overlap = np.abs(unseen @ unseen.T) / np.maximum(np.outer(norms, norms), 1e-12)
-    np.fill_diagonal(overlap, 0)
-    out = {}
-    for effect, row in zip(full.effects, overlap, strict=True):
-        partners = [full.effects[place].name for place in np.argsort(-row, kind="stable")[:3] if row[place] > 0.1]
-        together = any(all(run.get(axis) == level for axis, level in effect.settings) for run in runs)
-        out[effect] = ", ".join(partners) if together else "no run has these levels together"
-    return out
+    sentences = [*plateaus, *_sentences(out, estimates, full, baseline, seed_sentences)]
+    return dataclasses.replace(out, sentences=sentences, expected=_expected(out, baseline, len(full.points)))
 
 
 def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
@@ -243,7 +122,7 @@ def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
     return float(scipy.stats.f.sf(extra / seeds.sd**2, df, seeds.df))
 
 
-def _best(estimates: _Estimates, baseline: Point) -> tuple[Point, float, float, float] | None:
+def _best(estimates: Estimates, baseline: Point) -> tuple[Point, float, float, float] | None:
     """The point of least expected loss; None where the runs do not determine the expected loss of all points."""
     model = estimates.model
     seen = {item for point in model.points for item in point.items()}
@@ -255,14 +134,6 @@ def _best(estimates: _Estimates, baseline: Point) -> tuple[Point, float, float, 
     place = int(np.argmin(estimates.expected(contrasts)))
     difference, _, low, high = estimates.row(contrasts[place])
     return model.points[place], difference, low, high
-
-
-def holm(p: Array) -> Array:
-    """Holm's adjustment: the i-th smallest of m p-values times m - i + 1, made monotone, at most 1. NaN stays NaN."""
-    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
-    out = np.full(len(p), np.nan)
-    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return out
 
 
 def failure_rates(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
@@ -311,7 +182,7 @@ def _unequal_sentences(found: Effects) -> list[str]:
 
 
 def _sentences(
-    effects: Effects, estimates: _Estimates, full: Model, baseline: Point, seed_sentences: list[str]
+    effects: Effects, estimates: Estimates, full: Model, baseline: Point, seed_sentences: list[str]
 ) -> list[str]:
     out = []
     known = effects.table[effects.table["estimate"].notna()]
@@ -349,13 +220,8 @@ def _sentences(
             for name in claims.loc[~main, "effect"][:_INTERACTIONS_LISTED]
         ]
         out += _unequal_sentences(effects)
-        if effects.best and effects.best[2] < effects.best[3] < 0 and not claims.empty:
-            point, difference, low, high = effects.best
-            changes = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)
-            out.append(
-                f"The fitted model expects most of {changes}: {difference:+.4f} nats against the baseline (95% "
-                f"{low:+.4f} to {high:+.4f}, which flatters the first of {len(full.points)} points)."
-            )
+        if not claims.empty:
+            out += [sentence] if (sentence := _expected(effects, baseline, len(full.points))) else []
         if claims.empty:
             finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
             out.append(f"No difference stands out; effects are known to +-{span(finest, coarsest)} nats.")
@@ -371,7 +237,19 @@ def _sentences(
     return out
 
 
-def _interaction_sentence(effect: Effect, estimates: _Estimates) -> str:
+def _expected(effects: Effects, baseline: Point, count: int) -> str:
+    """What the model expects of the best of `count` points; "" where that is not clearly better than the baseline."""
+    if effects.best is None or not effects.best[3] < 0:
+        return ""
+    point, difference, low, high = effects.best
+    changes = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)
+    return (
+        f"The fitted model expects most of {changes}: {difference:+.4f} nats against the baseline (95% {low:+.4f} to "
+        f"{high:+.4f}, which flatters the first of {count} points)."
+    )
+
+
+def _interaction_sentence(effect: Effect, estimates: Estimates) -> str:
     """An interaction as the effect of one axis at both levels of the other, in the way that shows it more clearly."""
     ways = []
     for varied in (0, 1):

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
-from raytrain.analysis.effects import effects, holm
+from raytrain.analysis.effects import effects
+from raytrain.analysis.estimates import holm
 from raytrain.analysis.gain import compute_gain, fit_frontier
 from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means
 from raytrain.analysis.ranking import places

@@ -22,7 +22,8 @@ import pandas as pd
 import scipy.stats
 
 from raytrain.analysis.curve import Curve, Estimate, Range, SumErrors, best_rate
-from raytrain.analysis.effects import Effects, holm
+from raytrain.analysis.effects import Effects
+from raytrain.analysis.estimates import holm
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
 from raytrain.analysis.response import fit_curves
 from raytrain.analysis.trials import OWN_ROLES, points

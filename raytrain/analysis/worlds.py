@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import scipy.interpolate
 
-from raytrain.analysis.effects import Effects, effects, holm
+from raytrain.analysis.confirmed import confirmation
+from raytrain.analysis.effects import Effects, effects
+from raytrain.analysis.estimates import holm
 from raytrain.analysis.gain import compute_gain, compute_gains, fit_frontier
 from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, variants
@@ -156,6 +158,40 @@ def spline_coverage(budgets: Array, replays: int = 300, seeds: int = 3, seed: in
     either = (sum(covered) + refused) / replays
     parts = {"covered": float(np.mean(covered)), "refused": refused / replays, "covered or refused": either}
     return parts | {"power law": float(np.mean(power_law))}
+
+
+def confirmations(
+    ratio: float = 10.0, seeds: int = 2, fresh: int = 3, variants: int = 24, replays: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """Studies of equal variants, one of them with `ratio` times the noise, whose leader, runner-up and baseline run
+    anew with `fresh` seeds, the same for all three.
+
+    The part that confirm a winner; the bias, in nats, of the leader's loss by its first runs and by fresh ones, over
+    the studies whose leader is not the noisy one; and the coverage of the intervals of its differences.
+    """
+    draws = np.random.default_rng(seed)
+    sds = NOISE_SD * np.where(np.arange(variants) == variants - 1, ratio, 1.0)
+    first = draws.normal(0, 1, (replays, variants)) * sds / np.sqrt(seeds)
+    winners, held, again = 0, [], []
+    leaders = np.argsort(first, axis=1)
+    for order in leaders:
+        chosen = [*order[:2], *([0] if 0 not in order[:2] else [])]
+        losses = draws.normal(0, 1, (len(chosen), fresh)) * sds[chosen][:, None] + draws.normal(0, NOISE_SD, fresh)
+        names = np.repeat([str(name) for name in chosen], fresh)
+        runs = pd.DataFrame({"variant": names, "seed": list(range(fresh)) * len(chosen), "val_loss": losses.ravel()})
+        found = confirmation(runs)
+        assert found is not None
+        winners += found.is_winner
+        held.append(all(one.low <= 0 <= one.high for one in found.differences))
+        again.append(found.loss)
+    is_quiet = leaders[:, 0] != variants - 1
+    return {
+        "false winners": winners / replays,
+        "noisy leaders": float(1 - is_quiet.mean()),
+        "bias of first runs": float(first.min(axis=1)[is_quiet].mean()),
+        "bias of fresh runs": float(np.mean(np.array(again)[is_quiet])),
+        "coverage": float(np.mean(held)),
+    }
 
 
 def equal_gains(variants: int = 24, seeds: int = 2, replays: int = 300, seed: int = 0) -> dict[str, float]:

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raytrain.analysis.effects import effects, failure_rates, holm
+from raytrain.analysis.effects import effects, failure_rates
+from raytrain.analysis.estimates import holm
 from raytrain.analysis.noise import Noise
 from raytrain.analysis.simulate import LEVELS, claims_made, stopping_pull, truths, variants
 from raytrain.analysis.trials import common_rung
