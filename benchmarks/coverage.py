@@ -13,10 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from raytrain.analysis import simulate
+from raytrain.analysis import simulate, simulate_rates
 from raytrain.sweep.factorial import Model
 
 REPLAYS, NULLS, FRONTIERS, SEEDS = 1000, 10_000, 300, 20
+TUNED = 400  # studies of each kind
+THREE, FOUR, FIVE = (
+    [1e-3 * step**place for place in places]
+    for step, places in (
+        (2.8, (-1, 0, 1)),
+        (2.5, (-1.5, -0.5, 0.5, 1.5)),
+        (2.0, (-2, -1, 0, 1, 2)),
+    )
+)  # learning rates
 DESIGNS = (
     "--design d_optimal --trials 128",
     "--design random --trials 128",
@@ -64,6 +73,8 @@ def main() -> None:
         names = ", ".join(f"{budget:.2g}" for budget in budgets)
         print(f"{names:28}" + "".join(f"{part:10.3f}" for part in found.values()))
 
+    learning_rates()
+
     print(f"\nThe command raytrain.replay: {REPLAYS} replays of a table of 720 variants, {SEEDS} seeds, two rungs\n")
     print(f"{'':36}   time, s   regret, mnats: run, model    coverage    FLOPs")
     with tempfile.TemporaryDirectory() as folder:
@@ -81,6 +92,43 @@ def main() -> None:
                 f"{design:36}{seconds:10.1f}{1000 * found['regret_observed']:23.3f}{model:>7}{part:>12}"
                 f"{found['flops']:9.3g}"
             )
+
+
+def learning_rates() -> None:
+    """World 2: effects of eight variants at own best learning rates."""
+    print(
+        f"\nBest learning rates spread over x/2 and curvatures over a factor of 8; eight variants, {TUNED} studies each:"
+    )
+    print(
+        "coverage of effects at own best rates that are no bounds, the half-width in noise sd, and the parts of studies"
+    )
+    print("with any claim and with one of the wrong sign; runs beside the grid of five rates and two seeds, 80\n")
+    print(f"{'':56}{'runs':>6}{'coverage':>10}{'half-width':>12}{'bounds':>8}{'claims':>8}{'wrong':>8}")
+    for words, options in {
+        "every variant at 5 rates, 2 seeds each": {"rates": FIVE, "seeds": 2},
+        "the same, 3 seeds": {"rates": FIVE, "seeds": 3},
+        "4 rates, 2 seeds": {"rates": FOUR, "seeds": 2},
+        "3 rates, 3 seeds": {"rates": THREE, "seeds": 3},
+        "5 rates, 2 seeds; seed x axis sd = noise": {"rates": FIVE, "seeds": 2, "seed_sd": simulate_rates.NOISE_SD},
+        "the same, 10 x the noise at the highest rate": {
+            "rates": FIVE, "seeds": 2, "seed_sd": simulate_rates.NOISE_SD, "unequal": 10.0,
+        },
+        "5 rates, 2 seeds; losses steeper above the best rate": {"rates": FIVE, "seeds": 2, "skew": 0.35},
+        "d_optimal over 3 rates; curves by level": {"rates": THREE, "trials": 40, "by_level": True},
+        "d_optimal over 5 rates; curves by level": {"rates": FIVE, "trials": 40, "by_level": True},
+        "d_optimal over 3 rates; each variant its own curve": {"rates": THREE, "trials": 40},
+        "A/A: 5 rates, 2 seeds": {"rates": FIVE, "seeds": 2, "null": True},
+        "A/A: the same, seed x axis sd = noise": {
+            "rates": FIVE, "seeds": 2, "null": True, "seed_sd": simulate_rates.NOISE_SD,
+        },
+        "A/A: d_optimal over 3 rates": {"rates": THREE, "trials": 40, "null": True},
+    }.items():  # fmt: skip
+        found = simulate_rates.studies(TUNED, np.array(options.pop("rates")), **options)
+        print(
+            f"{words:56}{found['runs']:6.0f}{found['coverage']:10.3f}{found['half_width']:12.2f}{found['bounds']:8.3f}"
+            f"{found['claims']:8.3f}{found['wrong_sign']:8.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
