@@ -96,9 +96,7 @@ def main() -> None:
 
 def learning_rates() -> None:
     """World 2: effects of eight variants at own best learning rates."""
-    print(
-        f"\nBest learning rates spread over x/2 and curvatures over a factor of 8; eight variants, {TUNED} studies each:"
-    )
+    print(f"\nBest learning rates spread over x/2 and curvatures over a factor of 8; 8 variants, {TUNED} studies each:")
     print(
         "coverage of effects at own best rates that are no bounds, the half-width in noise sd, and the parts of studies"
     )

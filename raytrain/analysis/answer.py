@@ -28,7 +28,7 @@ from raytrain.analysis.ranking import (
     unlike_devices,
 )
 from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, common_rung, points, rung_table
-from raytrain.analysis.tuned import Tuned, as_effects, tuned_effects
+from raytrain.analysis.tuned import TUNING, Tuned, as_effects, tuned_effects
 from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
@@ -199,8 +199,9 @@ def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] 
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:
-    """A number for each row's program at its budget, its runs with fresh seeds apart; -1 for what did not complete."""
-    done = (table["status"] == "complete") & table["val_loss"].notna()
+    """A number for each row's program at its budget, its runs with fresh seeds apart; -1 for what did not complete, or
+    counts for no variant."""
+    done = (table["status"] == "complete") & table["val_loss"].notna() & (table["role"] != TUNING)
     out = pd.Series(-1, index=table.index)
     if done.any():
         budget = budgets(numbers(table[done], "train_flops").to_numpy())
@@ -277,8 +278,8 @@ def _gains(
             )
             found |= dict(zip(own.index, gains, strict=True))
     return [
-        found[group] if group >= 0 else Estimate(None, reason=_no_gain(status))
-        for group, status in zip(groups, table["status"], strict=True)
+        found[group] if group >= 0 else Estimate(None, reason=_no_gain(status, role))
+        for group, status, role in zip(groups, table["status"], table["role"], strict=True)
     ]
 
 
@@ -296,7 +297,9 @@ def _own_noise(done: pd.DataFrame, noise: Noise) -> Array:
     return np.maximum(1, ratio)
 
 
-def _no_gain(status: str) -> str:
+def _no_gain(status: str, role: str) -> str:
+    if role == TUNING:
+        return "the runs of its variant that are nearest to the best learning rate have one"
     if status == "stopped":
         return "stopped at a rung: its loss is not that of a run planned for so few FLOPs"
     return "it has not ended" if status in UNFINISHED else f"{status}: it has no loss"

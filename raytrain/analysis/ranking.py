@@ -77,7 +77,10 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
     row |= {"hash": trial["hash"], "seed": trial["seed"], "role": trial.get("role", "")}
     row |= {"budget_flops": study["budget_flops"]}
     tuning = (study.get("plan") or {}).get("tuning") or {"levels": (), "spreads": False}
-    row |= {"tuned": " ".join(tuning["levels"])} if tuning["levels"] and not tuning["spreads"] else {}
+    if tuning["spreads"]:  # each run is of one rate, and no variant has a curve
+        row["label"] += "".join(f" at {field}={trial['config'][field]:g}" for field in tuning["levels"])
+    elif tuning["levels"]:
+        row["tuned"] = " ".join(tuning["levels"])
     started = "interrupted" if study.get("interrupted") else "running"
     row |= {"status": started if (folder / "log.jsonl").exists() else "waiting"} | axes | config
     if (folder / "result.json").exists():

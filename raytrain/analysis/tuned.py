@@ -32,6 +32,7 @@ from raytrain.sweep.factorial import Array, Effect, Model, Point, fit_model, pop
 
 FAILED = ("diverged", "plateau")
 RATE = "learning_rate"
+TUNING = "tuning"  # the role of runs in the ranked table that do not stand for their variant: see `at_own_best`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +264,7 @@ def at_own_best(table: pd.DataFrame, variant: pd.Series) -> pd.DataFrame:
     settings = [", ".join(f"{field}={row[field]:g}" for field in fields) for row in table[fields].to_dict("records")]
     apart = ~stands & counted
     labels = np.where(apart, out["label"] + " at " + pd.Series(settings, index=table.index), out["label"])
-    return out.assign(role=out["role"].where(~apart, "tuning"), label=labels)
+    return out.assign(role=out["role"].where(~apart, TUNING), label=labels)
 
 
 def tuned_fields(table: pd.DataFrame) -> list[str]:
@@ -360,6 +361,8 @@ def _table(effects: Sequence[Effect], estimates: dict[Effect, tuple[Estimate, st
         rows.append(row)
     names = ["effect", "axis", "level", "reference", "other_axis", "other_level", "other_reference"]
     out = pd.DataFrame(rows, columns=[*names, "estimate", "standard_error", "df", "low", "high", "p", "bound"])
-    out = out.assign(p_holm=holm(out["p"].to_numpy(float)), aliased_with="", bound=out["bound"].fillna(""))
+    out = out.assign(
+        p_holm=holm(out["p"].to_numpy(float)), aliased_with="", bound=out["bound"].astype(object).fillna("")
+    )
     safe = (out["bound"] == "") | (out["bound"] == np.where(out["estimate"] < 0, "at most", "at least"))
     return out.assign(is_clear=(out["p_holm"] < SIGNIFICANCE) & safe)

@@ -51,7 +51,7 @@ def _effects(tuned: Tuned) -> Table:
     rows = []
     for row in tuned.effects.to_dict("records"):
         against = row["reference"] if pd.isna(row["other_axis"]) else f"{row['reference']}, {row['other_reference']}"
-        rows.append([row["effect"], str(against), *_estimate(row), *_estimate(shared[row["effect"]])[:1]])
+        rows.append([row["effect"], str(against), *_estimate(row), _estimate(shared[row["effect"]])[0]])
     columns = ["effect", "against", "nats at own best rates (95%)", "bound", f"nats at {tuned.rate:g} alone (95%)"]
     return Table(columns, rows, texts=(0, 1, 3))
 
