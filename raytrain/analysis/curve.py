@@ -153,19 +153,17 @@ class BySeed:
     def __call__(self, weights: Array) -> tuple[Array, Array]:
         """(standard error, degrees of freedom) of each of `weights` (sums x runs); NaN where nothing gives the noise.
 
-        Degrees of freedom are Satterthwaite's, f (sum over s of v_ss)^2 / sum over s, t of v_st^2 with v_st = w_s' Omega
-        w_t, and f the harmonic mean of the variants', by their parts of the variance.
+        Degrees of freedom are the harmonic mean of the variants', by their parts of the variance: exact where all have
+        one weight in a seed. Satterthwaite's, with the estimated Omega, come out too many (docs/log.md).
         """
         shape = (int(self._seeds.max(initial=-1)) + 1, len(self._df))
         cells = np.zeros((math.prod(shape), len(weights)))
         cells[np.ravel_multi_index((self._seeds, self._variant), shape)] = (weights[:, self._rows] * self._scale).T
         blocks = cells.T.reshape(len(weights), *shape)
-        among = blocks @ self._omega @ blocks.transpose(0, 2, 1)  # sums x seeds x seeds: w_s' Omega w_t
-        variance = np.trace(among, axis1=1, axis2=2)
+        variance = np.einsum("wsu,uv,wsv->w", blocks, self._omega, blocks, optimize=True)
         parts = np.sum(blocks**2, axis=1) * np.diag(self._omega)
         with np.errstate(invalid="ignore", divide="ignore"):
             df = parts.sum(axis=1) / np.sum(parts / self._df, axis=1)
-            df *= variance**2 / np.sum(among**2, axis=(1, 2))
         return np.sqrt(np.maximum(variance, 0)), df
 
 
