@@ -16,7 +16,7 @@ INLINE = "this process"  # the origin of what was registered outside of a file
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
-    """A loaded file of levels and axes: its name, the digest of its source, the source, and where it was found."""
+    """A loaded file of levels and axes: its name, the digest of its source, the source, and its place."""
 
     name: str
     sha256: str
@@ -31,12 +31,12 @@ _FACTS = ("value", "part", "same_as")
 
 def used(values: Mapping[str, Any]) -> list[tuple[Axis, Level]]:
     """The levels of plugins that a run of `values` (its axes' levels) has."""
-    found = []
+    levels = []
     for name, axis in (AXES | RUN_AXES).items():
         level = axis.levels.get(values[name]) if axis.levels else None
         if level is not None and level.plugin and values[name] != axis.default:
-            found.append((axis, level))
-    return found
+            levels.append((axis, level))
+    return levels
 
 
 def records(values: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -83,7 +83,7 @@ class _Missing:
 
 
 def digests(stored: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What tells one version of the recorded plugins from another, as plain values; empty without plugins."""
+    """What distinguishes one version of the recorded plugins from another, as plain values; empty without plugins."""
     return {f"plugin {record['name']}": record["sha256"] for record in stored}
 
 

@@ -107,14 +107,14 @@ def add_axis(axis: Axis, to: dict[str, Axis] = AXES) -> None:
 
 def add_level(axis: str, level: Level) -> None:
     """Raises UserError for an unknown axis, one without named levels, or a taken value."""
-    found = find(axis)
-    if found is None:
+    target = find(axis)
+    if target is None:
         raise unknown_value("axis", axis, (*AXES, *RUN_AXES))
-    if found.check is not None:
-        raise UserError(f"axis {axis!r} takes any {found.kind.__name__}: it has no named levels to add to")
-    if level.value in found.levels:
-        raise UserError(f"{axis} {level.value!r} is taken{_owner(found.levels[level.value])}")
-    found.levels[level.value] = level
+    if target.check is not None:
+        raise UserError(f"axis {axis!r} takes any {target.kind.__name__}: it has no named levels to add to")
+    if level.value in target.levels:
+        raise UserError(f"{axis} {level.value!r} is taken{_owner(target.levels[level.value])}")
+    target.levels[level.value] = level
 
 
 def _owner(taken: Axis | Level | None) -> str:
@@ -136,17 +136,17 @@ def levels_of(values: Mapping[str, Any]) -> Iterator[tuple[str, Level]]:
 
 def dead(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that have no effect beside the axes in `values` -> what stands in their place."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, level in levels_of(values):
-        if name not in found:  # what is dead itself makes nothing dead
-            found |= level.dead
-    return found
+        if name not in fields:  # what is dead itself makes nothing dead
+            fields |= level.dead
+    return fields
 
 
 def may_kill(axis: str) -> set[str]:
     """The fields that some level of `axis` leaves without effect."""
-    found = find(axis)
-    return {field for level in found.levels.values() for field in level.dead} if found else set()
+    choice = find(axis)
+    return {field for level in choice.levels.values() for field in level.dead} if choice else set()
 
 
 def load(target: Any) -> Any:

@@ -33,8 +33,8 @@ def check(plugin: Plugin) -> None:
                 except UserError as error:
                     raise UserError(f"plugin {plugin.name}, {axis.name} {level.value!r}: {error}") from None
                 except Exception as error:
-                    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                    raise UserError(f"plugin {plugin.name}, {axis.name} {level.value!r} does not run: {said}") from None
+                    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                    raise UserError(f"plugin {plugin.name}, {axis.name} {level.value!r} does not run: {why}") from None
 
 
 def _check_level(axis: Axis, level: Level, size: dict[str, int]) -> None:

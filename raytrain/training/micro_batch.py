@@ -42,13 +42,13 @@ def micro_batch(
         return max(size for size in sizes if size <= most or size == 1)
     if before in sizes:
         return before
-    found = kept("micro_batch", _key(config, world)) if world.is_main else None
-    if not world.agree(found is not None):
+    fastest = kept("micro_batch", _key(config, world)) if world.is_main else None
+    if not world.agree(fastest is not None):
         sizes = [size for size in sizes if size * block_size >= _LEAST_TOKENS] or sizes
-        found = _fastest(model, optimizer, config, world, sizes)
+        fastest = _fastest(model, optimizer, config, world, sizes)
         if world.is_main:
-            kept("micro_batch", _key(config, world), found)
-    return int(world.sum(torch.tensor(found or 0 if world.is_main else 0, device=world.device)).item())
+            kept("micro_batch", _key(config, world), fastest)
+    return int(world.sum(torch.tensor(fastest or 0 if world.is_main else 0, device=world.device)).item())
 
 
 def _key(config: TrainConfig, world: World) -> dict[str, Any]:
