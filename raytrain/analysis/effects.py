@@ -14,6 +14,7 @@ from raytrain.analysis.estimates import Estimates, effect_table, find_aliases, f
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, seed_noise
 from raytrain.analysis.plateau import PLATEAU, mark_plateaus, plateau_sentences, rates, variants_of
 from raytrain.analysis.trials import points
+from raytrain.analysis.triples import Triple
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Effect, Model, Point, live, population
 
@@ -42,6 +43,7 @@ class Effects:
     rates: pd.DataFrame
     best: tuple[Point, float, float, float] | None  # by the model: a point, its difference from the baseline, low, high
     sentences: list[str]
+    triple: Triple | None = None  # three axes that seem to act together, which the model lacks
     expected: str = ""  # of the sentences, the one on `best`, which fresh seeds replace
 
 
@@ -99,6 +101,7 @@ def effects(
         blocks=fitted.blocks,
         unequal=fitted.unequal,
         within=within_arms(estimates, fitted.unequal),
+        triple=fitted.triple,
         lack_of_fit=_lack_of_fit(fitted.residuals, seeds) if (used["status"] == "complete").all() else None,
         statuses={str(status): int(count) for status, count in table["status"].value_counts().items()},
         rates=failure_rates(table, axes),
@@ -197,6 +200,12 @@ def _sentences(
             f"The residuals are larger than the spread over seeds (p = {effects.lack_of_fit:.2g}): axes act together "
             "in ways that the model lacks; the intervals allow for it."
         )
+    if effects.triple is not None:
+        out.append(
+            f"The residuals suggest that {effects.triple} act together (p = {effects.triple.p:.2g} after adjustment "
+            f"for {effects.triple.tested} triples), which the model lacks, so it is not asked what it expects most of. "
+            "Runs of all combinations of these three would settle it."
+        )
     if known.empty:
         out.append("No main effect can be estimated, because the runs differ in several axes at once.")
     elif full.pairs and not estimates.model.pairs:
@@ -239,7 +248,7 @@ def _sentences(
 
 def _expected(effects: Effects, baseline: Point, count: int) -> str:
     """What the model expects of the best of `count` points; "" where that is not clearly better than the baseline."""
-    if effects.best is None or not effects.best[3] < 0:
+    if effects.best is None or not effects.best[3] < 0 or effects.triple is not None:
         return ""
     point, difference, low, high = effects.best
     changes = ", ".join(f"{axis}={level}" for axis, level in point.items() if live(baseline).get(axis) != level)

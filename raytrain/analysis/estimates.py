@@ -10,6 +10,7 @@ from raytrain.analysis.arms import Arms, Unequal, unequal
 from raytrain.analysis.noise import SHARED, Noise
 from raytrain.analysis.strata import Blocks, Contrasts, Errors, Pooled, find_blocks
 from raytrain.analysis.trials import budgets
+from raytrain.analysis.triples import Triple, interaction_columns, suspect
 from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model
 
 
@@ -21,6 +22,7 @@ class Fitted:
     offsets: Array  # runs x columns: those of budgets, and of seeds where they are blocks
     residuals: Noise | None
     unequal: Unequal | None
+    triple: Triple | None
     blocks: int
 
 
@@ -40,7 +42,9 @@ def fit_runs(full: Model, runs: Sequence[Point], used: pd.DataFrame, noise: Nois
         else:
             blocks = None
     residuals = Noise(float(fit.residual_sd(losses)), fit.df, source) if fit.df else None
-    differs = unequal(runs, fit, losses)
+    triple = suspect(runs, fit, losses) if model.pairs else None
+    beside = np.hstack([offsets, interaction_columns(runs, triple.axes)]) if triple else offsets
+    differs = unequal(runs, LeastSquares(model.matrix(runs), beside) if triple else fit, losses)
     errors: Errors = Pooled(fit, noise)
     count = 0
     if noise is None and blocks is not None:
@@ -49,7 +53,8 @@ def fit_runs(full: Model, runs: Sequence[Point], used: pd.DataFrame, noise: Nois
         scale = differs.sds[differs.codes]
         fit, losses = LeastSquares(model.matrix(runs) / scale[:, None], offsets / scale[:, None]), losses / scale
         errors = Arms(fit, differs)
-    return Fitted(Estimates(model, fit, losses, errors), offsets, residuals, differs, count)
+        triple = suspect(runs, fit, losses, scale) if triple else None
+    return Fitted(Estimates(model, fit, losses, errors), offsets, residuals, differs, triple, count)
 
 
 def _seen(model: Model, fit: LeastSquares) -> set[str]:

@@ -11,8 +11,9 @@ from raytrain.analysis.effects import Effects, effects
 from raytrain.analysis.estimates import holm
 from raytrain.analysis.gain import compute_gain, compute_gains, fit_frontier
 from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
-from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, variants
+from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, truths, variants
 from raytrain.analysis.strata import Blocks, Contrasts, Pooled
+from raytrain.analysis.triples import interaction_columns, suspect
 from raytrain.sweep.design import choose
 from raytrain.sweep.factorial import Array, LeastSquares, Model, Point
 
@@ -220,6 +221,51 @@ def equal_gains(variants: int = 24, seeds: int = 2, replays: int = 300, seed: in
             name = "saves compute" + ", each alone" * bool(ending)
             out[name] += any(gain.low is not None and gain.low > 1 for gain in gains)
     return {name: value / replays for name, value in out.items()}
+
+
+def one_triple(sd: float = 0.010, replays: int = 300, trials: int = 128, seed: int = 0) -> dict[str, float]:
+    """d_optimal studies of worlds of `simulate.truths`, to which one triple of axes, drawn at random, adds an
+    interaction of `sd` nats over all variants, beyond what axes and pairs explain.
+
+    The part that name it, that name another, and that name one where there is none; and the coverage of what the model
+    expects of its best point against the baseline, where it is asked and where it would have been.
+    """
+    points, draws = variants(), np.random.default_rng(seed)
+    model = Model(points, points[0])
+    rows = np.array([index for index, _ in choose(points, "d_optimal", trials=trials, seed=seed).trials])
+    everywhere, fit = LeastSquares(model.matrix(points)), LeastSquares(model.matrix([points[row] for row in rows]))
+    matrix, runs = model.matrix(points) - model.matrix([points[0]]), [points[row] for row in rows]
+    triples = list(itertools.combinations(LEVELS, 3))
+    parts = {triple: everywhere.residuals(interaction_columns(points, triple)) for triple in triples}
+    triples = [triple for triple in triples if np.abs(parts[triple]).max(initial=0) > 1e-6]
+    out = dict.fromkeys(("named", "another", "named without one"), 0.0)
+    held: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(replays):
+        truth = truths(model, points, 1, draws)[0][:, 0]
+        triple = triples[draws.integers(len(triples))]
+        extra = parts[triple] @ draws.normal(0, 1, parts[triple].shape[1])
+        for losses, is_there in ((truth + sd * extra / extra.std(), True), (truth, False)):
+            seen = losses[rows] + draws.normal(0, NOISE_SD, trials)
+            found = suspect(runs, fit, seen)
+            if not is_there:
+                out["named without one"] += found is not None
+                continue
+            out["named"] += found is not None and found.axes == triple
+            out["another"] += found is not None and found.axes != triple
+            best = int(np.argmin(matrix @ (fit.weights(np.eye(model.size)) @ seen)))
+            own = _contrasts_of(fit, matrix[[best]], seen)
+            held[found is None].append(bool(abs(own.estimate[0] - losses[best] + losses[0]) <= own.half_width[0]))
+    out = {name: value / replays for name, value in out.items()}
+    return out | {"expected, where asked": _mean(held[True]), "expected, where not": _mean(held[False])}
+
+
+def _contrasts_of(fit: LeastSquares, contrasts: Array, losses: Array) -> Contrasts:
+    weights = fit.weights(contrasts)
+    return Contrasts(weights @ losses, *Pooled(fit)(weights, losses))
+
+
+def _mean(values: list[bool]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _table(points: list[Point]) -> pd.DataFrame:

@@ -1,0 +1,69 @@
+"""Which three axes act together in a way that the model of axes and their pairs lacks."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+from raytrain.analysis.noise import SIGNIFICANCE
+from raytrain.sweep.factorial import Array, LeastSquares, Point, live
+
+_LEAST_DF = 5  # residual degrees of freedom that a test must leave
+
+
+@dataclasses.dataclass(frozen=True)
+class Triple:
+    """The three axes that are suspected most, and the p-value after Holm's adjustment for the triples `tested`."""
+
+    axes: tuple[str, str, str]
+    p: float
+    tested: int
+
+    def __str__(self) -> str:
+        return f"{self.axes[0]}, {self.axes[1]} and {self.axes[2]}"
+
+
+def suspect(runs: Sequence[Point], fit: LeastSquares, losses: Array, scale: Array | float = 1.0) -> Triple | None:
+    """The triple of axes whose interaction the residuals of `fit` of `losses` (runs) show, or None.
+
+    `scale` is what the rows of a weighted fit, and its losses, were divided by.
+
+    For each triple the F test of its columns, added to the fit: the squares that they take up of the residuals, over
+    those that are left (the partial F test). 5% for all triples together.
+    """
+    residuals = fit.residuals(losses)
+    total = float(residuals @ residuals)
+    axes = list(dict.fromkeys(axis for run in runs for axis in live(run)))
+    found: list[tuple[float, tuple[str, str, str]]] = []
+    for triple in itertools.combinations(axes, 3):
+        taken, df = _taken((interaction_columns(runs, triple).T / scale).T, fit, residuals)
+        if df and fit.df - df >= _LEAST_DF and total > 0:
+            ratio = (taken / df) / ((total - taken) / (fit.df - df)) if total > taken else np.inf
+            found.append((float(scipy.stats.f.sf(ratio, df, fit.df - df)), triple))
+    if not found:
+        return None
+    p, triple = min(found)
+    p = min(1.0, p * len(found))  # the first step of Holm
+    return Triple(triple, p, len(found)) if p < SIGNIFICANCE else None
+
+
+def interaction_columns(runs: Sequence[Point], axes: Sequence[str]) -> Array:
+    """runs x columns: the products of the axes' indicators of all levels but the first."""
+    alive = [live(run) for run in runs]
+    out = np.ones((len(runs), 1))
+    for axis in axes:
+        levels = list(dict.fromkeys(run[axis] for run in alive if axis in run))
+        own = np.array([[float(axis in run and run[axis] == level) for level in levels[1:]] for run in alive])
+        out = (out[:, :, None] * own.reshape(len(runs), 1, -1)).reshape(len(runs), -1)
+    return out
+
+
+def _taken(columns: Array, fit: LeastSquares, residuals: Array) -> tuple[float, int]:
+    """The squares of `residuals` that `columns` take up beside `fit`, and their degrees of freedom."""
+    if not columns.shape[1]:
+        return 0.0, 0
+    u, sizes, _ = np.linalg.svd(fit.residuals(columns), full_matrices=False)
+    u = u[:, sizes > 1e-6 * max(1.0, float(sizes[0]))]
+    return float(np.sum((u.T @ residuals) ** 2)), u.shape[1]
