@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from raytrain.axes import AXES, Level, dead
+from raytrain.axes.optional import check_combination, effective_windows
 from raytrain.errors import UserError, shown, unknown_value
 from raytrain.rundir.parse import parse_yaml
 
@@ -37,7 +38,7 @@ class Architecture:
 
     `n_kv_head` (K) below `n_head` gives grouped-query attention; None means `n_head`. `d_ff` (F) None means the
     type's usual width: 4 x n_embd, or 8/3 x n_embd for swiglu (whose three matrices then cost what two cost at 4x),
-    rounded to the nearest multiple of 64.
+    rounded to the nearest multiple of 64; of one expert of a moe, that over the number that a token uses.
 
     Raises UserError, one line, for an unknown or inconsistent value.
     """
@@ -52,6 +53,19 @@ class Architecture:
     weight_tying: bool
     dropout: float
     attention: str = AXES["attention"].default
+    qk_norm: bool = AXES["qk_norm"].default
+    attention_window: tuple[int | str, ...] = AXES["attention_window"].default
+    attention_gate: str = AXES["attention_gate"].default
+    value_embeddings: bool = AXES["value_embeddings"].default
+    parallel_block: bool = AXES["parallel_block"].default
+    logit_softcap: float = AXES["logit_softcap"].default
+    rope_fraction: float = AXES["rope_fraction"].default
+    rope_theta: float = AXES["rope_theta"].default
+    rms_norm_eps: float = AXES["rms_norm_eps"].default
+    n_expert: int = AXES["n_expert"].default
+    n_expert_active: int = AXES["n_expert_active"].default
+    n_shared_expert: int = AXES["n_shared_expert"].default
+    moe_balance: float = AXES["moe_balance"].default
     extra: tuple[tuple[str, Any], ...] = ()
     n_layer: int = 12
     n_head: int = 12
@@ -87,6 +101,7 @@ class Architecture:
                 f"position_encoding 'rope' needs an even head width, but n_embd / n_head is "
                 f"{self.n_embd} / {self.n_head} = {self.head_dim}"
             )
+        check_combination(self)
 
     def _check_axes(self) -> None:
         """Every axis as its declaration reads it. Raises UserError for a value that an axis does not have."""
@@ -137,7 +152,8 @@ class Architecture:
             return self.d_ff
         if self.ffn_type == "standard":
             return 4 * self.n_embd
-        return max(1, round(8 * self.n_embd / 3 / _FFN_MULTIPLE)) * _FFN_MULTIPLE
+        used = self.n_expert_active + self.n_shared_expert if self.ffn_type == "moe" else 1
+        return max(1, round(8 * self.n_embd / 3 / used / _FFN_MULTIPLE)) * _FFN_MULTIPLE
 
     @property
     def name(self) -> str:
@@ -149,7 +165,8 @@ class Architecture:
 
     def program(self) -> "Architecture":
         """The form that is one for all spellings of one program: dead values fixed, widths explicit."""
-        return self.replace(**self.dead | {"n_kv_head": self.kv_heads, "d_ff": self.ffn_width})
+        explicit = {"n_kv_head": self.kv_heads, "d_ff": self.ffn_width, "attention_window": effective_windows(self)}
+        return self.replace(**self.dead | explicit)
 
     def canonical(self) -> "Architecture":
         """The form that is one for all programs of one variant: of levels that differ in speed alone, the first."""
@@ -242,6 +259,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "team": _axes("rmsnorm", "silu", "rope", "pre", "swiglu", bias=False, weight_tying=False),
     "hybrid": _axes("layernorm_nobias", "gelu", "rope", "pre", "standard", bias=False, weight_tying=True),
     "openai_gpt2": _axes("layernorm", "gelu_tanh", "learned_absolute", "pre", "standard", bias=True, weight_tying=True),
+    "modern": _axes("rmsnorm", "silu", "rope", "pre", "swiglu", bias=False, weight_tying=False) | {"qk_norm": True},
     "custom": {},
 }
 PRESET_NOTES = {
@@ -250,6 +268,7 @@ PRESET_NOTES = {
     "team": "model_v1: the same axes as llama",
     "hybrid": "GPT-2's FFN and norm with RoPE and pre-norm",
     "openai_gpt2": "the real GPT-2: pre-norm, biases everywhere, tanh-GELU",
+    "modern": "a baseline of 2026: as llama, with normed queries and keys (Qwen3)",
     "custom": "nothing preset: give all nine axes",
 }
 

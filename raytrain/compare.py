@@ -21,9 +21,9 @@ from rich.table import Table
 from raytrain import architecture
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.architecture import AXES
-from raytrain.axes import RUN_AXES, may_kill, plugin
+from raytrain.axes import may_kill, plugin
 from raytrain.config.resolve import add_plugin_flag
-from raytrain.config.run import STOPS
+from raytrain.config.run import STOPS, TrainConfig
 from raytrain.errors import Parser, UserError, command
 from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import read_json
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
     program, plain = arch.program(), dataclasses.replace(arch, d_ff=None)
     axes = {axis: program.value(axis) for axis in AXES if axis not in arch.dead}
-    newer = {field: axis.default for field, axis in RUN_AXES.items() if not axis.is_required}
+    newer = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.metadata.get("newer")}
     setting = {field: value for field, value in (newer | config).items() if field not in _MEANS}
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width

@@ -8,7 +8,18 @@ from raytrain.architecture import Architecture, from_dict
 from raytrain.axes import AXES
 from raytrain.errors import UserError
 
-NUMBERS = {"dropout": (0.0, 0.1, 0.25)}  # of the axes that take any number
+NUMBERS = {
+    "dropout": (0.0, 0.1, 0.25),
+    "attention_window": (("full",), (4, "full"), (3, 5, "nope"), ("nope",)),
+    "logit_softcap": (0.0, 15.0),
+    "rope_fraction": (1.0, 0.5),
+    "rope_theta": (10_000.0, 500_000.0),
+    "rms_norm_eps": (1e-6, 1e-5),
+    "n_expert": (8, 4),
+    "n_expert_active": (2, 1),
+    "n_shared_expert": (0, 1),
+    "moe_balance": (0.01, 0.0),
+}  # of the axes that take any number
 
 
 def levels(axis: str) -> tuple[Any, ...]:

@@ -133,7 +133,7 @@ def test_scales_are_valid_for_every_preset(scale: str):
             {"normalization": "rmsnrm"},
             "Unknown norm type: 'rmsnrm'. Available: layernorm, layernorm_nobias, rmsnorm. Did you mean rmsnorm?",
         ),
-        ({"ffn_type": "swigl"}, "Unknown FFN type: 'swigl'. Available: standard, swiglu. Did you mean swiglu?"),
+        ({"ffn_type": "swigl"}, "Unknown FFN type: 'swigl'. Available: standard, swiglu, moe. Did you mean swiglu?"),
         ({"position_encoding": None}, "Unknown position encoding: None. Available: learned_absolute, rope, none."),
         ({"bias": "False"}, "bias ('False') must be True or False"),
         ({"weight_tying": 1}, "weight_tying (1) must be True or False"),

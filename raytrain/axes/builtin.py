@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raytrain.axes.cost import Part, Shape, Span, linear
+from raytrain.axes.optional import attention_products, dead_without, declare
 from raytrain.axes.registry import AXES, RUN_AXES, Axis, Level, add_axis
 from raytrain.errors import UserError, shown
 
@@ -22,7 +23,8 @@ def norm(arch: Shape, name: str, count: int = 1, kept: int = 0) -> Part:
 
 
 def _sublayer_norms(arch: Shape, span: Span) -> Iterator[Part]:
-    yield norm(arch, "norms", count=2, kept=2 * arch.n_embd)
+    norms = 1 if arch.value("parallel_block") else 2
+    yield norm(arch, "norms", count=norms, kept=norms * arch.n_embd)
 
 
 def _final_norm(arch: Shape, span: Span) -> Iterator[Part]:
@@ -34,8 +36,7 @@ def _attention(arch: Shape, span: Span) -> Iterator[Part]:
     yield linear("attention", "q", width, queries, bias=arch.bias, kept=queries)
     yield linear("attention", "k", width, keys, bias=arch.bias, kept=keys)
     yield linear("attention", "v", width, keys, bias=arch.bias, kept=keys)
-    yield Part(group="attention", name="scores", flops=queries * span.twice)
-    yield Part(group="attention", name="values", flops=queries * span.twice, kept=width)
+    yield Part(group="attention", name="attended", kept=width)
     yield linear("attention", "o", queries, width, bias=arch.bias)
 
 
@@ -88,8 +89,20 @@ _DECLARED = (
     _named(
         "normalization",
         "norm type",
-        Level(value="layernorm", part="LN", make=f"{_NORM}:LayerNorm", parameters=lambda width: 2 * width),
-        Level(value="layernorm_nobias", part="LN-NB", make=f"{_NORM}:PlainLayerNorm", parameters=lambda width: width),
+        Level(
+            value="layernorm",
+            part="LN",
+            make=f"{_NORM}:LayerNorm",
+            parameters=lambda width: 2 * width,
+            dead=dead_without("rmsnorm"),
+        ),
+        Level(
+            value="layernorm_nobias",
+            part="LN-NB",
+            make=f"{_NORM}:PlainLayerNorm",
+            parameters=lambda width: width,
+            dead=dead_without("rmsnorm"),
+        ),
         Level(value="rmsnorm", part="RMS", make=f"{_NORM}:RMSNorm", parameters=lambda width: width),
     ),
     _named(
@@ -112,10 +125,14 @@ _DECLARED = (
         "position_encoding",
         "position encoding",
         Level(
-            value="learned_absolute", part="AbsPos", make=f"{_MODEL}.position:LearnedAbsolute", per_model=_place_vectors
+            value="learned_absolute",
+            part="AbsPos",
+            make=f"{_MODEL}.position:LearnedAbsolute",
+            per_model=_place_vectors,
+            dead=dead_without("rope"),
         ),
         Level(value="rope", part="RoPE", make=f"{_MODEL}.position:Rotary", per_layer=_before_rotation),
-        Level(value="none", part="NoPos", make=f"{_MODEL}.position:Position"),
+        Level(value="none", part="NoPos", make=f"{_MODEL}.position:Position", dead=dead_without("rope")),
     ),
     _named(
         "norm_position",
@@ -132,13 +149,18 @@ _DECLARED = (
     _named(
         "ffn_type",
         "FFN type",
-        Level(value="standard", make=f"{_MODEL}.feed_forward:Standard", per_layer=_standard_ffn),
+        Level(
+            value="standard",
+            make=f"{_MODEL}.feed_forward:Standard",
+            per_layer=_standard_ffn,
+            dead=dead_without("moe"),
+        ),
         Level(
             value="swiglu",
             part="SwiGLU",
             make=f"{_MODEL}.feed_forward:SwiGLU",
             per_layer=_swiglu,
-            dead={"activation": "silu"},  # the gate's own (Shazeer, arXiv 2002.05202)
+            dead={"activation": "silu"} | dead_without("moe"),  # the gate's own (Shazeer, arXiv 2002.05202)
         ),
     ),
     Axis(name="bias", kind=bool, levels={value: Level(value=value) for value in (True, False)}),
@@ -151,13 +173,19 @@ _DECLARED = (
     _named(
         "attention",
         "attention form",
-        Level(value="softmax", make=f"{_MODEL}.attention:Attention", per_layer=_attention),
+        Level(
+            value="softmax",
+            make=f"{_MODEL}.attention:Attention",
+            per_layer=_attention,
+            per_model=attention_products,
+        ),
         default="softmax",
         help="how tokens attend to one another",
     ),
 )
 for _axis in _DECLARED:
     add_axis(_axis)
+declare(_final_norm)
 
 _OPTIMIZER = "raytrain.training.optimizer"
 for _axis in (
@@ -167,6 +195,12 @@ for _axis in (
         Level(value="cosine", make=f"{_OPTIMIZER}:cosine", dead={"decay_fraction": 0.2}),
         Level(value="wsd", make=f"{_OPTIMIZER}:wsd"),
     ),
-    _named("optimizer", "optimizer", Level(value="adamw", make=f"{_OPTIMIZER}:adamw"), default="adamw"),
+    _named(
+        "optimizer",
+        "optimizer",
+        Level(value="adamw", make=f"{_OPTIMIZER}:adamw"),
+        Level(value="muon", make="raytrain.training.muon:muon"),
+        default="adamw",
+    ),
 ):
     add_axis(_axis, RUN_AXES)

@@ -43,7 +43,16 @@ class Span:
     @property
     def twice(self) -> int:
         """Twice the mean number of keys a query attends to: 2 T, or T + 1 under the causal mask. A whole number."""
-        return self.tokens + 1 if self.is_causal else 2 * self.tokens
+        return self.twice_within(None)
+
+    def twice_within(self, window: int | None) -> int:
+        """The same for queries that attend to `window` tokens at most, themselves among them.
+
+        With w = min(window, T): 2 w, or under the causal mask 2 w - w (w - 1) / T, the mean of min(t, w) over the
+        places t = 1 to T, rounded to a whole number.
+        """
+        width = self.tokens if window is None else min(window, self.tokens)
+        return 2 * width - round(width * (width - 1) / self.tokens) if self.is_causal else 2 * width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -81,8 +81,8 @@ class Axis:
     def level(self, value: Any) -> Level:
         """The facts about one value. Raises UserError for a value that the axis does not have."""
         if self.check is not None:
-            self.check(value)
-            return self.open or Level(value=value)
+            value = self.check(value)
+            return Level(value=value) if self.open is None or value == self.default else self.open
         if type(value) is not self.kind or value not in self.levels:
             if self.kind is bool:
                 raise UserError(f"{self.name} ({shown(value)}) must be True or False")

@@ -60,6 +60,7 @@ class TrainConfig:
     beta1: float = _field(0.9, "AdamW's first-moment decay")
     beta2: float = _field(0.95, "AdamW's second-moment decay")
     grad_clip: float = _field(1.0, "largest global gradient norm; 0 for none")
+    z_loss: float = _field(0.0, "weight of a loss on the softmax's denominator, which keeps logits small", newer=True)
 
     device: str = _field("auto", "auto, cpu or cuda")
     precision: str = _field(
@@ -121,7 +122,15 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in (None, AUTO) and not 0 < value < math.inf:
                 raise UserError(f"{name} ({value}) must be above 0 and finite")
-        for name in ("weight_decay", "grad_clip", "eval_interval", "stats_interval", "checkpoint_interval", "seed"):
+        for name in (
+            "weight_decay",
+            "grad_clip",
+            "z_loss",
+            "eval_interval",
+            "stats_interval",
+            "checkpoint_interval",
+            "seed",
+        ):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise UserError(f"{name} ({getattr(self, name)}) must be 0 or above")
         if self.seed >= 2**63:
@@ -159,6 +168,8 @@ class TrainConfig:
 
     def _check_fp8(self) -> None:
         arch = self.architecture
+        if arch.ffn_type == "moe":
+            raise UserError("precision ('fp8') does not go with ffn_type moe: try bf16")
         widths = {"n_embd": arch.n_embd, "d_ff": arch.ffn_width, "block_size": arch.block_size}
         widths["n_embd / n_head x (n_head + 2 n_kv_head)"] = arch.head_dim * (arch.n_head + 2 * arch.kv_heads)
         for name, width in widths.items():

@@ -19,8 +19,13 @@ from raytrain.accounting import memory
 PADDING = -100  # a target that counts nothing
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, softcap: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """The sum, in nats, of the cross-entropy of `hidden @ weight.T` at every target that is not PADDING.
+
+    With `softcap` c the logits are c tanh(logits / c) (Gemma 2, arXiv 2408.00118). With `z_loss` the gradient, not the
+    value, is that of the sum plus z_loss x log^2 of the softmax's denominator (PaLM, arXiv 2204.02311, section 5).
 
     A scalar in fp32. Matrix products run in autocast's dtype where it is on, and the weight's gradient is summed in
     fp32. Under no_grad nothing but the loss is computed.
@@ -28,14 +33,23 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     with torch.autocast(device, enabled=False):
-        out: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+        out: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, weight_VD, targets_N, dtype, torch.is_grad_enabled(), softcap, z_loss
+        )
         return out
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, wants_gradient: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        wants_gradient: bool,
+        softcap: float,
+        z_loss: float,
     ) -> Tensor:
         weight = weight_VD.to(dtype)
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
@@ -44,7 +58,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _chunks(len(targets_N), weight.size(0) * dtype.itemsize):
             hidden = hidden_ND[rows].to(dtype)
             logits = hidden @ weight.t()
-            loss += softmax_gradient_(logits, targets_N[rows], wants_gradient)
+            if softcap or z_loss:
+                loss += _capped_gradient_(logits, targets_N[rows], softcap, z_loss)
+            else:
+                loss += softmax_gradient_(logits, targets_N[rows], wants_gradient)
             if hidden_gradient is not None:
                 torch.mm(logits, weight, out=hidden_gradient[rows])
                 weight_gradient = _add_product(weight_gradient, logits.t(), hidden)
@@ -58,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factor = gradients[0]
         hidden_dtype, weight_dtype = ctx.dtypes
         hidden, weight = ctx.saved_tensors
-        return (hidden * factor).to(hidden_dtype), (weight * factor).to(weight_dtype), None, None, None
+        return (hidden * factor).to(hidden_dtype), (weight * factor).to(weight_dtype), *(None,) * 5
 
 
 def _chunks(tokens: int, bytes_per_token: int) -> list[slice]:
@@ -94,4 +111,25 @@ def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor, wants_gradient: bool
         gradient_NV = log_p_NV.exp_()
         gradient_NV.scatter_add_(1, targets_N1, gradient_NV.new_full((1, 1), -1.0).expand_as(targets_N1))
         logits_NV.copy_(gradient_NV.mul_(counts_N1))
+    return loss
+
+
+def _capped_gradient_(logits_NV: Tensor, targets_N: Tensor, softcap: float, z_loss: float) -> Tensor:
+    """As `softmax_gradient_`, of capped logits or with a z-loss, in PyTorch's own operations.
+
+    With l = c tanh(x / c), p = softmax(l) and Z = logsumexp(l): the gradient for l is p (1 + 2 z Z) less 1 at the
+    target, and dl/dx = 1 - (l / c)^2.
+    """
+    counts_N1 = (targets_N != PADDING).unsqueeze(1)
+    targets_N1 = targets_N.clamp(min=0).unsqueeze(1)
+    l_NV = logits_NV.float()
+    if softcap:
+        l_NV = softcap * (l_NV / softcap).tanh()
+    z_N1 = l_NV.logsumexp(dim=-1, keepdim=True)
+    loss = ((z_N1 - l_NV.gather(1, targets_N1)) * counts_N1).sum()
+    gradient_NV = (l_NV - z_N1).exp() * (1 + 2 * z_loss * z_N1)
+    gradient_NV.scatter_add_(1, targets_N1, gradient_NV.new_full((1, 1), -1.0).expand_as(targets_N1))
+    if softcap:
+        gradient_NV *= 1 - (l_NV / softcap).square()
+    logits_NV.copy_(gradient_NV * counts_N1)
     return loss

@@ -57,6 +57,11 @@ def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(x < 0, tail, 1 - tail), exponential
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al., arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
 def silu_product(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, where `gate_up` (..., 2F) has the two side by side; (..., F)."""
     if gate_up.is_cuda and gate_up.itemsize == 2 and _HAS_TRITON:

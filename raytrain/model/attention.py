@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from raytrain.architecture import Architecture
 from raytrain.axes import AXES, load
+from raytrain.axes.optional import NOPE, windows
 from raytrain.model.hooks import Carry, LayerHook
 from raytrain.model.linear import Linear, residual_std
 from raytrain.model.position import Position
+from raytrain.model.window import windowed, windowed_manual
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
@@ -28,9 +30,7 @@ def sdpa(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Tens
 
 def manual(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(E)) v as it is written (Vaswani et al., arXiv 1706.03762)."""
-    group = q_BHTE.size(1) // k_BKTE.size(1)
-    if group > 1:
-        k_BKTE, v_BKTE = (x.repeat_interleave(group, dim=1) for x in (k_BKTE, v_BKTE))
+    k_BKTE, v_BKTE = _for_each_query_head(q_BHTE, k_BKTE, v_BKTE)
     scores_BHTT = (q_BHTE * q_BHTE.size(-1) ** -0.5) @ k_BKTE.transpose(-2, -1)
     future_TT = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=scores_BHTT.device).triu(1)
     scores_BHTT = scores_BHTT.masked_fill(future_TT, float("-inf"))
@@ -38,19 +38,26 @@ def manual(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Te
     return F.dropout(weights_BHTT, dropout) @ v_BKTE
 
 
-def make_attention(arch: Architecture, position: Position, hooks: nn.ModuleList) -> nn.Module:
-    """The attention of one layer, in the architecture's form."""
-    attention: nn.Module = load(AXES["attention"].level(arch.attention).make)(arch, position, hooks)
+def _for_each_query_head(q_BHTE: Tensor, *kv_BKTE: Tensor) -> tuple[Tensor, ...]:
+    """Keys and values with a head for each of the queries'."""
+    group = q_BHTE.size(1) // kv_BKTE[0].size(1)
+    return tuple(x.repeat_interleave(group, dim=1) for x in kv_BKTE) if group > 1 else kv_BKTE
+
+
+def make_attention(arch: Architecture, position: Position, hooks: nn.ModuleList, layer: int) -> nn.Module:
+    """The attention of layer number `layer`, in the architecture's form."""
+    attention: nn.Module = load(AXES["attention"].level(arch.attention).make)(arch, position, hooks, layer)
     return attention
 
 
 class Attention(nn.Module):
     """(B, T, D) to (B, T, D). Queries, keys and values come from one projection: one large matmul, not three.
 
-    `hooks` are the layer's, which the block owns.
+    `hooks` are the layer's, which the block owns. The layer's entry of `attention_window` says what a query attends to,
+    and whether it is turned by its place.
     """
 
-    def __init__(self, arch: Architecture, position: Position, hooks: Sequence[LayerHook] = ()) -> None:
+    def __init__(self, arch: Architecture, position: Position, hooks: Sequence[LayerHook] = (), layer: int = 0) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = arch.n_head, arch.kv_heads, arch.head_dim
         self.dropout = arch.dropout
@@ -58,7 +65,10 @@ class Attention(nn.Module):
         self.output = Linear(arch.n_embd, arch.n_embd, bias=arch.bias, std=residual_std(arch))
         self.attend: Attend = load(AXES["attention_backend"].level(arch.attention_backend).make)
         # All layers share the position encoding. It is the Transformer's submodule; here is a reference to its method.
-        self.rotate = position.rotate
+        entry = windows(arch.attention_window, arch.n_layer)[layer]
+        self.rotate = Position.rotate.__get__(position) if entry == NOPE else position.rotate
+        self.window = None if isinstance(entry, str) else entry
+        self.attend_within = windowed_manual if arch.attention_backend == "manual" else windowed
         self.hooks = tuple(hooks)  # no submodules of this one, likewise
 
     def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:
@@ -68,12 +78,18 @@ class Attention(nn.Module):
             qk_BTNE, v_BTKE = self._hooked(qk_BTNE, v_BTKE, carry)
         q_BTHE, k_BTKE = self.rotate(qk_BTNE).split((self.heads, self.kv_heads), dim=2)
         dropout = self.dropout if self.dropout and self.training else 0.0
-        y_BHTE = self.attend(q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2), dropout)
+        y_BHTE = self._attended(q_BTHE.transpose(1, 2), k_BTKE.transpose(1, 2), v_BTKE.transpose(1, 2), dropout)
         y_BTHE = y_BHTE.transpose(1, 2)
         for hook in self.hooks:
             y_BTHE = hook.attended(y_BTHE, x_BTD)
         out: Tensor = self.output(y_BTHE.flatten(2))
         return out
+
+    def _attended(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, dropout: float) -> Tensor:
+        if self.window is None or self.window >= q_BHTE.size(2):
+            return self.attend(q_BHTE, k_BKTE, v_BKTE, dropout)
+        k_BHTE, v_BHTE = _for_each_query_head(q_BHTE, k_BKTE, v_BKTE)
+        return self.attend_within(q_BHTE, k_BHTE, v_BHTE, self.window, dropout)
 
     def _hooked(self, qk_BTNE: Tensor, v_BTKE: Tensor, carry: Carry) -> tuple[Tensor, Tensor]:
         q_BTHE, k_BTKE = qk_BTNE.split((self.heads, self.kv_heads), dim=2)

@@ -34,14 +34,15 @@ class Standard(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202).
 
-    Gate and up are one matrix product, so that x is read once.
+    Gate and up are one matrix product, so that x is read once. `width` and `bias` are the architecture's, if not given.
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, *, width: int | None = None, bias: bool | None = None) -> None:
         super().__init__()
-        self.gate = Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
-        self.up = Linear(arch.n_embd, arch.ffn_width, bias=arch.bias)
-        self.down = Linear(arch.ffn_width, arch.n_embd, bias=arch.bias, std=residual_std(arch))
+        inner, bias = width or arch.ffn_width, arch.bias if bias is None else bias
+        self.gate = Linear(arch.n_embd, inner, bias=bias)
+        self.up = Linear(arch.n_embd, inner, bias=bias)
+        self.down = Linear(inner, arch.n_embd, bias=bias, std=residual_std(arch))
         self.linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
     def forward(self, x_BTD: Tensor, carry: Carry) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from raytrain.architecture import Architecture
 from raytrain.axes import AXES
+from raytrain.axes.optional import RMS_NORM_EPS, ROPE_THETA
 from raytrain.errors import UserError, unknown_value
-from raytrain.model.position import ROPE_THETA
 
 # What each family fixes. GPT-2's biases do not bar a model without: a zero bias computes the same.
-_NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
+_NEEDS: dict[str, dict[str, tuple[object, ...]]] = {
     "gpt2": {
         "position_encoding": ("learned_absolute",),
         "normalization": ("layernorm", "layernorm_nobias"),
@@ -33,7 +33,17 @@ _NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "norm_position": ("pre",),
         "ffn_type": ("swiglu",),
     },
+    "qwen3": {
+        "position_encoding": ("rope",),
+        "normalization": ("rmsnorm",),
+        "norm_position": ("pre",),
+        "ffn_type": ("swiglu",),
+        "bias": (False,),
+        "qk_norm": (True,),
+    },
 }
+# Of the axes that need not be given, those that a family has; a model is to be at the default of all others.
+_OPTIONAL = {"gpt2": (), "llama": ("rope_theta", "rms_norm_eps"), "qwen3": ("rope_theta", "rms_norm_eps", "qk_norm")}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu", "relu": "relu", "leaky_relu": "leaky_relu"}
 _ACTIVATIONS_BACK = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -45,7 +55,8 @@ _FIXED: dict[str, dict[str, object]] = {
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
-    "llama": {"hidden_act": "silu", "rms_norm_eps": 1e-6},
+    "llama": {"hidden_act": "silu"},
+    "qwen3": {"hidden_act": "silu", "use_sliding_window": False},
 }
 
 
@@ -103,6 +114,7 @@ class _Match:
 
 
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "llama": "model.embed_tokens.weight"}
+_EMBEDDING["qwen3"] = _EMBEDDING["llama"]
 
 
 def _matches(family: str, arch: Architecture) -> Iterator[_Match]:
@@ -153,6 +165,10 @@ def _llama_matches(arch: Architecture) -> Iterator[_Match]:
         qkv = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         yield from linear(f"{ours}.attention.qkv", f"{theirs}.self_attn", qkv)
         yield from linear(f"{ours}.attention.output", f"{theirs}.self_attn", {"o_proj": width})
+        if arch.qk_norm:
+            for kind, name in (("query", "q_norm"), ("key", "k_norm")):
+                hook = f"{ours}.hooks.0.{kind}_norm.weight"
+                yield _Match(hook, (f"{theirs}.self_attn.{name}.weight",), (arch.head_dim,))
         yield norm(f"{ours}.feed_forward_norm", f"{theirs}.post_attention_layernorm")
         yield from linear(f"{ours}.feed_forward.gate", f"{theirs}.mlp", {"gate_proj": arch.ffn_width})
         yield from linear(f"{ours}.feed_forward.up", f"{theirs}.mlp", {"up_proj": arch.ffn_width})
@@ -164,14 +180,14 @@ def _family(arch: Architecture) -> str:
     barred: dict[str, list[str]] = {}
     for family, needs in _NEEDS.items():
         barred[family] = [
-            f"{axis} {' or '.join(allowed)} (not {getattr(arch, axis)})"
+            f"{axis} {' or '.join(map(str, allowed))} (not {getattr(arch, axis)})"
             for axis, allowed in needs.items()
             if getattr(arch, axis) not in allowed
         ]
         barred[family] += [
             f"{axis} {AXES[axis].default} (not {arch.value(axis)})"
             for axis in arch.to_dict()
-            if axis in AXES and not AXES[axis].is_required
+            if axis in AXES and not AXES[axis].is_required and axis not in _OPTIONAL[family]
         ]
         if family == "gpt2" and arch.kv_heads != arch.n_head:
             barred[family].append(f"n_kv_head {arch.n_head} (not {arch.kv_heads})")
@@ -203,8 +219,9 @@ def _config(family: str, arch: Architecture) -> dict[str, Any]:
             "embd_pdrop": arch.dropout,
             "attn_pdrop": arch.dropout,
         }
+    biases = {"attention_bias": arch.bias} | ({"mlp_bias": arch.bias} if family == "llama" else {})
     return shared | {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": ["LlamaForCausalLM" if family == "llama" else "Qwen3ForCausalLM"],
         "max_position_embeddings": arch.block_size,
         "hidden_size": arch.n_embd,
         "num_hidden_layers": arch.n_layer,
@@ -212,9 +229,9 @@ def _config(family: str, arch: Architecture) -> dict[str, Any]:
         "num_key_value_heads": arch.kv_heads,
         "head_dim": arch.head_dim,
         "intermediate_size": arch.ffn_width,
-        "rope_theta": ROPE_THETA,
-        "attention_bias": arch.bias,
-        "mlp_bias": arch.bias,
+        "rope_theta": arch.rope_theta,
+        "rms_norm_eps": arch.rms_norm_eps,
+        **biases,
         "attention_dropout": arch.dropout,
     }
 
@@ -257,10 +274,12 @@ def _from_gpt2(config: Mapping[str, Any]) -> Architecture:
 def _from_llama(config: Mapping[str, Any]) -> Architecture:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # the second is the older spelling
     _require("rope_type", rope.get("rope_type", "default"), "default")
-    _require("rope_theta", rope.get("rope_theta", config.get("rope_theta", ROPE_THETA)), ROPE_THETA)
     bias = config.get("attention_bias", False)
     _require("mlp_bias", config.get("mlp_bias", False), bias)
     arch = Architecture(
+        rope_theta=rope.get("rope_theta", config.get("rope_theta", ROPE_THETA)),
+        rms_norm_eps=config.get("rms_norm_eps", RMS_NORM_EPS),
+        qk_norm=config["model_type"] == "qwen3",
         normalization="rmsnorm",
         activation="silu",
         attention_backend="sdpa",

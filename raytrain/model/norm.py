@@ -21,7 +21,7 @@ def make_norm(arch: Architecture, width: int | None = None) -> nn.Module:
     return norm
 
 
-# The epsilons are those of GPT-2 (1e-5) and of Llama (1e-6), as in Hugging Face's configurations. As torch's own, all
+# LayerNorm's epsilon is that of GPT-2 in Hugging Face's configuration. As torch's own, all
 # weights begin at 1 and biases at 0.
 class LayerNorm(nn.LayerNorm):
     """Ba et al., arXiv 1607.06450."""
@@ -44,7 +44,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, width: int, arch: Architecture) -> None:
-        super().__init__(width, eps=1e-6)
+        super().__init__(width, eps=arch.rms_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(torch.promote_types(x.dtype, self.weight.dtype)))
@@ -79,3 +79,14 @@ class PostNorm(Join):
 
     def forward(self, x_BTD: Tensor, norm: Sublayer, sublayer: Sublayer, dropout: Sublayer) -> Tensor:
         return norm(x_BTD + dropout(sublayer(x_BTD))).type_as(x_BTD)  # autocast gives float32 here
+
+
+class SandwichNorm(Join):
+    """A norm before the sublayer and one after it, both inside the branch (Ding et al., arXiv 2105.13290; Gemma 2)."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__(arch)
+        self.after = make_norm(arch)
+
+    def forward(self, x_BTD: Tensor, norm: Sublayer, sublayer: Sublayer, dropout: Sublayer) -> Tensor:
+        return x_BTD + dropout(self.after(sublayer(norm(x_BTD))).type_as(x_BTD))

@@ -11,6 +11,7 @@ Its configuration is `raytrain.architecture.Architecture`. What each level of an
     attention, attention_backend           attention.make_attention
     ffn_type, activation                   feed_forward.make_feed_forward, activations.make_activation
     bias, weight_tying, dropout            arguments of the modules
+    logit_softcap                          forward, and the loss (kernels.linear_cross_entropy)
     any other axis                         hooks: a LayerHook in each layer, a ModelHook in the whole
 
 Letters in names: B batch, T sequence, D n_embd, V vocab_size.
@@ -26,7 +27,7 @@ from raytrain.model.attention import make_attention
 from raytrain.model.feed_forward import make_feed_forward
 from raytrain.model.hooks import AUXILIARY_LOSS, Carry, add_loss
 from raytrain.model.linear import Embedding, Linear
-from raytrain.model.norm import Join, make_norm
+from raytrain.model.norm import Join, Sublayer, make_norm
 from raytrain.model.position import Position, make_position
 from raytrain.model.precision import autocast
 
@@ -51,8 +52,9 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the next token at every place. Raises ValueError if T is above block_size."""
-        out: Tensor = self.head(self.hidden(tokens_BT))
-        return out
+        logits_BTV: Tensor = self.head(self.hidden(tokens_BT))
+        cap = self.arch.logit_softcap
+        return cap * (logits_BTV / cap).tanh() if cap else logits_BTV
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Everything before the head: (B, T, D). Raises ValueError if T is above block_size."""
@@ -103,11 +105,13 @@ class Block(nn.Module):
             load(level.layer_hook)(arch, layer) for _, level in arch.levels() if level.layer_hook is not None
         )
         join: type[Join] = load(AXES["norm_position"].level(arch.norm_position).make)
+        self.is_parallel = arch.parallel_block
         self.join_attention = join(arch)
         self.attention_norm = make_norm(arch)
-        self.attention = make_attention(arch, position, self.hooks)
-        self.join_feed_forward = join(arch)
-        self.feed_forward_norm = make_norm(arch)
+        self.attention = make_attention(arch, position, self.hooks, layer)
+        if not self.is_parallel:
+            self.join_feed_forward = join(arch)
+            self.feed_forward_norm = make_norm(arch)
         self.feed_forward = make_feed_forward(arch)
         self.dropout = dropout(arch)
 
@@ -116,9 +120,16 @@ class Block(nn.Module):
         for hook in self.hooks:
             x_BTD = hook.stream(x_BTD, carry)  # type: ignore[operator]
         attention = functools.partial(self.attention, carry=carry)
-        x_BTD = self.join_attention(x_BTD, self.attention_norm, attention, self.dropout)
         feed_forward = functools.partial(self.feed_forward, carry=carry)
+        if self.is_parallel:  # as in GPT-J and PaLM (arXiv 2204.02311)
+            both = functools.partial(_side_by_side, attention, feed_forward)
+            return self.join_attention(x_BTD, self.attention_norm, both, self.dropout), carry
+        x_BTD = self.join_attention(x_BTD, self.attention_norm, attention, self.dropout)
         return self.join_feed_forward(x_BTD, self.feed_forward_norm, feed_forward, self.dropout), carry
+
+
+def _side_by_side(attention: Sublayer, feed_forward: Sublayer, x_BTD: Tensor) -> Tensor:
+    return attention(x_BTD) + feed_forward(x_BTD)
 
 
 def dropout(arch: Architecture) -> nn.Module:

@@ -78,7 +78,7 @@ def ffn(value: str, **facts: Any) -> Decorator[T]:
 
 
 def attention(value: str, **facts: Any) -> Decorator[T]:
-    """A form of attention: a module made with (architecture, position, hooks), called with (x_BTD, carry)."""
+    """A form of attention: a module made with (architecture, position, hooks, layer), called with (x_BTD, carry)."""
     return level("attention", value, **facts)
 
 

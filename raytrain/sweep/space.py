@@ -35,7 +35,7 @@ _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "n_kv_head", "d_ff")
 # Of these, how a run is trained.
 RECIPE = (
     *("global_batch", "learning_rate", "min_lr_fraction", "warmup_fraction", "schedule", "decay_fraction"),
-    *("optimizer", "weight_decay", "beta1", "beta2", "grad_clip", "precision", "init_from"),
+    *("optimizer", "weight_decay", "beta1", "beta2", "grad_clip", "z_loss", "precision", "init_from"),
 )
 TUNABLE = {"learning_rate": 3, "weight_decay": 2, "warmup_fraction": 2}  # field -> levels at least; 3 have a curvature
 

@@ -12,19 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raytrain.config.run import FP8_MULTIPLE
 from raytrain.model.feed_forward import SwiGLU
 
 
 def convert(model: nn.Module) -> None:
     """Let every Linear in `model` multiply in fp8. Parameters stay as they are.
 
-    All sides of its products must be multiples of `config.FP8_MULTIPLE`.
+    All sides of its products must be multiples of `config.FP8_MULTIPLE`; a Linear with a side that is not, such as the
+    gate of attention heads, stays as it is.
     """
     for module in model.modules():
         if isinstance(module, SwiGLU):
             module.linear = linear
-        if type(module).forward is nn.Linear.forward:
+        if isinstance(module, nn.Linear) and _is_fit(module):
             module.__class__ = Float8Linear
+
+
+def _is_fit(module: nn.Linear) -> bool:
+    is_plain = type(module).forward is nn.Linear.forward
+    return is_plain and not (module.in_features % FP8_MULTIPLE or module.out_features % FP8_MULTIPLE)
 
 
 class Float8Linear(nn.Linear):

@@ -141,4 +141,4 @@ def _initial_model(config: TrainConfig) -> NextTokenLoss:
     model = build(config.architecture)
     if config.init_from is not None:
         start_from(model, Path(config.init_from))
-    return NextTokenLoss(model)
+    return NextTokenLoss(model, config.z_loss)

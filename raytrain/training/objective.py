@@ -16,9 +16,9 @@ class NextTokenLoss(nn.Module):
     no second compilation.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, z_loss: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.z_loss = model, z_loss
         self.evaluates_as_it_trains = False
 
     def forward(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -35,4 +35,7 @@ class NextTokenLoss(nn.Module):
 
     def head_loss(self, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """The head and the cross-entropy of hidden states that are already computed."""
-        return linear_cross_entropy(hidden_BTD.flatten(0, 1), self.model.head.weight, targets_BT.flatten())
+        softcap, hidden_ND = self.model.arch.logit_softcap, hidden_BTD.flatten(0, 1)
+        return linear_cross_entropy(
+            hidden_ND, self.model.head.weight, targets_BT.flatten(), softcap=softcap, z_loss=self.z_loss
+        )

@@ -33,7 +33,7 @@ def precompile(config: TrainConfig) -> None:
     with parallel.join_world(config) as world:
         arch = config.architecture
         torch.manual_seed(0)
-        loss_model = NextTokenLoss(build(arch)).to(world.device)
+        loss_model = NextTokenLoss(build(arch), config.z_loss).to(world.device)
         model = parallel.parallelize(loss_model, config, world)
         adamw = optimizer.make_optimizer(model, config, world)
         size = micro_batch(model, adamw, config, world, before=0)

@@ -32,7 +32,12 @@ def programs(**size: int) -> list[Architecture]:
 
 
 def counted(arch: Architecture, seq_len: int, device: str) -> tuple[int, int]:
-    """(forward, forward and backward) FLOPs of one sequence as the counter sees them."""
+    """(forward, forward and backward) FLOPs of one sequence as the counter sees them.
+
+    Within a window the fused form computes more than the window's products; the manual one those alone.
+    """
+    if any(isinstance(entry, int) for entry in arch.attention_window):
+        arch = arch.replace(attention_backend="manual")
     with torch.device(device):
         model, tokens = Transformer(arch), torch.zeros(1, seq_len, dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -196,7 +201,7 @@ def test_mistakes_are_named(arguments: dict, message: str):
 
 def test_any_architecture_equals_the_counter_and_the_built_model():
     """Catches: a level of any axis, also one that is new, whose declared costs are not those of what it builds."""
-    for arch in random_architectures(100):
+    for arch in random_architectures(300):
         for seq_len in (1, arch.block_size):
             assert counted(arch, seq_len, "cpu") == expected(arch, seq_len), arch
         with torch.device("meta"):

@@ -59,3 +59,21 @@ def test_without_gradients_it_computes_the_loss_alone():
         found = linear_cross_entropy(hidden, weight, targets)
     assert not found.requires_grad
     assert found.item() == pytest.approx(plain(hidden, weight, targets).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("softcap", "z_loss"), [(5.0, 0.0), (0.0, 0.1), (3.0, 0.01)])
+def test_softcap_and_z_loss_equal_autograds(softcap, z_loss):
+    """Catches a cap that the gradient does not pass through, and a z-loss in the loss that is reported."""
+    hidden, weight, targets = draw(300)
+    found = linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z_loss)
+    logits = hidden @ weight.t()
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
+    expected = F.cross_entropy(logits, targets, ignore_index=PADDING, reduction="sum")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    extra = (logits.logsumexp(-1).square() * (targets != PADDING)).sum()
+    gradients = torch.autograd.grad(found * 0.3, (hidden, weight))
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad((expected + z_loss * extra) * 0.3, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

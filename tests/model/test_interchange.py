@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from raytrain.architecture import Architecture, preset
 from raytrain.errors import UserError
@@ -22,7 +29,14 @@ ARCHITECTURES = {
     "llama-gqa": preset("llama", **SMALL, n_kv_head=2),
     "llama-mqa-tied": preset("llama", **SMALL, n_kv_head=1, weight_tying=True),
     "llama-biases": preset("llama", **SMALL, n_kv_head=2, bias=True, d_ff=100),
+    "llama-3": preset("llama", **SMALL, n_kv_head=2, rope_theta=500_000.0, rms_norm_eps=1e-5),
+    "qwen3": preset("llama", **SMALL, n_kv_head=2, qk_norm=True, rope_theta=1e6),
     "llama-manual": preset("llama", **SMALL, n_kv_head=2, attention_backend="manual"),
+}
+CLASSES = {
+    "gpt2": (GPT2Config, GPT2LMHeadModel),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 NATIVE = [name for name in ARCHITECTURES if "no" not in name]  # the others come back with biases, which are zero
 EVERY = pytest.mark.parametrize("arch", ARCHITECTURES.values(), ids=ARCHITECTURES)
@@ -39,9 +53,8 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def theirs(hf_config: dict, hf_state: dict[str, torch.Tensor]) -> torch.nn.Module:
-    gpt2 = hf_config["model_type"] == "gpt2"
-    config = (GPT2Config if gpt2 else LlamaConfig).from_dict(hf_config)
-    model = (GPT2LMHeadModel if gpt2 else LlamaForCausalLM)(config)
+    config, kind = CLASSES[hf_config["model_type"]]
+    model = kind(config.from_dict(hf_config))
     model.load_state_dict(hf_state)
     return model.eval()
 
@@ -134,10 +147,7 @@ def test_what_has_no_counterpart_is_named(arch: Architecture, named: str):
     ("family", "changes", "named"),
     [
         ("llama", {"model_type": "mistral"}, "Unknown model_type of a Hugging Face config: 'mistral'"),
-        ("llama", {"rope_parameters": {"rope_theta": 500000.0}}, "rope_theta 500000.0"),
-        ("llama", {"rope_theta": 500000.0}, "rope_theta 500000.0"),
         ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "rope_type 'llama3'"),
-        ("llama", {"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05"),
         ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("llama", {"head_dim": 32}, "head_dim 32"),
         ("llama", {"hidden_size": None}, "n_embd"),

@@ -27,6 +27,21 @@ ARCHITECTURES = {
         "dropout": 0.0,
     },
 }
+ARCHITECTURES |= {
+    "modern": {
+        "preset": "llama",
+        "qk_norm": True,
+        "attention_window": (8, "nope"),
+        "attention_gate": "head",
+        "value_embeddings": True,
+        "norm_position": "sandwich",
+        "logit_softcap": 15.0,
+        "z_loss": 1e-3,
+        "rope_fraction": 0.5,
+        "optimizer": "muon",
+    },
+    "moe": {"preset": "llama", "ffn_type": "moe", "n_shared_expert": 1, "parallel_block": True, "optimizer": "muon"},
+}
 VARIANTS = {
     "ddp": {"parallel": "ddp"},
     "ddp, accumulated": {"parallel": "ddp", "micro_batch": 2},

@@ -1,0 +1,93 @@
+"""Muon: momentum, made orthogonal before each step (Jordan et al., 2024; Liu et al., arXiv 2502.16982).
+
+The matrices of the blocks take it. What is no matrix, or is embedding, position or head, falls back to AdamW, as there.
+Its products are no model FLOPs; the time that they take is in hardware FLOPs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from raytrain.config.run import TrainConfig
+from raytrain.training.optimizer import OptimizerChoice, Parameters, decay_groups
+
+MOMENTUM = 0.95  # with Nesterov's step, as published
+_STEPS = 5
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # brings singular values of 0.001 to 1 into SINGULAR_VALUES in five steps
+SINGULAR_VALUES = (0.65, 1.25)
+_RMS = 0.2  # of an update's entries, about AdamW's: one learning rate suits both (Liu et al., section 2.2)
+
+
+def muon(parameters: Parameters, config: TrainConfig) -> OptimizerChoice:
+    """Muon for the blocks' matrices, AdamW for the rest, at one learning rate and weight decay."""
+    named = list(parameters)
+    mine = [parameter for name, parameter in named if is_orthogonalized(name, parameter)]
+    rest = [(name, parameter) for name, parameter in named if not is_orthogonalized(name, parameter)]
+    groups = [group | {"orthogonal": False} for group in decay_groups(rest, config)]
+    groups.append({"params": mine, "weight_decay": config.weight_decay, "orthogonal": True})
+    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    return OptimizerChoice(Muon, groups, options)
+
+
+def is_orthogonalized(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes a parameter: a matrix (or a stack of experts' matrices) of a block."""
+    return "blocks." in name and parameter.dim() >= 2
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for groups with `orthogonal` True, else AdamW."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        every = self.param_groups
+        self.param_groups = [group for group in every if not group["orthogonal"]]
+        try:
+            result = super().step(closure)
+        finally:
+            self.param_groups = every
+        with torch.no_grad():
+            for group in every:
+                if group["orthogonal"]:
+                    self._step_group(group)
+        return result
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        rate, decay = group["lr"], group["weight_decay"]
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+            update = _orthogonal_like(parameter, parameter.grad.lerp(momentum, MOMENTUM))
+            parameter.mul_(1 - rate * decay).sub_(update * rate)
+
+
+def _orthogonal_like(parameter: Tensor, update: Tensor) -> Tensor:
+    """The step for a unit learning rate, laid out as `parameter` is."""
+    whole = update.full_tensor() if isinstance(update, DTensor) else update
+    step = orthogonalize(whole).type_as(whole) * (_RMS * max(whole.shape[-2:]) ** 0.5)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return step
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """U V' of each matrix U S V' in `matrix` (..., rows, columns), about: all its singular values are brought into
+    SINGULAR_VALUES (those above a thousandth of its norm, that is).
+
+    By five steps of a quintic Newton-Schulz iteration, in bf16, which is enough: errors do not add up.
+    """
+    x = matrix.bfloat16()
+    is_tall = x.size(-2) > x.size(-1)
+    if is_tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    a, b, c = _QUINTIC
+    for _ in range(_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x

@@ -1,0 +1,54 @@
+"""Muon against the singular value decomposition, and what it leaves to AdamW."""
+
+import pytest
+import torch
+
+from raytrain.model import build
+from raytrain.training import optimizer, parallel
+from raytrain.training.muon import SINGULAR_VALUES, muon, orthogonalize
+from raytrain.training.objective import NextTokenLoss
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 16), (16, 96), (3, 24, 40)], ids=str)
+def test_singular_values_are_brought_near_one(shape):
+    """Catches an iteration that diverges in bf16, turns the singular vectors, or mixes the matrices of a stack."""
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalize(matrix).float()
+    singular = torch.linalg.svdvals(found)
+    assert SINGULAR_VALUES[0] < singular.min()
+    assert singular.max() < SINGULAR_VALUES[1]
+    inside = u.mT @ found @ vt.mT  # diagonal, if it has the same singular vectors
+    off = inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))
+    assert off.abs().max() < 0.05
+    assert inside.diagonal(dim1=-2, dim2=-1).min() > SINGULAR_VALUES[0] - 0.05
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(tiny_run):
+    """Catches vectors, embeddings or the head in Muon, and a parameter that nobody updates."""
+    config = tiny_run(preset="llama", optimizer="muon", qk_norm=True, ffn_type="moe")
+    model = NextTokenLoss(build(config.architecture))
+    world = parallel.World(0, 1, torch.device("cpu"), "single", torch.float32)
+    made = optimizer.make_optimizer(model, config, world)
+    taken = {id(p) for group in made.param_groups if group["orthogonal"] for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    expected = {"attention.qkv.weight", "attention.output.weight"}
+    expected |= {f"feed_forward.{name}" for name in ("router.weight", "gate_up", "down")}
+    assert names == {f"model.blocks.{layer}.{name}" for layer in range(2) for name in expected}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    made.step()
+    assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_a_step_is_as_long_as_adamws(tiny_run):
+    """Catches a scale that is lost: one learning rate is to suit both."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(64, 256))
+    config = tiny_run(preset="llama", learning_rate=1.0, weight_decay=0.0)
+    choice = muon([("blocks.0.weight", weight)], config)
+    weight.grad = torch.randn_like(weight)
+    choice.kind(choice.groups, **choice.options).step()
+    assert weight.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
