@@ -19,7 +19,18 @@ from raytrain.axes.optional import check_combination, effective_windows
 from raytrain.errors import UserError, shown, unknown_value
 from raytrain.rundir.parse import parse_yaml
 
-__all__ = ["AXES", "PRESETS", "SCALES", "SIZES", "Architecture", "from_dict", "from_json", "from_yaml", "preset"]
+__all__ = [
+    "AXES",
+    "PRESETS",
+    "SCALES",
+    "SIZES",
+    "Architecture",
+    "from_dict",
+    "from_json",
+    "from_yaml",
+    "preset",
+    "preset_axes",
+]
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "n_kv_head", "d_ff")
 # The axes in an architecture's name, in its order; those that are not here follow, where they are not at their default.
@@ -280,6 +291,11 @@ SCALES: dict[str, dict[str, int]] = {
     "350m": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024, "vocab_size": 50304},
     "1.3b": {"n_layer": 18, "n_head": 18, "n_embd": 2304, "block_size": 2048, "vocab_size": 32000},
 }
+
+
+def preset_axes(name: str) -> dict[str, Any]:
+    """The level of each axis of preset `name`; of `custom`, which gives none, those that have a default."""
+    return {axis: facts.default for axis, facts in AXES.items() if not facts.is_required} | PRESETS[name]
 
 
 def preset(name: str, **changes: Any) -> Architecture:

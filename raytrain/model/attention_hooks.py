@@ -43,7 +43,8 @@ class HeadGate(LayerHook):
         self.gate = Linear(arch.n_embd, arch.n_head, bias=False)
 
     def attended(self, y_BTHE: Tensor, x_BTD: Tensor) -> Tensor:
-        return y_BTHE * self.gate(x_BTD).sigmoid().unsqueeze(-1)
+        gate_BTH: Tensor = self.gate(x_BTD).sigmoid()
+        return y_BTHE * gate_BTH.unsqueeze(-1)
 
 
 class ValueEmbedding(ModelHook):

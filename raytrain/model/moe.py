@@ -66,7 +66,8 @@ class Experts(nn.Module):
         ends_X = F.one_hot(expert_M, self.experts).sum(dim=0).cumsum(dim=0).to(torch.int32)
         gate_up = grouped(x_ND[order_M // self.active], self.gate_up, ends_X)
         y_MD = grouped(silu_product(gate_up), self.down, ends_X)
-        return y_MD[order_M.argsort()].unflatten(0, chosen_NA.shape)
+        y_NAD: Tensor = y_MD[order_M.argsort()].unflatten(0, chosen_NA.shape)
+        return y_NAD
 
 
 def grouped(x_ND: Tensor, weight_XDF: Tensor, ends_X: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ def windowed(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, window: int, dropou
     mask = _mask(q_BHCWE.size(2), window, q_BHTE.device)
     query, key, value = (x.flatten(0, 1) for x in (q_BHCWE, keys, values))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return out.unflatten(0, q_BHTE.shape[:2]).flatten(2, 3)[:, :, :tokens]
+    whole: Tensor = out.unflatten(0, q_BHTE.shape[:2]).flatten(2, 3)
+    return whole[:, :, :tokens]
 
 
 def _with_chunk_before(x_BHCWE: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain import architecture
-from raytrain.architecture import AXES, PRESETS
+from raytrain.architecture import AXES, PRESETS, preset_axes
 from raytrain.axes import dead
 from raytrain.config.resolve import field_type, fields, read_value, read_yaml
 from raytrain.config.run import TrainConfig
@@ -111,18 +111,18 @@ class Space:
                 )
             combinations = itertools.product(*self.levels.values())
             return [self._point(dict(zip(self.levels, levels, strict=True))) for levels in combinations]
-        base = {"preset": self.base} | PRESETS[self.base]
+        base = {"preset": self.base} | preset_axes(self.base)
         changes = [{axis: level} for axis, levels in self.levels.items() for level in levels]
         return [self._point({})] + [self._point(change) for change in changes if not change.items() <= base.items()]
 
     def _point(self, change: dict[str, Any]) -> Point:
-        start = PRESETS[change.get("preset", self.base)]
+        start = preset_axes(change.get("preset", self.base))
         dead_axes = self.dead(start | change)
         change = {axis: level for axis, level in change.items() if axis not in dead_axes}
         values = {"preset": self.base} | change
         without_effect = dead(start | values)
         differences = [
-            f"{axis}={level}"
+            f"{axis}={','.join(map(str, level)) if isinstance(level, tuple) else level}"
             for axis, level in change.items()
             if axis != "preset" and axis not in without_effect and not (axis in start and level == start[axis])
         ]
@@ -220,7 +220,7 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
     if not axes:
         raise UserError(f"Space {spec} is empty: it needs axes or presets")
     levels = {axis: _levels(spec, axis, given) for axis, given in axes.items()}
-    start = {"preset": base} | PRESETS[base]
+    start = {"preset": base} | preset_axes(base)
     return Space(
         name=name,
         base=base,

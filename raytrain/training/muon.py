@@ -68,20 +68,21 @@ class Muon(torch.optim.AdamW):
 
 def _orthogonal_like(parameter: Tensor, update: Tensor) -> Tensor:
     """The step for a unit learning rate, laid out as `parameter` is."""
-    whole = update.full_tensor() if isinstance(update, DTensor) else update
-    step = orthogonalize(whole).type_as(whole) * (_RMS * max(whole.shape[-2:]) ** 0.5)
+    whole: Tensor = update.full_tensor() if isinstance(update, DTensor) else update
+    step: Tensor = orthogonalize(whole).type_as(whole) * (_RMS * max(whole.shape[-2:]) ** 0.5)
     if isinstance(parameter, DTensor):
         return distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return step
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """U V' of each matrix U S V' in `matrix` (..., rows, columns), about: all its singular values are brought into
     SINGULAR_VALUES (those above a thousandth of its norm, that is).
 
-    By five steps of a quintic Newton-Schulz iteration, in bf16, which is enough: errors do not add up.
+    By five steps of a quintic Newton-Schulz iteration in `dtype`: by default in bf16 on GPUs, where it is fast and exact
+    enough, as errors do not add up; elsewhere in fp32.
     """
-    x = matrix.bfloat16()
+    x: Tensor = matrix.to(dtype or (torch.bfloat16 if matrix.is_cuda else torch.float32))
     is_tall = x.size(-2) > x.size(-1)
     if is_tall:
         x = x.mT

@@ -187,3 +187,21 @@ def test_a_late_checkpoint_is_not_best_by_an_older_loss(tiny_run, tmp_path):
     """Catches "the best" that is judged by the loss of other weights: evaluated at 6 and 12, saved at 5, 10 and 12."""
     train(tiny_run(max_iters=12, eval_interval=6, checkpoint_interval=5, keep_checkpoints=1), folder=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000012"]
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"qk_norm": True, "value_embeddings": True, "attention_window": (8, "full"), "attention_gate": "head"},
+        {"ffn_type": "moe", "norm_position": "sandwich", "logit_softcap": 10.0, "z_loss": 1e-3},
+    ],
+    ids=str,
+)
+def test_an_optional_axis_resumes_bitwise(tiny_run, tmp_path, axes):
+    """Catches state of a newer axis, or of Muon, that no checkpoint has."""
+    config = tiny_run(preset="llama", max_iters=10, checkpoint_interval=4, dropout=0.1, optimizer="muon", **axes)
+    whole = train(config)
+    steps: list[int] = []
+    train(config, lambda r: steps.append(r["step"]) if r["event"] == "step" else None, tmp_path, lambda: len(steps) > 5)
+    assert committed(tmp_path) < 10
+    assert train(config, folder=tmp_path)["val_loss"] == whole["val_loss"]

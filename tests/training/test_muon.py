@@ -9,13 +9,14 @@ from raytrain.training.muon import SINGULAR_VALUES, muon, orthogonalize
 from raytrain.training.objective import NextTokenLoss
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(32, 32), (48, 16), (16, 96), (3, 24, 40)], ids=str)
-def test_singular_values_are_brought_near_one(shape):
+def test_singular_values_are_brought_near_one(shape, dtype):
     """Catches an iteration that diverges in bf16, turns the singular vectors, or mixes the matrices of a stack."""
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalize(matrix).float()
+    found = orthogonalize(matrix, dtype).float()
     singular = torch.linalg.svdvals(found)
     assert SINGULAR_VALUES[0] < singular.min()
     assert singular.max() < SINGULAR_VALUES[1]
