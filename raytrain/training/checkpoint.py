@@ -31,6 +31,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
+from raytrain.training.optimizer import initial_state
 from raytrain.training.parallel import World, local
 from raytrain.training.storage import MANIFEST, Storage, open_storage
 
@@ -178,8 +179,7 @@ class Checkpointer:
         self._run_on_all_ranks(task, lambda: load(tensors, no_dist=self._group is None))
         storage.close()
         state = State(**manifest["state"])
-        for moments in self._moments().values():
-            moments["step"].fill_(state.step)
+        self._set_step(state.step)
         return state, notes | {"checkpoint": manifest["name"]}
 
     def snapshot(self) -> dict[str, torch.Tensor]:
@@ -190,8 +190,7 @@ class Checkpointer:
         """Make the run what it was at `snapshot`, after `step` steps."""
         for name, tensor in self._tensors().items():
             local(tensor).copy_(snapshot[name])
-        for moments in self._moments().values():
-            moments["step"].fill_(step)
+        self._set_step(step)
 
     def _at_hand(self, storage: Storage, name: str, task: str) -> Path:
         """Where this rank reads a checkpoint. From afar, the first rank of each machine brings it there for all."""
@@ -212,26 +211,30 @@ class Checkpointer:
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the run by name. The dict holds the live tensors, so loading fills them."""
         tensors = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
-        for name, moments in self._moments().items():
-            tensors |= {f"optimizer.{name}.{key}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+        for name, state in self._states().items():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items() if key != "step"}
         return tensors
 
-    def _moments(self) -> dict[str, dict[str, torch.Tensor]]:
-        """AdamW's state on this rank by parameter name, made if no step has made it yet."""
+    def _set_step(self, step: int) -> None:
+        """Let the optimizer go on after `step` steps, where it counts them."""
+        for state in self._states().values():
+            if "step" in state:
+                state["step"].fill_(step)
+
+    def _states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The optimizer's state on this rank by parameter name, made if no step has made it yet."""
         optimizer = self._optimizer
         if isinstance(optimizer, ZeroRedundancyOptimizer):
             optimizer = optimizer.optim
-        owned = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-        moments = {}
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        states = {}
         for name, parameter in self._parameters.items():
-            if id(parameter) in owned:
+            if id(parameter) in groups:
                 state = optimizer.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    state["exp_avg"] = torch.zeros_like(parameter.detach())
-                    state["exp_avg_sq"] = torch.zeros_like(parameter.detach())
-                moments[name] = state
-        return moments
+                    state.update(initial_state(optimizer, parameter.detach(), groups[id(parameter)]))
+                states[name] = state
+        return states
 
     def _publish(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from raytrain.config.run import TrainConfig
-from raytrain.training.optimizer import OptimizerChoice, Parameters, decay_groups
+from raytrain.training.optimizer import OptimizerChoice, Parameters, adamw_state, decay_groups
 
 MOMENTUM = 0.95  # with Nesterov's step, as published
 _STEPS = 5
@@ -53,6 +53,10 @@ class Muon(torch.optim.AdamW):
                     self._step_group(group)
         return result
 
+    def initial_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """See `optimizer.initial_state`."""
+        return {"momentum": torch.zeros_like(parameter)} if group["orthogonal"] else adamw_state(parameter)
+
     def _step_group(self, group: dict[str, Any]) -> None:
         rate, decay = group["lr"], group["weight_decay"]
         for parameter in group["params"]:
@@ -60,7 +64,7 @@ class Muon(torch.optim.AdamW):
                 continue
             state = self.state[parameter]
             if not state:
-                state["momentum"] = torch.zeros_like(parameter)
+                state.update(self.initial_state(parameter, group))
             momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             update = _orthogonal_like(parameter, parameter.grad.lerp(momentum, MOMENTUM))
             parameter.mul_(1 - rate * decay).sub_(update * rate)
@@ -79,8 +83,8 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """U V' of each matrix U S V' in `matrix` (..., rows, columns), about: all its singular values are brought into
     SINGULAR_VALUES (those above a thousandth of its norm, that is).
 
-    By five steps of a quintic Newton-Schulz iteration in `dtype`: by default in bf16 on GPUs, where it is fast and exact
-    enough, as errors do not add up; elsewhere in fp32.
+    By five steps of a quintic Newton-Schulz iteration in `dtype`: by default in bf16 on GPUs, where it is fast, and
+    exact enough, as errors do not add up; elsewhere in fp32.
     """
     x: Tensor = matrix.to(dtype or (torch.bfloat16 if matrix.is_cuda else torch.float32))
     is_tall = x.size(-2) > x.size(-1)

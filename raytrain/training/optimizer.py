@@ -11,6 +11,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.axes import RUN_AXES, load
 from raytrain.config.run import TrainConfig
+from raytrain.errors import UserError
 from raytrain.training.parallel import World
 
 Parameters = Iterable[tuple[str, nn.Parameter]]
@@ -35,6 +36,30 @@ def make_optimizer(model: nn.Module, config: TrainConfig, world: World) -> torch
     if world.strategy == "zero1":
         return ZeroRedundancyOptimizer(choice.groups, optimizer_class=choice.kind, **choice.options)
     return choice.kind(choice.groups, **choice.options)
+
+
+def initial_state(
+    optimizer: torch.optim.Optimizer, parameter: torch.Tensor, group: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The state of `parameter`, of parameter group `group`, before the first step: AdamW's, or what the optimizer's own
+    `initial_state(parameter, group)` returns. "step" counts steps; every other tensor is kept in checkpoints.
+
+    Raises UserError for an optimizer of another kind without such a method.
+    """
+    make = getattr(optimizer, "initial_state", None)
+    if make is not None:
+        state: dict[str, torch.Tensor] = make(parameter, group)
+        return state
+    if not isinstance(optimizer, torch.optim.AdamW):
+        kind = type(optimizer).__name__
+        raise UserError(f"optimizer {kind} cannot be kept in checkpoints: it needs initial_state(parameter, group)")
+    return adamw_state(parameter)
+
+
+def adamw_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """AdamW's state before the first step."""
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
 def adamw(parameters: Parameters, config: TrainConfig) -> OptimizerChoice:
