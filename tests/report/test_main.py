@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from raytrain.errors import shown
 from raytrain.report.__main__ import main
 from tests.studies import write_study
 
@@ -27,7 +28,7 @@ def test_by_name_and_by_folder(runs, tmp_path, capsys):
     ("argv", "message"),
     [
         (["frist"], "Unknown study in {runs}: 'frist'. Available: first. Did you mean first?"),
-        (["a" * 300], f"Unknown study in {{runs}}: '{'a' * 300}'. Available: first."),
+        (["a" * 300], f"Unknown study in {{runs}}: {shown('a' * 300)}. Available: first."),
         ([], "the following arguments are required: study"),
         (["first", "--output", "x"], "Unknown argument: --output. Did you mean --out?"),
         (["first", "--out", "/dev/null/x"], "out (/dev/null/x) cannot be written: Not a directory"),
