@@ -3,7 +3,8 @@
     pip install "ray[default]==2.60.0"
     python benchmarks/job.py [--space examples/dyt_norm.yaml --plugin examples/dyt_norm.py ...]
 
-What is given goes to `raytrain.tune`, in the place of `--space presets`. The dashboard listens on 127.0.0.1. First a submission without the token, which must be refused; then README's.
+What is given goes to `raytrain.tune`, in the place of `--space presets`. The dashboard listens on 127.0.0.1. First a
+submission without the token, which must be refused; then README's.
 """
 
 import os
@@ -31,7 +32,8 @@ def main() -> int:
         head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2"]
         with node(folder, "head", env, *head):
             address = f"http://127.0.0.1:{dashboard}"
-            tune = ["python", "-m", "raytrain.tune", *(sys.argv[1:] or ["--space", "presets"]), "--runs", str(folder / "runs")]
+            tune = ["python", "-m", "raytrain.tune", *(sys.argv[1:] or ["--space", "presets"])]
+            tune += ["--runs", str(folder / "runs")]
             submit = ["ray", "job", "submit", "--address", address, "--submission-id", "study"]
             submit += ["--working-dir", str(ROOT), "--", *tune]
             no_token = {name: value for name, value in env.items() if not name.startswith("RAY_AUTH")}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from raytrain.accounting.flops import flops_per_token, parameter_count
 from raytrain.architecture import AXES, PRESET_NOTES, PRESETS, SCALES, preset
+from raytrain.axes import RUN_AXES
 from raytrain.config.resolve import add_plugin_flag
 from raytrain.errors import Parser, command, unknown_value
 from raytrain.plugins.loader import load_named
@@ -80,6 +81,10 @@ def main(argv: list[str] | None = None) -> int | None:
     console.print(
         "\nAll: attention_backend sdpa, dropout 0. Any axis can be overridden: --preset gpt2 --normalization rmsnorm"
     )
+    for name, axis in (AXES | RUN_AXES).items():
+        for level in axis.levels.values():
+            if level.plugin and level.value != axis.default:
+                console.print(f"  --{name} {level.value}   of plugin {level.plugin}", highlight=False)
     return 0
 
 

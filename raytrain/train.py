@@ -20,7 +20,7 @@ from raytrain.config.resolve import add_flags, read_file, read_flags, read_value
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
-from raytrain.plugins.loader import load_named, sources, write_sources
+from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
 from raytrain.rundir.folders import check_name, read_json, write_json
 from raytrain.rundir.log import JsonLog
 from raytrain.training.loop import train
@@ -79,6 +79,10 @@ def main(argv: list[str] | None = None) -> int | None:
                 f"the run does not fit the device with micro_batch ({micro_batch}): {needed} Less memory take a "
                 "smaller one, --activation_checkpointing selective or full, and --parallel fsdp on several devices"
             ) from error
+        except Exception as error:
+            if not (place := line_in_plugin(error)):
+                raise
+            raise UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if folder is not None:
         write_json(folder / "result.json", result)
         print(_last_line(result, folder))

@@ -1,5 +1,6 @@
 """Plugins from files: what a command refuses before anything starts, what a run records, and what a resume compares."""
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.plugins import loader
 from raytrain.rundir.folders import read_json
+from raytrain.training import loop
 
 pytestmark = pytest.mark.usefixtures("registry")
 
@@ -285,3 +287,41 @@ def test_a_plugin_travels_as_source(tmp_path):
     with pytest.raises(ValueError, match="no") as raised:
         load(AXES["activation"].level("broken").make)(1.0)
     assert loader.line_in_plugin(raised.value) == "plugin mine.py, line 17"
+
+
+def test_an_installed_package_brings_plugins(tmp_path, monkeypatch):
+    """Catches: an entry point that no command loads, or that is loaded twice."""
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "__init__.py").write_text("")
+    written(tmp_path / "their_package", 'plugins.norm("theirs")(Base)', "ideas.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = importlib.metadata.EntryPoint("ideas", "their_package.ideas", loader.ENTRY_POINTS)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == entry.group else [])
+    for _ in range(2):
+        assert presets.main([]) == 0
+    assert preset("llama", normalization="theirs").name.count("theirs") == 1
+    assert list(plugin.LOADED) == ["ideas.py"]
+
+
+def test_an_exception_in_a_plugin_names_its_line(tmp_path, capsys, monkeypatch):
+    """Catches: a plugin's failure in training that reads as one of raytrain's, alone or in a lane."""
+    body = """
+@plugins.norm("later")
+class Later(Base):
+    calls = 0
+    def forward(self, x):
+        Later.calls += 1
+        if Later.calls > 400:
+            raise RuntimeError("too late")
+        return self.weight * x
+"""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--plugin", written(tmp_path, body), *SMALL.split(), "--preset", "llama", "--normalization", "later"]
+    assert train.main([*flags, "--max_iters", "200"]) == 2
+    assert capsys.readouterr().err == "error: plugin mine.py, line 21: RuntimeError: too late\n"
+    from raytrain.engine.lane import describe
+
+    with pytest.raises(RuntimeError) as raised:
+        loop.train(TrainConfig.from_dict(read_json(next((tmp_path / "runs").glob("*/config.json")))))
+    said = describe(raised.value)
+    assert (said["status"], said["reason"]) == ("failed", "RuntimeError: too late (in plugin mine.py, line 21)")
