@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run the base at these multiples of the budget too, for compute gains [none]",
     )
     sweep.add_argument(
+        "--confirm",
+        type=int,
+        metavar="K",
+        help="once all trials have ended run leader, runner-up and baseline with K fresh seeds; 0: no "
+        "[3 with a --design without replicates, else 0]",
+    )
+    sweep.add_argument(
         "--tune",
         type=_field_levels,
         action="append",

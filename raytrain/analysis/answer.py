@@ -153,9 +153,9 @@ def _effects(
     if (table["status"] == "stopped").any():
         table = common_rung(rung_table(folder), axes)
         flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
-    candidates = _candidates(study, axes)
-    found = effects(table, axes, baseline, candidates=candidates)
-    further = by_eval_set(table, axes, baseline, found, candidates)
+    space = candidates(study, axes)
+    found = effects(table, axes, baseline, candidates=space)
+    further = by_eval_set(table, axes, baseline, found, space)
     return dataclasses.replace(found, sentences=[*found.sentences, *further]), flops
 
 
@@ -179,7 +179,7 @@ def _tuned_effects(
         baseline,
         pd.Series(pd.factorize(programs(table, without=fields))[0]),
         fields,
-        candidates=_candidates(study, axes),
+        candidates=candidates(study, axes),
         spreads=tuning["spreads"],
         shared=tuning["recipe"].get("learning_rate"),
     )
@@ -188,7 +188,7 @@ def _tuned_effects(
     return as_effects(found, table, rates, sentences), found
 
 
-def _candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:
+def candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:
     """The points of the space, where they are all combinations of the levels that study.json has; else not known."""
     levels = study.get("axes") or {}
     if not set(axes) <= levels.keys():

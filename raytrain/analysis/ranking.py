@@ -1,7 +1,7 @@
 """A study as a table, and its ranking by loss per FLOP.
 
-A table has a row a trial: trial (id), label, short_name, name, hash, seed; role ("frontier" for the baseline's runs at
-other budgets); status (waiting, running, interrupted, complete, stopped, diverged, failed, oom, lost), reason; the nine
+A table has a row a trial: trial (id), label, short_name, name, hash, seed; role (see `trials.OWN_ROLES`);
+status (waiting, running, interrupted, complete, stopped, diverged, failed, oom, lost), reason; the nine
 axes, the sizes and the recipe by their names in TrainConfig; budget_flops, the study's; and what the trial's
 result.json holds, such as val_loss (nats per token), train_flops and hardware_flops.
 
@@ -54,8 +54,10 @@ def short_name(trial: dict[str, Any]) -> str:
     The architecture comes with the start of its hash, since its name does not say all of it, and with what the label
     says of other fields than its own.
     """
-    label = str(trial.get("label", trial["labels"][0]))
-    if len(label) <= _LABEL_LENGTH or trial.get("role"):
+    label, role = str(trial.get("label", trial["labels"][0])), trial.get("role", "")
+    if role == "confirm":
+        return f"{short_name(trial | {'role': ''})} (confirm)"
+    if len(label) <= _LABEL_LENGTH or role == "frontier":
         return label
     arch = trial["config"]["architecture"]
     rest = [part for part in re.split(r" (?=\w+=)", label) if "=" in part and part.split("=")[0] not in arch]

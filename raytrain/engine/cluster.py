@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ class Lanes:
     shapes: dict[str, LaneShape]
     counts: dict[LaneShape, int]
     infeasible: dict[str, str]
+
+    def take_in(self, trials: Iterable[Mapping[str, Any]]) -> None:
+        """Give further trials the shape of the one that each is `like`; none, and so no lane, if that fits in none."""
+        for trial in trials:
+            if trial["like"] in self.shapes:
+                self.shapes[trial["id"]] = self.shapes[trial["like"]]
 
     @property
     def most(self) -> int:

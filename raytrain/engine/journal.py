@@ -1,6 +1,6 @@
 """What a study leaves behind: its folder, written in the driver, and MLflow, fed from that folder.
 
-    study.json        the plan
+    study.json        the plan, and the trials of later stages
     events.jsonl      what happened to each trial, in order; `scheduler.Schedule` is what they make
     trials/<id>/      config.json, log.jsonl (every report), and once it has ended result.json
     lock.json       while a driver runs
@@ -17,6 +17,7 @@ import shlex
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from raytrain import architecture as architectures
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.timing import Timing
 from raytrain.errors import UserError
-from raytrain.rundir.folders import read_json, write_json
+from raytrain.rundir.folders import read_json, read_study_json, write_json
 from raytrain.rundir.log import JsonLog, read_log
 from raytrain.sweep.schedule import Schedule, Segment
+from raytrain.sweep.stages import Stage, with_stage
 from raytrain.training.storage import open_storage
 
 _SYNC_SECONDS = 5.0
@@ -36,10 +38,20 @@ _LAST_SYNC_SECONDS = 60.0  # what MLflow may take at the end before it is left b
 
 
 class StudyJournal:
-    """The study in `folder`, with its `trials` as study.json has them; takes it up where an earlier driver left it."""
+    """The study in `folder`, with its `trials` as study.json has them; takes it up where an earlier driver left it.
 
-    def __init__(self, folder: Path, trials: list[dict[str, Any]], scheduler: dict[str, Any] | None = None) -> None:
-        self._folder = folder / "trials"
+    `grow` is asked for the next stage whenever all trials have ended; its trials then join.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trials: list[dict[str, Any]],
+        scheduler: dict[str, Any] | None = None,
+        grow: Callable[[], Stage | None] = lambda: None,
+    ) -> None:
+        self._study, self._folder = folder, folder / "trials"
+        self._grow: Callable[[], Stage | None] = lambda: None
         self.trials = {trial["id"]: trial for trial in trials}
         self.schedule = Schedule(trials, scheduler)
         self.timings: dict[tuple[str, int | None], Timing] = {}
@@ -54,8 +66,10 @@ class StudyJournal:
             self.schedule.apply(event)
         for trial in self.schedule.running:
             self._make_good(trial)
+        self._join()
         for trial in self.schedule.retried:  # before the event: what would say that it has ended must not outlive it
             (self._folder / trial / "result.json").unlink(missing_ok=True)
+        self._grow = grow  # not before: what a new driver tries again comes first
         self._apply(event="driver", host=socket.gethostname(), pid=os.getpid())
 
     def _make_good(self, trial: str) -> None:
@@ -67,6 +81,13 @@ class StudyJournal:
                 break
         if result.exists() and not self.schedule.has_ended(trial):
             self._apply(event="end", trial=trial, status=read_json(result)["status"])
+
+    def _join(self) -> None:
+        """Have the trials of a stage join that study.json has and the events do not."""
+        stages = dict.fromkeys(trial.get("stage") for name, trial in self.trials.items() if name not in self.schedule)
+        for stage in stages:
+            names = [name for name, trial in self.trials.items() if trial.get("stage") == stage]
+            self._apply(event="stage", stage=stage, trials=[name for name in names if name not in self.schedule])
 
     def begin(self, segment: Segment, **facts: Any) -> None:
         """A lane is to have this segment of a trial."""
@@ -144,6 +165,11 @@ class StudyJournal:
         for trial in self.schedule.apply(event):
             pauses = [r for r in read_log(self._folder / trial / "log.jsonl") if r["event"] == "pause"]
             self._end(trial, pauses[-1] | {"event": "end", "status": "stopped"})
+        if event["event"] in ("driver", "end") and self.schedule.is_over and (stage := self._grow()) is not None:
+            # First study.json, whole: what runs is in it. A driver that dies before the event finds it there.
+            write_json(self._study / "study.json", with_stage(read_study_json(self._study), stage))
+            self.trials |= {trial["id"]: dict(trial) for trial in stage.trials}
+            self._join()
 
 
 class Sync:

@@ -47,6 +47,8 @@ class Plan:
     """A sweep, complete: `trials` in the order to run them, each to `budget_flops` but for those of the frontier.
 
     `axes` are the levels of the space's axes, `baseline` those of its base. `request` is what the trials are to run on.
+    `confirm` is how many fresh seeds the leader, the runner-up and the baseline run with once all trials have ended.
+    `total_flops` and `estimate` hold what such later stages cost at most.
     """
 
     space: str
@@ -66,6 +68,17 @@ class Plan:
     halving: Halving | None = None
     request: ResourceRequest = NO_REQUEST
     tuning: Tuning | None = None
+    confirm: int = 0
+
+    @property
+    def grows(self) -> list[dict[str, Any]]:
+        """The stages that may follow, as study.json holds them: see raytrain.sweep.stages."""
+        return [{"stage": "confirm", "seeds": self.confirm}] if self.confirm else []
+
+    @property
+    def confirming(self) -> int:
+        """Runs of the confirmation at most: of three variants, or two where the baseline leads or there are no more."""
+        return self.confirm * min(3, self.variants) if self.variants > 1 else 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -111,7 +124,7 @@ class Plan:
         estimate = dataclasses.asdict(self.estimate)
         plan = names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
         plan |= {"axes": {axis: list(levels) for axis, levels in self.axes.items()}, "baseline": dict(self.baseline)}
-        plan |= {"scheduler": self.scheduler, "resolution_in_noise_sd": self.resolution}
+        plan |= {"grows": self.grows, "scheduler": self.scheduler, "resolution_in_noise_sd": self.resolution}
         if self.tuning is not None:
             plan |= {"tuning": dataclasses.asdict(self.tuning) | {"factor": self.tuning.factor}}
         if self.design is not None:
@@ -134,6 +147,7 @@ class Plan:
             *([f"tune        {self.tuning.describe()}"] if self.tuning else []),
             *([] if self.design and not self.tuning else [f"resolution  {self._resolves()}"]),
             *self._rungs(),
+            *self._confirms(),
             f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
             f"FLOPs/token {self.spread}",
             f"memory      about {estimate.memory / 1e9:.2g} GB a rank at most; that {fit} in the "
@@ -161,6 +175,16 @@ class Plan:
         if self.tuning.spreads:
             return "effects at the middle rate as above; at each level's own best about as well where that is inside"
         return "none: a curve through as many runs as it has coefficients leaves no noise (--seeds 2 or more)"
+
+    def _confirms(self) -> list[str]:
+        if not self.confirming:
+            return []
+        flops = self.confirming * self.budget_flops
+        return [
+            f"confirm     then leader, runner-up and baseline again with {self.confirm} fresh seeds each: "
+            f"{self.confirming} runs at most, {flops:.3g} FLOPs, {flops / (self.total_flops - flops):.0%} more "
+            "(--confirm 0 for none)"
+        ]
 
     def _rungs(self) -> list[str]:
         if self.halving is None:
@@ -193,6 +217,7 @@ def make_plan(
     halving: Halving | None = None,
     frontier: Sequence[float] = (),
     measured: Callable[[TrainConfig], float | None] = lambda config: None,
+    confirm: int = 0,
 ) -> Plan:
     """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
 
@@ -276,13 +301,15 @@ def make_plan(
     known &= not spreads  # a few rates of the baseline do not say its best
     extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=known)
     total += sum(trial.config.train_flops for trial in extra)
+    variants = len(expansion.candidates)
+    total += confirm * min(3, variants) * budget_flops if variants > 1 else 0
     return Plan(
         space=space.name,
         base=space.base,
         scale=scale,
         points=expansion.points,
         programs=expansion.programs,
-        variants=len(expansion.candidates),
+        variants=variants,
         budget_flops=budget_flops,
         trials=(*chosen, *extra),
         axes={axis: levels for axis, levels in space.levels.items() if not _is_speed_only(axis)},
@@ -292,6 +319,7 @@ def make_plan(
         total_flops=total,
         design=chosen_design,
         halving=halving,
+        confirm=confirm,
         request=request,
         tuning=_tuning(space, base, len(chosen) + len(extra), total, seeds, spreads=spreads) if space.tune else None,
     )

@@ -31,6 +31,7 @@ _EVALUATIONS = 2  # of a trial, where nobody says: at half of its steps, and at 
 _MOST = {"seeds": 1000, "trials": 100_000}  # else, 2^31
 _MOST_RUNS = 100_000  # distinct models times seeds
 _MOST_BUDGETS = 100
+CONFIRM = 3  # fresh seeds where a design has no replicates
 _LEAST = {
     "max_trials": 1,
     "trials": 1,
@@ -40,6 +41,7 @@ _LEAST = {
     "trials_per_gpu": 1,
     "concurrent": 1,
     "factor": 2,
+    "confirm": 0,
 }
 
 
@@ -58,6 +60,7 @@ def plan(
     factor: int = 4,
     frontier_budgets: Sequence[float] = (),
     tune: Mapping[str, Any] | None = None,
+    confirm: int | None = None,
     measure: bool = False,
     gpus_per_trial: int | None = None,
     workers_per_trial: int | None = None,
@@ -83,6 +86,8 @@ def plan(
         frontier_budgets: multiples of the budget that the base runs at too, for compute gains.
         tune: fields of the recipe to tune for each distinct model, with their levels, over those of the space:
             `{"learning_rate": [3e-4, 1e-3, 3e-3]}`; also weight_decay and warmup_fraction.
+        confirm: fresh seeds of the leader, the runner-up and the baseline once all trials have ended; None: 3 with a
+            design without replicates, else 0.
         measure: time a few steps on this machine for the plan's estimate.
         gpus_per_trial: GPUs of each trial; 0 trains on CPUs; None: 1 where there are GPUs.
         workers_per_trial: ranks of each trial on CPUs; on GPUs there is one a GPU.
@@ -94,7 +99,7 @@ def plan(
     Raises UserError, one line, for any mistake in the arguments, the space and the data.
     """
     request = ResourceRequest(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent)
-    _check_counts({"max_trials": max_trials, "trials": trials, "seeds": seeds, "factor": factor})
+    _check_counts({"max_trials": max_trials, "trials": trials, "seeds": seeds, "factor": factor, "confirm": confirm})
     _check_counts(dataclasses.asdict(request))
     _check_options(max_trials, design, trials, reference, scheduler, frontier_budgets, request)
     the_space = _read_space(space, base)
@@ -137,6 +142,7 @@ def plan(
         reference=reference,
         halving=Halving(factor, rungs, baseline.rung_decay) if scheduler == "halving" else None,
         frontier=tuple(frontier_budgets),
+        confirm=(CONFIRM if design is not None and seeds == 1 else 0) if confirm is None else confirm,
         measured=functools.partial(measured_rate, now=measure),
     )
 

@@ -8,6 +8,7 @@ The state is what a list of events makes of it, so a driver that starts again re
     lost     its lane died; it waits again
     oom      it ran out of memory; it waits again, with `micro_batch` sequences a pass
     end      it has ended, with `status`
+    stage    `trials` of a later stage join, which earlier results decided (see raytrain.sweep.stages)
 
     waiting -> running -> paused at a rung -> waiting, for the next rung, or ended: `stopped`
                        -> ended: `complete`, `diverged`, `oom`, `failed`, `lost`
@@ -57,7 +58,7 @@ class Schedule:
     def __init__(self, trials: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any] | None = None) -> None:
         self._keep: list[int] = list((scheduler or {}).get("keep", ()))
         self._trials = {
-            trial["id"]: _Trial(0 if trial.get("role") == "frontier" else len(self._keep)) for trial in trials
+            trial["id"]: _Trial(0 if trial.get("role") else len(self._keep)) for trial in trials if "stage" not in trial
         }
         self._scores: list[dict[str, float]] = [{} for _ in self._keep]
 
@@ -72,6 +73,10 @@ class Schedule:
         counts = Counter(trial.state for trial in self._trials.values())
         states = (f"{counts[state]} {state}" for state in ("running", "waiting", "paused", "ended") if counts[state])
         return f"trials: {', '.join(states)} of {len(self._trials)}"
+
+    def __contains__(self, trial: str) -> bool:
+        """Whether the trial is of the first stage, or has joined."""
+        return trial in self._trials
 
     def has_ended(self, trial: str) -> bool:
         return self._trials[trial].state == "ended"
@@ -124,6 +129,9 @@ class Schedule:
                 if name in again:
                     trial.state, trial.status = "waiting", ""
                 trial.losses = 0
+            return self._decide()
+        if kind == "stage":
+            self._trials |= {name: _Trial(0) for name in event["trials"] if name not in self._trials}
             return self._decide()
         name, trial = event["trial"], self._trials[event["trial"]]
         if kind == "begin":

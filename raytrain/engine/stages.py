@@ -1,0 +1,35 @@
+"""The next stage of a study, from what is in its folder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from raytrain.analysis.answer import candidates
+from raytrain.analysis.confirmation import confirm
+from raytrain.analysis.ranking import read_study
+from raytrain.analysis.trials import axes_of
+from raytrain.rundir.folders import read_study_json
+from raytrain.sweep.stages import Stage, due
+
+Decide = Callable[[Mapping[str, Any], pd.DataFrame, Mapping[str, Any]], Stage | None]
+
+
+def _confirm(study: Mapping[str, Any], table: pd.DataFrame, entry: Mapping[str, Any]) -> Stage | None:
+    axes, _ = axes_of(study)
+    return confirm(study, table, candidates(dict(study), axes), entry["seeds"])
+
+
+# By the name in `grows` of study.json: a pure function of the study, its table of trials and its own entry there.
+DECISIONS: dict[str, Decide] = {"confirm": _confirm}
+
+
+def next_stage(folder: Path) -> Stage | None:
+    """What the study in `folder`, all of whose trials have ended, is to run next; None if nothing."""
+    study = read_study_json(folder)
+    entries = due(study)
+    if not entries:
+        return None
+    table = read_study(folder)
+    return next((stage for entry in entries if (stage := DECISIONS[entry["stage"]](study, table, entry))), None)
