@@ -162,7 +162,7 @@ def replay(
         count = replays // batches + (batch < replays % batches)
         drawn = (draws.random((len(rows), count)) * record.seeds[rows, None]).astype(int)
         losses = record.losses[rows[:, None], drawn]  # trials x replays x rungs
-        last = _last_rungs(losses, scheduler, factor)
+        last = _last_rungs(losses, rows, scheduler, factor)
         ended = np.where(last == losses.shape[2] - 1, losses[:, :, -1], np.nan)
         rung = 0 if scheduler == "halving" else losses.shape[2] - 1
         part = judge(
@@ -274,27 +274,33 @@ def _full_rank(matrix: Array) -> _FullRank | None:
     return _FullRank(matrix, np.linalg.inv(information)) if sizes[0] > 1e-8 * sizes[-1] else None
 
 
-def _last_rungs(losses: Array, scheduler: str, factor: int) -> npt.NDArray[np.intp]:
+def _last_rungs(losses: Array, rows: npt.NDArray[np.intp], scheduler: str, factor: int) -> npt.NDArray[np.intp]:
     """trials x replays: the rung that each trial stops at, by its losses (trials x replays x rungs).
 
-    As `raytrain.sweep.halving.halve` decides, for all replays at once: the lowest scores are promoted, NaN is the
-    worst, and a tie goes to the smaller name (a trial's number as text).
+    As `raytrain.sweep.halving.halve` decides, for all replays at once: of the variants (`rows`, a number for each
+    trial) those with the lowest mean over seeds go on, NaN is the worst, and a tie goes to the smaller number as text.
+    A seed that diverged stays behind.
     """
     trials, replays, rungs = losses.shape
     last = np.full((trials, replays), rungs - 1)
     if scheduler != "halving":
         return last
-    names = np.argsort(np.argsort([str(trial) for trial in range(trials)]))
-    name = np.broadcast_to(names[:, None], (trials, replays))
+    variants, which = np.unique(rows, return_inverse=True)
+    names = np.argsort(np.argsort([str(variant) for variant in variants]))
+    name = np.broadcast_to(names[:, None], (len(variants), replays))
     alive = np.ones((trials, replays), dtype=bool)
-    for rung, keep in enumerate(survivors(trials, rungs - 1, factor)):
-        scores = losses[:, :, rung]
-        diverged = np.isnan(scores)
-        order = np.lexsort((name, diverged, np.where(diverged, np.inf, scores), ~alive), axis=0)
-        kept = np.zeros_like(alive)
+    for rung, keep in enumerate(survivors(len(variants), rungs - 1, factor)):
+        scored = alive & np.isfinite(losses[:, :, rung])
+        sums, counts = np.zeros((2, len(variants), replays))
+        np.add.at(sums, which, np.where(scored, losses[:, :, rung], 0.0))
+        np.add.at(counts, which, scored)
+        merits = np.divide(sums, counts, out=np.full_like(sums, np.inf), where=counts > 0)
+        order = np.lexsort((name, merits), axis=0)
+        kept = np.zeros_like(merits, dtype=bool)
         np.put_along_axis(kept, order[:keep], True, axis=0)
-        last[alive & ~kept] = rung
-        alive &= kept
+        goes_on = scored & kept[which]
+        last[alive & ~goes_on] = rung
+        alive = goes_on
     return last
 
 

@@ -72,6 +72,10 @@ class StudyJournal:
         self._grow = grow  # not before: what a new driver tries again comes first
         self._apply(event="driver", host=socket.gethostname(), pid=os.getpid())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, for a restore that is never asked of it; what decides stages need not be."""
+        return self.__dict__ | {"_grow": None}
+
     def _make_good(self, trial: str) -> None:
         """What the log or the result of a trial says and the events do not: its driver died between the two."""
         rung, result = self.schedule.target(trial).rung, self._folder / trial / "result.json"

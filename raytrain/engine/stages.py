@@ -8,7 +8,8 @@ import pandas as pd
 
 from raytrain.analysis.answer import candidates
 from raytrain.analysis.confirmation import confirm
-from raytrain.analysis.ranking import read_study
+from raytrain.analysis.plateau import mark_plateaus
+from raytrain.analysis.ranking import numbers, programs, read_study
 from raytrain.analysis.trials import axes_of
 from raytrain.rundir.folders import read_study_json
 from raytrain.sweep.stages import Stage, due
@@ -32,4 +33,6 @@ def next_stage(folder: Path) -> Stage | None:
     if not entries:
         return None
     table = read_study(folder)
+    table["val_loss"] = numbers(table, "val_loss")
+    table = mark_plateaus(table, programs(table))  # which are no measurement of what they are
     return next((stage for entry in entries if (stage := DECISIONS[entry["stage"]](study, table, entry))), None)

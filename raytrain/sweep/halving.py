@@ -1,15 +1,25 @@
-"""Successive halving: which trials are promoted at a rung. Pure, so that the engine and a replay decide alike."""
+"""Successive halving: which variants are promoted at a rung. Pure, so that the engine and a replay decide alike.
+
+Variants are promoted, not single seeds: of equal variants the luckiest seeds would be, each alone, and no mean could be
+taken of what is left.
+"""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 
-def halve(scores: Mapping[str, float], keep: int) -> set[str]:
-    """The `keep` trials with the lowest score; NaN is worse than any number; the smaller trial id breaks a tie.
+def merit(scores: Iterable[float]) -> float:
+    """A variant's score: the mean over its seeds that have one; NaN if none has."""
+    known = [score for score in scores if not math.isnan(score)]
+    return math.fsum(known) / len(known) if known else math.nan
 
-    The decision of a rung waits for the scores of all its trials (synchronous successive halving, Jamieson and
+
+def halve(scores: Mapping[str, float], keep: int) -> set[str]:
+    """The `keep` variants with the lowest score; NaN is worse than any number; the smaller name breaks a tie.
+
+    The decision of a rung waits for the scores of all of them (synchronous successive halving, Jamieson and
     Talwalkar, arXiv 1502.07943), and depends on them alone: not on the order of arrival.
     """
     return set(_order(scores)[:keep])
@@ -18,20 +28,20 @@ def halve(scores: Mapping[str, float], keep: int) -> set[str]:
 def settled(scores: Mapping[str, float], waiting: int, keep: int) -> tuple[set[str], set[str]]:
     """Which trials are sure to be promoted or stopped, with `waiting` more scores to come: as `halve` will decide.
 
-    If every one of those is better, a trial moves down by `waiting` places; none moves up. So lanes have work before a
-    rung is complete, and still no score of a rung decides by when it came.
+    If every one of those is better, a variant moves down by `waiting` places; none moves up. So lanes have work before
+    a rung is complete, and still no score of a rung decides by when it came.
     """
     order = _order(scores)
     return set(order[: max(0, keep - waiting)]), set(order[keep:])
 
 
-def survivors(trials: int, rungs: int, factor: int = 4) -> list[int]:
-    """How many of `trials` are promoted at each of `rungs`: a `factor`-th part each time, rounded up.
+def survivors(variants: int, rungs: int, factor: int = 4) -> list[int]:
+    """How many of `variants` are promoted at each of `rungs`: a `factor`-th part each time, rounded up.
 
     >>> survivors(64, 2)
     [16, 4]
     """
-    return [math.ceil(trials / factor ** (rung + 1)) for rung in range(rungs)]
+    return [math.ceil(variants / factor ** (rung + 1)) for rung in range(rungs)]
 
 
 def _order(scores: Mapping[str, float]) -> list[str]:
@@ -46,16 +56,17 @@ def _order(scores: Mapping[str, float]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Successive halving: one trial in `factor` is promoted at each of `rungs` (model FLOPs). `decay` is the part of a
+    """Successive halving: one variant in `factor` is promoted at each of `rungs` (model FLOPs). `decay` is the part of a
     rung's FLOPs that the branch takes after which it is scored."""
 
     factor: int
     rungs: tuple[float, ...]
     decay: float
 
-    def spent(self, trials: int, budget: float) -> float:
-        """Model FLOPs of a study of `trials` trials, those of the branches among them."""
-        alive = [trials, *survivors(trials, len(self.rungs), self.factor)]
+    def spent(self, variants: int, trials: int, budget: float) -> float:
+        """Model FLOPs of a study of `trials` trials, those of the branches among them; about so, if some variants have
+        more of them than others."""
+        alive = [n * trials / variants for n in (variants, *survivors(variants, len(self.rungs), self.factor))]
         trunk = sum(
             n * (end - begin) for n, (begin, end) in zip(alive, pairwise((0, *self.rungs, budget)), strict=True)
         )

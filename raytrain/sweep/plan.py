@@ -10,36 +10,17 @@ from typing import Any
 
 import scipy.special
 
-from raytrain.accounting.flops import flops_per_token
 from raytrain.architecture import PRESETS
 from raytrain.axes import find
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
+from raytrain.sweep.budget import Budget, Spread, flops_spread
 from raytrain.sweep.design import SAMPLED, Design, choose
 from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
-from raytrain.sweep.trial import PlannedTrial
+from raytrain.sweep.trial import PlannedTrial, without_seed
 from raytrain.sweep.tuning import Tuning, half_width, suffix
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Training FLOPs per token over all variants of a space: the least and the most, and whose they are."""
-
-    least: int
-    most: int
-    least_label: str
-    most_label: str
-
-    @property
-    def ratio(self) -> float:
-        return self.most / self.least
-
-    def __str__(self) -> str:
-        if self.least == self.most:
-            return f"{self.least:,}, the same for all variants"
-        return f"{self.least:,} ({self.least_label}) to {self.most:,} ({self.most_label}): x{self.ratio:.3f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +50,7 @@ class Plan:
     request: ResourceRequest = NO_REQUEST
     tuning: Tuning | None = None
     confirm: int = 0
+    budget: Budget | None = None  # of the base
 
     @property
     def grows(self) -> list[dict[str, Any]]:
@@ -95,14 +77,19 @@ class Plan:
         return [trial for trial in self.trials if not trial.role]
 
     @property
+    def _halved(self) -> set[str]:
+        """What goes on or stops at a rung: a name for each variant (at each level of tuned fields)."""
+        return {without_seed(trial.id) for trial in self._own}
+
+    @property
     def scheduler(self) -> dict[str, Any]:
         """As study.json holds it."""
         if self.halving is None:
             return {"name": "none"}
         halving = self.halving
-        keep = survivors(len(self._own), len(halving.rungs), halving.factor)
+        keep = survivors(len(self._halved), len(halving.rungs), halving.factor)
         rungs = {"factor": halving.factor, "rungs": list(halving.rungs), "keep": keep}
-        return {"name": "halving", **rungs, "rung_decay": halving.decay}
+        return {"name": "halving", "unit": "variant", **rungs, "rung_decay": halving.decay}
 
     @property
     def resolution(self) -> float | None:
@@ -124,6 +111,8 @@ class Plan:
         estimate = dataclasses.asdict(self.estimate)
         plan = names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
         plan |= {"axes": {axis: list(levels) for axis, levels in self.axes.items()}, "baseline": dict(self.baseline)}
+        if self.budget is not None:
+            plan |= {"training": self.budget.to_dict()}
         plan |= {"grows": self.grows, "scheduler": self.scheduler, "resolution_in_noise_sd": self.resolution}
         if self.tuning is not None:
             plan |= {"tuning": dataclasses.asdict(self.tuning) | {"factor": self.tuning.factor}}
@@ -149,6 +138,7 @@ class Plan:
             *self._rungs(),
             *self._confirms(),
             f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
+            *(self.budget.describe() if self.budget else []),
             f"FLOPs/token {self.spread}",
             f"memory      about {estimate.memory / 1e9:.2g} GB a rank at most; that {fit} in the "
             f"{estimate.memory_limit / 1e9:.3g} GB there are for it here",
@@ -191,13 +181,13 @@ class Plan:
             return []
         scheduler = self.scheduler
         rungs = ", ".join(f"{rung:.3g}" for rung in scheduler["rungs"])
-        keep = " -> ".join(map(str, [len(self._own), *scheduler["keep"]]))
+        keep = " -> ".join(map(str, [len(self._halved), *scheduler["keep"]]))
         decay = (
             f"after a decay of {self.halving.decay:.0%} of its FLOPs"
             if self.halving.decay
             else ("in mid-schedule, which may mislead (--schedule wsd --rung_decay 0.1)")
         )
-        return [f"rungs       {rungs} FLOPs: {keep} trials; each scored {decay}"]
+        return [f"rungs       {rungs} FLOPs: {keep} variants, with all their seeds; each scored {decay}"]
 
 
 def make_plan(
@@ -296,7 +286,7 @@ def make_plan(
     base = base or chosen[0].config
     total = float(sum(trial.config.train_flops for trial in chosen))
     if halving is not None:
-        total = halving.spent(len(chosen), budget_flops)
+        total = halving.spent(len({without_seed(trial.id) for trial in chosen}), len(chosen), budget_flops)
     known = halving is None and any(is_base(trial.config) for trial in chosen)  # a rung may stop it
     known &= not spreads  # a few rates of the baseline do not say its best
     extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=known)
@@ -314,12 +304,13 @@ def make_plan(
         trials=(*chosen, *extra),
         axes={axis: levels for axis, levels in space.levels.items() if not _is_speed_only(axis)},
         baseline=_levels(space, base),
-        spread=_spread(expansion.candidates),
+        spread=flops_spread(expansion.candidates),
         estimate=estimate(total, [*chosen, *extra], request, Machine.here(), measured),
         total_flops=total,
         design=chosen_design,
         halving=halving,
         confirm=confirm,
+        budget=Budget.of(base),
         request=request,
         tuning=_tuning(space, base, len(chosen) + len(extra), total, seeds, spreads=spreads) if space.tune else None,
     )
@@ -387,9 +378,3 @@ def _names(candidates: list[Candidate]) -> list[str]:
         times = collections.Counter(names)
         names = [name if times[name] == 1 else f"{name}-{add}" for name, add in zip(names, more, strict=True)]
     return names
-
-
-def _spread(candidates: list[Candidate]) -> Spread:
-    flops = [(flops_per_token(candidate.config.architecture).total, candidate.labels[0]) for candidate in candidates]
-    least, most = min(flops, key=lambda item: item[0]), max(flops, key=lambda item: item[0])
-    return Spread(least[0], most[0], least[1], most[1])

@@ -13,8 +13,9 @@ The state is what a list of events makes of it, so a driver that starts again re
     waiting -> running -> paused at a rung -> waiting, for the next rung, or ended: `stopped`
                        -> ended: `complete`, `diverged`, `oom`, `failed`, `lost`
 
-Rungs are model FLOPs, equal for all trials. Who goes on is `raytrain.sweep.halving`'s to say. A trial that ends before
-a rung counts as worst there; one that has no rungs (the baseline's runs for the frontier) runs to its end.
+Rungs are model FLOPs, equal for all trials. Who goes on is `raytrain.sweep.halving`'s to say, of variants: their seeds
+go on or stop together (each trial by itself where `scheduler` has no "unit", as before 0.2). A trial that ends before a
+rung has no part in its variant's mean; one without rungs (the baseline's runs for the frontier) runs to its end.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raytrain.sweep.halving import settled
+from raytrain.sweep.halving import merit, settled
+from raytrain.sweep.trial import without_seed
 
 LOST_RETRIES = 3  # times that a trial whose lane died is started again, from its newest checkpoint if it has one
 
@@ -61,6 +63,11 @@ class Schedule:
             trial["id"]: _Trial(0 if trial.get("role") else len(self._keep)) for trial in trials if "stage" not in trial
         }
         self._scores: list[dict[str, float]] = [{} for _ in self._keep]
+        by_variant = (scheduler or {}).get("unit") == "variant"
+        self._units: dict[str, list[str]] = {}  # who goes on or stops together
+        for name, trial in self._trials.items():
+            if trial.rungs:
+                self._units.setdefault(without_seed(name) if by_variant else name, []).append(name)
 
     @property
     def is_over(self) -> bool:
@@ -151,21 +158,32 @@ class Schedule:
     def _decide(self) -> list[str]:
         """Let those go on that will for certain; return those that will not."""
         stops: list[str] = []
-        at_most = sum(trial.rungs > 0 for trial in self._trials.values())  # trials that may yet come to the rung
-        for rung, keep in enumerate(self._keep):
+        at_most = sum(any(self._trials[name].rungs for name in unit) for unit in self._units.values())
+        for rung, keep in enumerate(self._keep):  # at_most: units that may yet come to the rung
             scores = dict(self._scores[rung])
             for name, trial in self._trials.items():
                 if trial.rung == rung < trial.rungs and trial.state == "ended" and trial.status != "stopped":
                     scores[name] = math.nan
-            go_on, stop = settled(scores, at_most - len(scores), keep)
-            for name in go_on:
-                trial = self._trials[name]
-                if trial.rung == rung and trial.state == "paused" and not math.isnan(scores[name]):
-                    trial.rung, trial.state = rung + 1, "waiting"
-            for name in stop | {name for name in scores if math.isnan(scores[name])}:
+            merits = {}
+            for unit, members in self._units.items():
+                there = [name for name in members if self._trials[name].rung >= rung < self._trials[name].rungs]
+                if there and all(name in scores for name in there):
+                    merits[unit] = merit(scores[name] for name in there)
+            go_on, stop = settled(merits, at_most - len(merits), keep)
+            for unit in go_on:
+                for name in self._units[unit]:
+                    trial = self._trials[name]
+                    if trial.rung == rung and trial.state == "paused" and not math.isnan(scores[name]):
+                        trial.rung, trial.state = rung + 1, "waiting"
+            ends = {
+                name
+                for unit in stop | {unit for unit in merits if math.isnan(merits[unit])}
+                for name in self._units[unit]
+            }
+            for name in ends | {name for name in scores if math.isnan(scores[name])}:
                 trial = self._trials[name]
                 if trial.rung == rung and trial.state == "paused":
                     stops.append(name)
-            finite = sum(not math.isnan(scores[name]) for name in go_on)
-            at_most = finite if len(scores) == at_most else min(keep, at_most)
+            finite = sum(not math.isnan(merits[unit]) for unit in go_on)
+            at_most = finite if len(merits) == at_most else min(keep, at_most)
         return stops

@@ -7,12 +7,12 @@ that dies between the two finds the stage without its event, and writes that.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raytrain import architecture
 from raytrain.architecture import AXES, SIZES
+from raytrain.sweep.trial import without_seed
 from raytrain.sweep.tuning import suffix
 
 Trial = Mapping[str, Any]  # as study.json has it
@@ -66,7 +66,7 @@ def run_again(
 
     `tuned` are its levels of the tuned fields, by default those of `template`.
     """
-    stem = re.sub(r"-s[0-9]+$", "", template["id"])
+    stem = without_seed(template["id"])
     config = dict(template["config"]) | {"seed": seed, "rungs": [], "rung_decay": 0.0}
     if tuned:
         stem = stem.removesuffix(suffix(template.get("tuned", {}))) + suffix(tuned)

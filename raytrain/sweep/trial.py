@@ -1,10 +1,16 @@
 """One planned run of a sweep."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from raytrain.config.run import TrainConfig
+
+
+def without_seed(trial_id: str) -> str:
+    """What the ids of one variant's trials have in common, less the seed at their end."""
+    return re.sub(r"-s[0-9]+$", "", trial_id)
 
 
 @dataclasses.dataclass(frozen=True)

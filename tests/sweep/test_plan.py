@@ -177,7 +177,8 @@ def test_rungs_and_what_halving_spends() -> None:
     plan = make(flags)
     budget = float(plan.budget_flops)
     assert plan.scheduler == {
-        "name": "halving", "factor": 4, "rungs": [budget / 16, budget / 4], "keep": [4, 1], "rung_decay": 0.1,
+        "name": "halving", "unit": "variant", "factor": 4, "rungs": [budget / 16, budget / 4], "keep": [1, 1],
+        "rung_decay": 0.1,
     }  # fmt: skip
     own = [trial.config for trial in plan.trials if not trial.role]
     frontier = [trial.config for trial in plan.trials if trial.role == "frontier"]
@@ -185,9 +186,9 @@ def test_rungs_and_what_halving_spends() -> None:
     assert {config.rungs for config in frontier} == {()}
     assert [config.flops for config in frontier] == [budget * 0.5] * 4 + [budget] * 4 + [budget * 2] * 4
     branches = 0.1 * (16 / 16 + 4 / 4)
-    trunk = 16 / 16 + 4 * (1 / 4 - 1 / 16) + 1 * (1 - 1 / 4)
+    trunk = 16 / 16 + 4 * (1 / 4 - 1 / 16) + 4 * (1 - 1 / 4)
     assert plan.total_flops == pytest.approx(budget * (trunk + branches + 4 * 0.5 + 4 + 4 * 2), rel=1e-3)
-    assert "16 -> 4 -> 1 trials; each scored after a decay of 10% of its FLOPs" in str(plan)
+    assert "4 -> 1 -> 1 variants, with all their seeds; each scored after a decay of 10% of its FLOPs" in str(plan)
     assert "in mid-schedule" in str(make("--space presets --scheduler halving"))
 
 

@@ -151,3 +151,28 @@ def test_lanes_have_work_before_a_rung_is_complete() -> None:
     assert segment is not None
     assert (segment.trial, segment.rung) == ("t0", None)
     assert schedule.running == ["t3"]
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_all_seeds_of_a_variant_go_on_or_stop_together(lanes: int) -> None:
+    """Would catch a lucky seed that goes on alone, a variant judged before all its seeds are scored, and a count of
+    trials where variants are meant: by the means over seeds, of those that have a loss."""
+    draw = random.Random(2)
+    names = [f"v{variant}-s{seed}" for variant in range(6) for seed in range(3)]
+    draws = {name: [draw.random(), draw.random()] for name in names}
+    draws["v3-s1"] = [math.nan, math.nan]
+    planned = [{"id": name} for name in names]
+
+    def best(variants: set[str], rung: int, keep: int) -> set[str]:
+        seeds = {v: [draws[f"{v}-s{s}"][rung] for s in range(3)] for v in variants}
+        means = {v: sum(x for x in own if x == x) / sum(x == x for x in own) for v, own in seeds.items()}
+        return set(sorted(means, key=means.__getitem__)[:keep])
+
+    first = best({name.partition("-")[0] for name in names}, 0, 3)
+    last = best(first, 1, 1)
+    for seed in range(20):
+        _, events = run(Schedule(planned, {"keep": [3, 1], "unit": "variant"}), draws, lanes, seed)
+        went_on = {event["trial"] for event in events if event.get("rung") == 1}
+        complete = {event["trial"] for event in events if event.get("status") == "complete"}
+        assert went_on == {n for n in names if n.partition("-")[0] in first and n != "v3-s1"}
+        assert complete == {n for n in names if n.partition("-")[0] in last and n != "v3-s1"}
