@@ -56,8 +56,10 @@ def _order(scores: Mapping[str, float]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Successive halving: one variant in `factor` is promoted at each of `rungs` (model FLOPs). `decay` is the part of a
-    rung's FLOPs that the branch takes after which it is scored."""
+    """Successive halving: one variant in `factor` is promoted at each of `rungs` (model FLOPs).
+
+    `decay` is the part of a rung's FLOPs that the branch takes after which it is scored.
+    """
 
     factor: int
     rungs: tuple[float, ...]
