@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import rich.console
 
 from raytrain.analysis.answer import candidates
 from raytrain.analysis.confirmation import confirm
 from raytrain.analysis.plateau import mark_plateaus
 from raytrain.analysis.ranking import numbers, programs, read_study
 from raytrain.analysis.trials import axes_of
+from raytrain.engine.cluster import Lanes
+from raytrain.engine.job import one_line
 from raytrain.rundir.folders import read_study_json
 from raytrain.sweep.stages import Stage, due
 
@@ -36,3 +39,16 @@ def next_stage(folder: Path) -> Stage | None:
     table["val_loss"] = numbers(table, "val_loss")
     table = mark_plateaus(table, programs(table))  # which are no measurement of what they are
     return next((stage for entry in entries if (stage := DECISIONS[entry["stage"]](study, table, entry))), None)
+
+
+def grow(folder: Path, lanes: Lanes, console: rich.console.Console) -> Stage | None:
+    """The study's next stage, with lanes for it. One that cannot be decided is left out: what was found stays."""
+    try:
+        stage = next_stage(folder)
+    except Exception as error:
+        console.print(f"stage       was not decided: {one_line(error)}", markup=False)
+        return None
+    if stage is not None:
+        lanes.take_in(stage.trials)
+        console.print(f"{stage.name:<11} {stage.reason}", markup=False)
+    return stage

@@ -35,7 +35,7 @@ from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
 from raytrain.engine.progress import Progress, ranking_table, short_name
-from raytrain.engine.stages import next_stage
+from raytrain.engine.stages import grow
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
@@ -45,7 +45,6 @@ from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
-from raytrain.sweep.stages import Stage
 
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
@@ -179,7 +178,7 @@ def _run(
         if study.pop("interrupted", False):
             write_json(folder / "study.json", study)
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
-        record = StudyJournal(folder, study["trials"], study["scheduler"], lambda: _grow(folder, lanes, console))
+        record = StudyJournal(folder, study["trials"], study["scheduler"], lambda: grow(folder, lanes, console))
         for trial, reason in lanes.infeasible.items():
             if not record.schedule.has_ended(trial):
                 if record.is_new:
@@ -220,19 +219,6 @@ def _run(
         console.print(_how_to_resume(folder), markup=False)
         return INTERRUPTED
     return 0 if table["rank"].notna().any() else 1
-
-
-def _grow(folder: Path, lanes: Lanes, console: rich.console.Console) -> Stage | None:
-    """The study's next stage, with lanes for it. One that cannot be decided is left out: what was found stays."""
-    try:
-        stage = next_stage(folder)
-    except Exception as error:
-        console.print(f"stage       was not decided: {one_line(error)}", markup=False)
-        return None
-    if stage is not None:
-        lanes.take_in(stage.trials)
-        console.print(f"{stage.name:<11} {stage.reason}", markup=False)
-    return stage
 
 
 def _tune(
