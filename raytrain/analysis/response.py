@@ -22,6 +22,7 @@ from raytrain.sweep.factorial import Array, LeastSquares
 REACH = math.log(5)  # a curve is fitted to rates within this factor of the best one tried, and to the three nearest
 _LEAST_LEVELS = 3
 LACK_OF_FIT = 0.10  # p below which a higher degree is taken: a wrong shape is worse than a wider interval
+_UNEQUAL = 1e-3  # p below which rates count as unequally noisy: the test takes the runs of a seed as independent
 _ROUNDING = 1e-20  # nats^2 a run: losses that the curves give to the last digit
 
 
@@ -85,7 +86,9 @@ class _Runs:
         matrix = equal.matrix(None if equal.is_replicated else 2)
         fit = LeastSquares(np.hstack([matrix, equal.seed_columns]))
         found = arms.unequal([{"rate": rate} for rate in x.tolist()], fit, losses - losses.mean())
-        return equal if found is None else dataclasses.replace(equal, scale=found.sds[found.codes])
+        return (
+            equal if found is None or found.p > _UNEQUAL else dataclasses.replace(equal, scale=found.sds[found.codes])
+        )
 
     @property
     def is_replicated(self) -> bool:
