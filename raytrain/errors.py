@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
 
 from raytrain.interrupts import INTERRUPTED
+from raytrain.uris import without_secrets
 
 
 class UserError(ValueError):
@@ -31,6 +32,10 @@ def shown(value: object) -> str:
         return short(_repr.repr(value), 2 * _SHOWN_CHARACTERS)
     except ValueError:  # an integer of more digits than Python writes
         return "a number of thousands of digits"
+
+
+class HostError(UserError):
+    """What this machine lacks or cannot reach. No fault of a trial, which may run elsewhere, or later."""
 
 
 def short(text: str, length: int = _SHOWN_CHARACTERS) -> str:
@@ -92,7 +97,7 @@ def command(main: Callable[[list[str] | None], int | None]) -> Command:
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"error: {short(str(error), _LINE_CHARACTERS)}", file=sys.stderr)
+            print(f"error: {short(without_secrets(str(error)), _LINE_CHARACTERS)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

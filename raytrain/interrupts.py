@@ -1,36 +1,44 @@
-"""Ctrl-C, held back where it would leave broken what has begun."""
+"""Ctrl-C and SIGTERM, held back where they would leave broken what has begun."""
 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
-INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended, as shells have it
+
+def exit_code(number: int) -> int:
+    """The exit code of a command that signal `number` ended, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+INTERRUPTED = exit_code(signal.SIGINT)
+_HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block has ended: an import, or a start of Ray, that is left midway breaks the rest.
+    """Hold signals back until the block has ended: an import, or a start of Ray, that is left midway breaks the rest.
 
-    A second one ends the process at once. Outside the main thread, where no signal comes, the block just runs.
+    They then do what they would have done before. A second Ctrl-C ends the process at once. Outside the main thread,
+    where no signal comes, the block just runs.
     """
-    came = False
-
-    def hold(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
-            os._exit(INTERRUPTED)
-        came = True
-
-    try:
-        before = signal.signal(signal.SIGINT, hold)
-    except ValueError:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    came: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        if signal.SIGINT in came and number == signal.SIGINT:
+            os._exit(INTERRUPTED)
+        came.append(number)
+
+    before = {number: signal.signal(number, hold) for number in _HELD if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if came:
-        raise KeyboardInterrupt
+        signal.raise_signal(came[0])

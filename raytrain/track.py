@@ -4,6 +4,7 @@ from pathlib import Path
 
 from raytrain.errors import Parser, command
 from raytrain.rundir.folders import check_name, no_study
+from raytrain.uris import shown
 
 
 @command
@@ -23,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
 
     uploader = Uploader(folder, flags.tracking_uri)
     uploader.sync()
-    print(f"{flags.name} is in {uploader.uri}; to compare: {ui_command(uploader.uri)}")
+    uri = shown(uploader.uri)
+    print(f"{flags.name} is in {uri}; to compare: {ui_command(uri)}")
 
 
 if __name__ == "__main__":

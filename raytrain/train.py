@@ -20,6 +20,7 @@ from raytrain.config.resolve import add_flags, read_file, read_flags, read_value
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command
+from raytrain.interrupts import INTERRUPTED, exit_code
 from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
 from raytrain.rundir.folders import check_name, read_json, write_json
 from raytrain.rundir.log import JsonLog
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int | None:
     micro_batch: int | None = None  # known from the run's start on
     has_trained = bool(flags.resume)
 
-    with _interrupts() as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
+    received: list[int] = []  # signals
+    with _interrupts(received) as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
 
         def on_report(report: Report) -> None:
             nonlocal micro_batch, has_trained
@@ -86,10 +88,11 @@ def main(argv: list[str] | None = None) -> int | None:
     if folder is not None:
         write_json(folder / "result.json", result)
         print(_last_line(result, folder))
-    return _EXIT_CODES[result["status"]]
+    is_by_signal = result["status"] == "interrupted" and received
+    return exit_code(received[0]) if is_by_signal else _EXIT_CODES[result["status"]]
 
 
-_EXIT_CODES = {"complete": 0, "diverged": 1, "interrupted": 130}
+_EXIT_CODES = {"complete": 0, "diverged": 1, "interrupted": INTERRUPTED}
 
 
 def _is_complete(folder: Path) -> bool:
@@ -168,9 +171,8 @@ def _last_line(result: Report, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _interrupts(received: list[int]) -> Iterator[Callable[[], bool]]:
     """SIGTERM (a preempted node) and the first Ctrl-C ask the run to save and end; a second Ctrl-C kills it."""
-    received: list[int] = []
     is_training = False
 
     def is_interrupted() -> bool:

@@ -15,6 +15,7 @@ from raytrain.rundir.folders import check_name
 from raytrain.sweep.design import DESIGNS
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.planning import OPTIONS, SCHEDULERS, plan
+from raytrain.uris import shown_command
 
 
 @command
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int | None:
             flags.resume,
             runs=Path(flags.runs),
             tracking_uri=flags.tracking_uri,
+            storage=flags.storage,
+            data=flags.data,
             concurrent=flags.concurrent,
             as_json=flags.json,
         )
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None) -> int | None:
         name=flags.name,
         tracking_uri=flags.tracking_uri,
         storage=flags.storage,
-        command=shlex.join(["python", "-m", "raytrain.tune", *(sys.argv[1:] if argv is None else argv)]),
+        command=shlex.join(["python", "-m", "raytrain.tune", *shown_command(sys.argv[1:] if argv is None else argv)]),
         as_json=flags.json,
     )
 
@@ -145,7 +148,7 @@ def _field_levels(text: str) -> tuple[str, list[str]]:
 def _check_resume(flags: argparse.Namespace) -> None:
     """A study goes on as it was planned, so flags that plan one have no meaning. Raises UserError for those."""
     usual = vars(_parser().parse_args([]))
-    allowed = ("resume", "runs", "tracking_uri", "concurrent", "json", "plugin")
+    allowed = ("resume", "runs", "tracking_uri", "storage", "data", "concurrent", "json", "plugin")
     for name, value in vars(flags).items():
         if name not in allowed and value != usual[name]:
             raise UserError(

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "raytrain"
 # From the bottom up. A module imports its own layer and those above it in this list, never one further down.
 # "top" are the modules beside the packages that are no commands.
 LAYERS = (
-    ("version", "interrupts"),
+    ("version", "interrupts", "uris"),
     ("errors",),
     ("axes", "rundir"),
     ("architecture",),
@@ -35,7 +35,9 @@ COMMANDS = len(LAYERS)  # the level of what is in no layer: the commands
 # What a package must not import, though it is below it or no part of raytrain.
 HEAVY = ("torch", "ray", "mlflow")
 FORBIDDEN = {
-    **dict.fromkeys(("architecture", "axes", "errors", "interrupts", "version", "rundir"), (*HEAVY, "numpy", "pandas")),
+    **dict.fromkeys(
+        ("architecture", "axes", "errors", "interrupts", "uris", "version", "rundir"), (*HEAVY, "numpy", "pandas")
+    ),
     **dict.fromkeys(("accounting", "config"), (*HEAVY, "numpy", "pandas")),
     "sweep": HEAVY,
     "sweep.space": (*HEAVY, "numpy", "pandas"),

@@ -15,6 +15,7 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raytrain import version
+from raytrain.engine.ending import Ending, adopting_orphans
 from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
@@ -70,11 +71,12 @@ def is_job() -> bool:
 
 
 @contextlib.contextmanager
-def ray_started() -> Iterator[bool]:
+def ray_started(ending: Ending) -> Iterator[bool]:
     """Join the cluster that RAY_ADDRESS or a job names, else start Ray here; yields whether it is here alone.
 
     A Ray that this process has started already is used, and left running. One that is started here keeps its sockets,
-    logs and pickles in a folder of this user's alone, and is reached by its token.
+    logs and pickles in a folder of this user's alone, is reached by its token, and does not outlive this process,
+    which `ending` may end.
     """
     for variable, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -85,17 +87,32 @@ def ray_started() -> Iterator[bool]:
     is_local = "RAY_ADDRESS" not in os.environ
     _protect_token()
     # Ray opens its own folder to all users of the machine, so it gets one below a private one.
-    with short_private_folder("raytrain-") if is_local else contextlib.nullcontext() as private:
+    place = short_private_folder("raytrain-") if is_local else contextlib.nullcontext()
+    with place as ending.private, adopting_orphans() if is_local else contextlib.nullcontext():
         try:
-            with held():
-                _join_cluster() if private is None else _start_ray(private / "ray")
+            try:
+                with held():
+                    _join_cluster() if ending.private is None else _start_ray(ending.private / "ray")
+            except SystemExit:  # Ray's answer to a SIGTERM
+                raise KeyboardInterrupt from None
+            ending.handle_signals()
+            ending.ray_is_up(_is_dead_here)
             yield is_local
         finally:
             ray.shutdown()
+            ending.private = None
+
+
+def _is_dead_here() -> bool:
+    """Whether a process of the Ray that was started here is gone, so that nothing is to be expected of it."""
+    node = ray._private.worker._global_node
+    processes: dict[str, list[Any]] = node.all_processes if node else {}
+    return any(info.process.poll() is not None for kind in ("gcs_server", "raylet") for info in processes.get(kind, ()))
 
 
 def _start_ray(folder: Path) -> None:
     """Start a Ray of this machine alone, whose files are in `folder`."""
+    group = os.getpgrp()
     ray.init(
         address="local",
         include_dashboard=False,
@@ -103,6 +120,10 @@ def _start_ray(folder: Path) -> None:
         _temp_dir=str(folder),
         **_QUIET,
     )
+    # Ray has made a process group of its own, and this process its leader. A signal to ours is to reach this process,
+    # and spare Ray, so that lanes end in good order.
+    with contextlib.suppress(OSError):
+        os.setpgid(0, group)
 
 
 def _join_cluster() -> None:

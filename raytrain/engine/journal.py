@@ -24,6 +24,7 @@ from typing import Any
 import rich.console
 
 from raytrain import architecture as architectures
+from raytrain.engine.hosts import is_of_host
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.timing import Timing
 from raytrain.errors import UserError
@@ -32,6 +33,7 @@ from raytrain.rundir.log import JsonLog, read_log
 from raytrain.sweep.schedule import Schedule, Segment
 from raytrain.sweep.stages import Stage, with_stage
 from raytrain.training.storage import open_storage
+from raytrain.uris import reopened, shown
 
 _SYNC_SECONDS = 5.0
 _LAST_SYNC_SECONDS = 60.0  # what MLflow may take at the end before it is left behind
@@ -49,12 +51,14 @@ class StudyJournal:
         trials: list[dict[str, Any]],
         scheduler: dict[str, Any] | None = None,
         grow: Callable[[], Stage | None] = lambda: None,
+        storage: str | None = None,
     ) -> None:
-        self._study, self._folder = folder, folder / "trials"
+        self._study, self._folder, self._storage = folder, folder / "trials", storage
         self._grow: Callable[[], Stage | None] = lambda: None
         self.trials = {trial["id"]: trial for trial in trials}
         self.schedule = Schedule(trials, scheduler)
         self.timings: dict[tuple[str, int | None], Timing] = {}
+        self.is_ending = False  # whether a signal has come that ends the study
         self._rung: dict[str, int | None] = {}  # that each trial on a lane trains for
         self._micro_batch: dict[str, int] = {}  # that each trial on a lane trains with
         self._logs: dict[str, JsonLog] = {}  # of the trials on lanes
@@ -67,14 +71,22 @@ class StudyJournal:
         for trial in self.schedule.running:
             self._make_good(trial)
         self._join()
+        for trial, planned in self.trials.items():  # what an earlier version called a failure of theirs
+            if self.schedule.has_ended(trial) and self._failed_by_host(planned):
+                self._apply(event="end", trial=trial, status="lost")
         for trial in self.schedule.retried:  # before the event: what would say that it has ended must not outlive it
             (self._folder / trial / "result.json").unlink(missing_ok=True)
         self._grow = grow  # not before: what a new driver tries again comes first
         self._apply(event="driver", host=socket.gethostname(), pid=os.getpid())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it is given, for a restore that is never asked of it; what decides stages need not be."""
-        return self.__dict__ | {"_grow": None}
+        """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
+        return self.__dict__ | {"_grow": None, "_storage": None}
+
+    def _failed_by_host(self, trial: dict[str, Any]) -> bool:
+        result = self._folder / trial["id"] / "result.json"
+        found = read_json(result) if result.exists() else {}
+        return found.get("status") == "failed" and is_of_host(str(found.get("reason", "")))
 
     def _make_good(self, trial: str) -> None:
         """What the log or the result of a trial says and the events do not: its driver died between the two."""
@@ -112,6 +124,11 @@ class StudyJournal:
             (self._folder / trial / "traceback.txt").write_text(trace)
         if report["event"] != "end":
             self._log(trial, report)
+            return
+        if self.is_ending and report["status"] in ("failed", "oom", "lost"):
+            # A signal that ends the study may have reached the lane's processes too.
+            self._log(trial, report | {"event": "lost"})
+            self._apply(event="lost", trial=trial, reason=report.get("reason"))
             return
         status, schedule = report["status"], self.schedule
         if status == "paused":
@@ -152,7 +169,7 @@ class StudyJournal:
         # What was kept for a pause or a retry alone.
         if "folder" in planned and planned["config"]["checkpoint_interval"] is None:
             with contextlib.suppress(OSError, UserError):
-                storage = open_storage(planned["folder"])
+                storage = open_storage(reopened(planned["folder"], self._storage))
                 for name in storage.names():
                     storage.delete(name)
 
@@ -187,6 +204,7 @@ class Sync:
         self._folder, self._tracking_uri, self._console = folder, tracking_uri, console
         self.uri: str | None = None
         self.ui: str | None = None
+        self.patience = _LAST_SYNC_SECONDS
         self._error: str | None = None
         self._is_on, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
@@ -197,18 +215,23 @@ class Sync:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Send what MLflow does not have, for at most `patience` seconds; print what to do about what it then lacks."""
+        self._is_on.set()
         self._is_over.set()
         error = None
         try:
-            self._thread.join(_LAST_SYNC_SECONDS)
+            self._thread.join(self.patience)
             if self._thread.is_alive():
-                error = f"it has not answered for {_LAST_SYNC_SECONDS:g} s"
+                error = f"it has not answered for {self.patience:g} s"
         except KeyboardInterrupt:  # the study itself is over, or was interrupted before
             error = "the last sync was interrupted"
         error = error or self._error
         if error is not None:
             again = ["python", "-m", "raytrain.track", "sync", self._folder.name, "--runs", str(self._folder.parent)]
-            again += ["--tracking_uri", self._tracking_uri] if self._tracking_uri else []
+            again += ["--tracking_uri", shown(self._tracking_uri)] if self._tracking_uri else []
             self._console.print(f"MLflow sync incomplete: {error}", markup=False)
             self._console.print(f"send the rest later with: {shlex.join(again)}", markup=False)
 
@@ -219,7 +242,7 @@ class Sync:
             for name in ("mlflow", "alembic"):  # each tells of every table that it makes
                 logging.getLogger(name).setLevel(logging.WARNING)
             uploader = Uploader(self._folder, self._tracking_uri)
-            self.uri, self.ui = uploader.uri, ui_command(uploader.uri)
+            self.uri, self.ui = uploader.uri, ui_command(shown(uploader.uri))
         except Exception as error:
             self._error = one_line(error)
             return

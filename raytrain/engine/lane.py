@@ -23,6 +23,7 @@ import ctypes
 import dataclasses
 import gc
 import os
+import socket
 import sys
 import threading
 import time
@@ -37,8 +38,11 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from raytrain.config.run import TrainConfig
+from raytrain.engine.hosts import missing
 from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report, one_line
+from raytrain.errors import HostError
 from raytrain.plugins.loader import line_in_plugin, load_source
+from raytrain.uris import without_secrets
 
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
@@ -243,7 +247,12 @@ def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, 
             load_source(name, source)
         train(TrainConfig.from_dict(job.config), on_report, job.folder, interrupted)
     except Exception as error:
-        return describe(error)
+        outcome = describe(error)
+        if outcome["status"] == "failed" and (lacks := missing(job.config, job.folder)):
+            outcome |= {"status": "lost", "reason": f"node {socket.gethostname()}: {lacks}"}
+        for name in ("reason", "traceback"):  # a library's words may have the storage's address in them
+            outcome[name] = without_secrets(outcome[name], job.folder)
+        return outcome
     return None
 
 
@@ -305,14 +314,16 @@ def describe(error: Exception) -> Report:
     """What an exception in training means: a status, a one-line reason, the traceback; and whether it poisons its
     process: after an error of the device, except for want of memory, every later call to it fails too.
 
-    The status is `oom`; `lost`, if the device or the ranks' connection failed, as it need not elsewhere; or `failed`.
+    The status is `oom`; `lost`, if the device, the machine or the ranks' connection failed, as they need not elsewhere;
+    or `failed`.
     """
     text = str(error)
     is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY)
     is_device = isinstance(error, torch.AcceleratorError) or any(words in text for words in _DEVICE)
     is_peer = isinstance(error, torch.distributed.DistError) or any(words in text for words in _PEER)
+    is_host = isinstance(error, HostError | OSError)  # a disk that is full, a folder that is gone
     return {
-        "status": "oom" if is_oom else "lost" if is_device or is_peer else "failed",
+        "status": "oom" if is_oom else "lost" if is_device or is_peer or is_host else "failed",
         "reason": one_line(error) + (f" (in {place})" if (place := line_in_plugin(error)) else ""),
         "traceback": "".join(traceback.format_exception(error)),
         "needs_restart": is_device,

@@ -3,22 +3,19 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import re
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -31,20 +28,24 @@ from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.axes.plugin import LOADED, check_loaded
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
+from raytrain.engine.ending import listening
+from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fingerprints
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
 from raytrain.engine.progress import Progress, ranking_table, short_name
+from raytrain.engine.secrets import hand_over
+from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
 from raytrain.engine.stages import grow
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError
-from raytrain.interrupts import INTERRUPTED
 from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
+from raytrain.uris import is_uri, joined, reopened, shown, stored
 
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
@@ -62,7 +63,8 @@ def run_study(
 ) -> int:
     """Run `plan` to its end in the folder `runs`/`name`, print the ranking and return an exit code.
 
-    `storage` (a path or a URI) is where checkpoints go, if not into the study's folder.
+    `storage` (a path or a URI) is where checkpoints go, if not into the study's folder. No secret in it, nor in
+    `tracking_uri`, is printed or written to a file; to go on with the study takes it again.
 
     0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the study was interrupted. `train`
     takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON object, and stderr the rest.
@@ -74,21 +76,23 @@ def run_study(
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.space)  # a space's file may be called anything
     folder = _free_folder(_home(runs), name or f"{plain}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     console.print(str(plan), markup=False)
+    storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)
     trials, request = [trial.to_dict() for trial in plan.trials], plan.request
     plugins = {name: source for trial in trials for name, source in sources(trial["config"]).items()}
-    sync = Sync(folder, tracking_uri, console)
-    with ray_started() as is_local:
+
+    def begin(session: Session, sync: Sync, *, is_local: bool) -> int:
         lanes = plan_lanes(trials, request, is_local=is_local)
         on_gpus = any(shape.gpus for shape in lanes.counts)
+        wanted = request
         if request.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
-            request = dataclasses.replace(request, gpus_per_trial=int(on_gpus))
+            wanted = dataclasses.replace(request, gpus_per_trial=int(on_gpus))
         described = plan.to_dict()
         for trial in trials:
             if not on_gpus:
                 # Else a rank without a GPU of its own would take the node's first.
                 trial["config"] = trial["config"] | {"device": "cpu"}
             if trial["config"]["checkpoint_interval"] is not None or trial["config"].get("rungs"):
-                trial["folder"] = f"{storage or folder / 'trials'}/{trial['id']}"
+                trial["folder"] = stored(joined(storage or str(folder / "trials"), trial["id"]))
         study = {
             "name": folder.name,
             "space": plan.space,
@@ -105,12 +109,16 @@ def run_study(
             "axes": described["axes"],
             "baseline": described["baseline"],
             "plan": described,
-            "lanes": dataclasses.asdict(request),
+            "lanes": dataclasses.asdict(wanted),
+            "data_fingerprints": fingerprints(trials),
             "grows": plan.grows,
             "trials": trials,
         }
+        check_hosts(study, storage, is_local=is_local)
         _make(folder, study, plugins)
-        return _drive(folder, study, lanes, sync, started, train, console, as_json=as_json)
+        return _run(session, study, lanes, sync, started, train, as_json=as_json)
+
+    return _with_ray(Session(folder, console, storage, tracking_uri), begin)
 
 
 def resume_study(
@@ -118,11 +126,16 @@ def resume_study(
     *,
     runs: Path,
     tracking_uri: str | None = None,
+    storage: str | None = None,
+    data: str | None = None,
     concurrent: int | None = None,
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
 ) -> int:
     """Go on with the study `name` in `runs`, whatever ended it; otherwise as `run_study`.
+
+    `storage` is the study's own, and only needed for the secrets in it, which are not stored. `data` is where the
+    study's data is now, if it was moved: its fingerprint has to be the same.
 
     Trials that have ended are not run again, but those that were lost are (`Schedule.retried`). Those that fit in no
     lane here wait for a resume elsewhere. Raises UserError if there is no such study, or another process holds it.
@@ -134,51 +147,71 @@ def resume_study(
     study = read_study_json(folder, "lanes", "scheduler", "plan")
     for trial in study["trials"]:
         check_loaded(trial["config"].get("plugins", ()))
+    study.setdefault("data_fingerprints", recorded_fingerprints(folder, study))
+    if storage is not None:
+        _check_storage(study, storage)
+    if data is not None:
+        moved(study, data)
+        study["interrupted"] = True  # so that it is written once this process has its lock
     request = ResourceRequest(**study["lanes"])
     if concurrent is not None:
         request = dataclasses.replace(request, concurrent=concurrent)
-    console = _console(as_json=as_json)
-    sync = Sync(folder, tracking_uri, console)
-    with ray_started() as is_local:
+
+    def go_on(session: Session, sync: Sync, *, is_local: bool) -> int:
         lanes = plan_lanes(study["trials"], request, is_local=is_local)
-        return _drive(folder, study, lanes, sync, started, train, console, as_json=as_json)
+        try:
+            check_hosts(study, storage, is_local=is_local)
+        except UserError as error:
+            then = "nothing was changed: resume once it is there, or with --data if it was moved"
+            raise UserError(f"{error}; {then}") from None
+        return _run(session, study, lanes, sync, started, train, as_json=as_json)
+
+    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on)
 
 
-def _drive(
-    folder: Path,
-    study: dict[str, Any],
-    lanes: Lanes,
-    sync: Sync,
-    started: float,
-    train: Callable[..., Report] | None,
-    console: rich.console.Console,
-    *,
-    as_json: bool,
-) -> int:
-    """Run what is left of the study in `folder`; after a Ctrl-C at any time, print how to resume."""
-    try:
-        return _run(folder, study, lanes, sync, started, train, console, as_json=as_json)
-    except KeyboardInterrupt:
-        console.print(f"interrupted\n{_how_to_resume(folder)}", markup=False)
-        return INTERRUPTED
+def _check_storage(study: dict[str, Any], storage: str) -> None:
+    """Raises UserError if the checkpoints of `study` are not in `storage`."""
+    for trial in study["trials"]:
+        kept = trial.get("folder")
+        if kept is not None and stored(reopened(stored(kept), storage)) != stored(joined(storage, trial["id"])):
+            raise UserError(
+                f"storage ({shown(storage)}) is not where the study keeps its checkpoints; "
+                f"that of trial {trial['id']} is {shown(kept)}"
+            )
+
+
+def _with_ray(session: Session, work: Callable[..., int]) -> int:
+    """Do `work` with a Ray, and MLflow getting ready meanwhile; after a signal at any time, print how to resume."""
+    with listening() as session.ending:
+        session.ending.on_force = session.interrupted
+        try:
+            sync = Sync(session.folder, session.tracking_uri, session.console)
+            with ray_started(session.ending) as is_local:
+                return work(session, sync, is_local=is_local)
+        except KeyboardInterrupt:
+            return session.interrupted()
 
 
 def _run(
-    folder: Path,
+    session: Session,
     study: dict[str, Any],
     lanes: Lanes,
     sync: Sync,
     started: float,
     train: Callable[..., Report] | None,
-    console: rich.console.Console,
     *,
     as_json: bool,
 ) -> int:
-    with study_lock(folder, lambda reason: _give_up(folder, console, reason)):
+    folder, console = session.folder, session.console
+    hand_over(session.storage)
+    with contextlib.ExitStack() as at_end:
+        at_end.enter_context(study_lock(folder, session.give_up))
+        next_stage = functools.partial(grow, folder, lanes, console)
+        record = StudyJournal(folder, study["trials"], study["scheduler"], next_stage, session.storage)
+        at_end.enter_context(session.heeding_signals(sync, record))
         if study.pop("interrupted", False):
             write_json(folder / "study.json", study)
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
-        record = StudyJournal(folder, study["trials"], study["scheduler"], lambda: grow(folder, lanes, console))
         for trial, reason in lanes.infeasible.items():
             if not record.schedule.has_ended(trial):
                 if record.is_new:
@@ -190,10 +223,11 @@ def _run(
                 console.print("nothing is left to run", markup=False)
             elif record.schedule.next(lanes.shapes.__contains__) is not None:
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
-                    _tune(folder, record, lanes, train, console, to_stderr=as_json)
+                    _tune(session, record, lanes, train, to_stderr=as_json)
+                session.ending.is_interrupted = session.ending.has_come
             is_over = record.schedule.is_over
             if not is_over:  # all are to know that nobody works on the rest any more, MLflow at the last sync
-                _mark_interrupted(folder)
+                mark_interrupted(folder)
             found = answer(folder) if is_over else None
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
@@ -210,23 +244,24 @@ def _run(
         if line:
             console.print(str(line), markup=False)
     if as_json:
-        result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished, "tracking_uri": sync.uri}
-        result |= {"ui": sync.ui, "overhead": spent and dataclasses.asdict(spent)}
+        result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished}
+        result |= {
+            "tracking_uri": sync.uri and shown(sync.uri),
+            "ui": sync.ui,
+            "overhead": spent and dataclasses.asdict(spent),
+        }
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(result | {"trials": rows}))
     if not is_over:
-        console.print(f"interrupted: {unfinished} of {len(table)} trials have not ended", markup=False)
-        console.print(_how_to_resume(folder), markup=False)
-        return INTERRUPTED
+        return session.interrupted(f"{unfinished} of {len(table)} trials have not ended")
     return 0 if table["rank"].notna().any() else 1
 
 
 def _tune(
-    folder: Path,
+    session: Session,
     record: StudyJournal,
     lanes: Lanes,
     train: Callable[..., Report] | None,
-    console: rich.console.Console,
     *,
     to_stderr: bool,
 ) -> None:
@@ -244,7 +279,7 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name="ray",
-            storage_path=str(folder),
+            storage_path=str(session.folder),
             progress_reporter=Progress(record.schedule, to_stderr=to_stderr),
             callbacks=[InterruptNotice()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
@@ -255,28 +290,11 @@ def _tune(
 
     def on_death() -> None:
         with contextlib.suppress(OSError, UserError):  # this process is to end even if its disk is full
-            _mark_interrupted(folder)
-        _give_up(folder, console, "Ray died on this machine")
+            mark_interrupted(session.folder)
+        session.give_up("Ray died on this machine")
 
-    with _signals(), watching_ray(on_death):
+    with tune_heeds_sigterm(), watching_ray(on_death):
         tuner.fit()
-
-
-def _mark_interrupted(folder: Path) -> None:
-    """What has not ended no longer runs. For the study's holder alone; whoever goes on with it takes this back."""
-    write_json(folder / "study.json", read_study_json(folder) | {"interrupted": True})
-
-
-def _give_up(folder: Path, console: rich.console.Console, reason: str) -> None:
-    """End this process, whose main thread may wait for Ray for ever. The record is whole at any moment."""
-    console.print(f"interrupted: {reason}\n{_how_to_resume(folder)}", markup=False)
-    console.file.flush()
-    os._exit(INTERRUPTED)
-
-
-def _how_to_resume(folder: Path) -> str:
-    again = ["python", "-m", "raytrain.tune", "--resume", folder.name, "--runs", str(folder.parent)]
-    return f"resume with: {shlex.join(again)}"
 
 
 def _report(folder: Path, console: rich.console.Console) -> None:
@@ -288,39 +306,6 @@ def _report(folder: Path, console: rich.console.Console) -> None:
         console.print(f"report      {index}", markup=False)
     except Exception as error:  # all that the study found is in its folder, whatever becomes of its report
         console.print(f"report      was not written: {one_line(error)}", markup=False)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """`ray job stop` and batch systems end a driver by SIGTERM; Tune ends in good order on SIGINT alone, for good."""
-    ctrl_c = signal.getsignal(signal.SIGINT)
-    try:
-        sigterm = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    except ValueError:  # not in the main thread: signals go to others
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, ctrl_c)
-        signal.signal(signal.SIGTERM, sigterm)
-
-
-class InterruptNotice(tune.Callback):
-    """Acknowledges a Ctrl-C: ending trials in good order takes seconds, and Tune is silent meanwhile."""
-
-    def setup(self, *args: Any, **info: Any) -> None:
-        """Tune calls this once its own handler is in place."""
-        end = signal.getsignal(signal.SIGINT)
-        if not callable(end) or threading.current_thread() is not threading.main_thread():
-            return
-
-        def notify(number: int, frame: FrameType | None) -> None:
-            # Not by print, which may be what was interrupted.
-            os.write(2, b"interrupted: ending the trials; once more ends them at once\n")
-            end(number, frame)
-
-        signal.signal(signal.SIGINT, notify)
 
 
 def _against_estimate(study: dict[str, Any], table: pd.DataFrame, lanes: Lanes) -> str | None:

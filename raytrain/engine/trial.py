@@ -1,5 +1,6 @@
 """A trial, as Tune sees it: a class Trainable that owns a warm lane and has it train one segment after another."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report
+from raytrain.engine.secrets import opened
 
 _RESULT_SECONDS = 3.0  # a result at least this often, so that Tune can stop the trial and its table moves
 _IDLE_SECONDS = 0.1  # how soon a lane without work sees that there is some
@@ -55,7 +57,7 @@ class Trial(tune.Trainable):
 
     def _take_on(self, config: dict[str, Any]) -> None:
         # Not begun before the first step: Tune may give the trial of a lane that starts to one that comes free first.
-        self._job: Job | None = Job(**json.loads(config["job"]))
+        self._job: Job | None = _job(config["job"])
         self._metrics: dict[str, Any] = {}
         self._end: Report | None = None
 
@@ -87,6 +89,11 @@ class Trial(tune.Trainable):
 
     def cleanup(self) -> None:
         self._lane.close()
+
+
+def _job(text: str) -> Job:
+    job = Job(**json.loads(text))
+    return dataclasses.replace(job, folder=opened(job.folder))
 
 
 def trainable(train: Callable[..., Report] | None = None, hang_timeout: float = HANG_TIMEOUT) -> Any:

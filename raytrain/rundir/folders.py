@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 from raytrain.axes import plugin
-from raytrain.errors import UserError, unknown_value
+from raytrain.errors import UserError, short, unknown_value
 from raytrain.rundir.parse import parse_json
+from raytrain.uris import without_secrets
 
 _NAME_LENGTH = 128  # a file's name may have 255 bytes, and others are made of this one
 _STUDY = ["name", "space", "base", "scale", "created", "command", "git_commit"]
@@ -26,8 +28,11 @@ def check_name(name: str) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # another process may write the same
-    partial.write_text(json.dumps(content, indent=1))
+    # Another process or thread may write the same.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial.unlink(missing_ok=True)  # a link that somebody has put there leads to another file
+    with partial.open("x") as file:
+        file.write(json.dumps(content, indent=1))
     partial.replace(path)
 
 
@@ -54,14 +59,22 @@ def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
     """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`.
 
     The plugins of its trials are known from their records then, where they are not loaded. Old files count
-    their variants as `functions`; the result has `variants`.
+    their variants as `functions`; the result has `variants`. Raises UserError too for a trial whose id, which names its
+    folder, is none that we give.
     """
     study = read_json(folder / "study.json")
     if missing := [field for field in (*_STUDY, *more) if field not in study]:
         raise UserError(f"{folder / 'study.json'} is incomplete: missing {', '.join(missing)}")
-    if isinstance(study["trials"], list):
-        for trial in study["trials"]:
-            plugin.recall(trial["config"].get("plugins", ()))
+    for trial in study["trials"] if isinstance(study["trials"], list) else ():
+        try:
+            check_name(trial["id"])
+        except (UserError, TypeError, LookupError):
+            wrong = trial.get("id") if isinstance(trial, dict) else trial
+            raise UserError(
+                f"{folder / 'study.json'} is damaged: trials: id ({short(str(wrong))}) is no name"
+            ) from None
+        plugin.recall(trial.get("config", {}).get("plugins", ()))
+    study["command"] = without_secrets(str(study["command"]))  # older studies have them
     counts = study["counts"]
     if isinstance(counts, dict) and "functions" in counts:
         study["counts"] = {{"functions": "variants"}.get(name, name): count for name, count in counts.items()}

@@ -11,6 +11,8 @@ import json
 import math
 import os
 import shlex
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -31,6 +33,7 @@ from raytrain.errors import UserError
 from raytrain.report.document import markdown
 from raytrain.rundir.folders import read_json, read_study_json
 from raytrain.rundir.log import read_log
+from raytrain.uris import shown, without_secrets
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
 _NOTE_LENGTH = 5000  # characters; a tag holds 8,000
@@ -122,7 +125,8 @@ class Uploader:
             yield
         except (MlflowException, OSError) as error:
             text = " ".join(str(error).split())
-            raise UserError(f"tracking_uri ({self.uri}) does not take the results: {text}") from error
+            text = without_secrets(text, self.uri)
+            raise UserError(f"tracking_uri ({shown(self.uri)}) does not take the results: {text}") from error
 
     def connect(self) -> None:
         """Make the tracking database, if it is one that is not there yet: that takes seconds. Raises as `sync` does."""
@@ -258,18 +262,24 @@ class Uploader:
 
 
 def _make_database(path: Path) -> None:
-    """Make MLflow's SQLite database whole or not at all: one whose making was cut short, MLflow can never use."""
+    """Make MLflow's SQLite database whole or not at all: one whose making was cut short, MLflow can never use.
+
+    That takes seconds, in which this process may be killed, so it is made in a folder for temporary files.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        MlflowClient(tracking_uri=f"sqlite:///{partial}")
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
+        made = Path(folder) / "mlflow.db"
+        MlflowClient(tracking_uri=f"sqlite:///{made}")
         try:
-            os.link(partial, path)
-        except FileExistsError:  # another process was faster
-            pass
-        except OSError:  # a disk without hard links
-            partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            shutil.copyfile(made, partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:  # another process was faster
+                pass
+            except OSError:  # a disk without hard links
+                partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _key(study: dict[str, Any]) -> dict[str, str]:

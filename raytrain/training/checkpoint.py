@@ -30,7 +30,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig
-from raytrain.errors import UserError
+from raytrain.errors import HostError, UserError
 from raytrain.training.optimizer import initial_state
 from raytrain.training.parallel import World, local
 from raytrain.training.storage import MANIFEST, Storage, open_storage
@@ -299,7 +299,7 @@ class Checkpointer:
         try:
             outcome = (work(), RuntimeError, "")
         except UserError as error:
-            failure, outcome = error, (None, UserError, str(error))
+            failure, outcome = error, (None, type(error), str(error))
         except (Exception, CheckpointException) as error:
             failure, outcome = error, (None, *_describe(error, task))
         outcomes: list[Any] = [outcome]
@@ -363,7 +363,7 @@ def _describe(error: BaseException, task: str) -> tuple[type[Exception], str]:
         error = next(iter(error.failures.values()))[0]
     reason = str(error).partition("\n")[0]
     if isinstance(error, OSError):
-        return UserError, f"{task}: {reason}"
+        return HostError, f"{task}: {reason}"
     return RuntimeError, f"{task}: {type(error).__name__}: {reason}"
 
 

@@ -14,13 +14,13 @@ import functools
 import os
 import shutil
 import tempfile
-import urllib.parse
 from pathlib import Path, PurePath
 
 import pyarrow as pa
 from pyarrow import fs
 
-from raytrain.errors import UserError
+from raytrain.errors import HostError
+from raytrain.uris import joined, shown, without_secrets
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 16 * 2**20  # of one request; each waits for an answer, so small ones are slow
@@ -60,7 +60,7 @@ class FolderStorage:
         """The folder for this rank to write its files of a new checkpoint to. Ready once rank 0 has been here."""
         partial = self._folder / f".{name}.partial"
         if is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             partial.mkdir(parents=True)
         return partial
 
@@ -73,12 +73,12 @@ class FolderStorage:
             file.write(manifest)
             file.flush()
             os.fsync(file.fileno())
-        shutil.rmtree(self._folder / name, ignore_errors=True)
+        _remove(self._folder / name)
         stage.rename(self._folder / name)
 
     def delete(self, name: str) -> None:
         """Remove a checkpoint. Cut short, this leaves one that is seen not to be whole."""
-        shutil.rmtree(self._folder / name, ignore_errors=True)
+        _remove(self._folder / name)
 
     def close(self) -> None:
         """Remove what this process holds of checkpoints that are kept elsewhere."""
@@ -97,8 +97,7 @@ class RemoteStorage:
         self._uri = uri
 
     def __str__(self) -> str:
-        place = urllib.parse.urlsplit(self._uri)  # the query and what is before an @ may be secret
-        return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path.rstrip('/')}/checkpoints"
+        return shown(joined(self._uri, "checkpoints"))
 
     @functools.cached_property
     def _place(self) -> tuple[fs.FileSystem, str]:
@@ -109,8 +108,8 @@ class RemoteStorage:
             _make_folder(filesystem, path)
             filesystem.open_output_stream(f"{path}/.writable").close()
         except (OSError, pa.ArrowException) as error:
-            reason = str(error).replace(self._uri, str(self)).partition("\n")[0]
-            raise UserError(f"folder ({self}) cannot be reached: {reason}") from error
+            reason = without_secrets(str(error), self._uri).partition("\n")[0]
+            raise HostError(f"folder ({self}) cannot be reached: {reason}") from error
         return filesystem, path
 
     @functools.cached_property
@@ -185,6 +184,14 @@ def connect(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system that `uri` names, and the path in it."""
     out: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
     return out
+
+
+def _remove(path: Path) -> None:
+    """Remove what is at `path`: of a link the link, never what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _make_folder(filesystem: fs.FileSystem, path: str) -> None:

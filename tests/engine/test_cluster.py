@@ -9,6 +9,7 @@ import ray
 from raytrain import tune
 from raytrain.engine import cluster as cluster_module
 from raytrain.engine.cluster import _free_orphans, plan_lanes, ray_started, watching_ray
+from raytrain.engine.ending import Ending
 from raytrain.engine.job import LaneShape
 from raytrain.errors import UserError
 from raytrain.sweep.estimate import ResourceRequest
@@ -92,7 +93,7 @@ def test_an_address_where_there_is_no_cluster(error: type[Exception], monkeypatc
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match=r"^RAY_ADDRESS \(http://127.0.0.1:8265\): no cluster answers .*not this one\)"):
-        ray_started().__enter__()
+        ray_started(Ending()).__enter__()
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:

@@ -168,7 +168,7 @@ class NoSync(contextlib.AbstractContextManager["NoSync"]):
 def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
     """A study that has ended, to be taken up without Ray and MLflow."""
     one_lane(monkeypatch)
-    monkeypatch.setattr(study, "ray_started", lambda: contextlib.nullcontext(True))
+    monkeypatch.setattr(study, "ray_started", lambda *_: contextlib.nullcontext(True))
     monkeypatch.setattr(study, "Sync", NoSync)
     write_study(folder, lanes=dataclasses.asdict(ResourceRequest()), **given)
     for result in folder.glob("trials/*/result.json"):
@@ -452,3 +452,55 @@ def test_killed_worker_changes_nothing(ray_here: None, tmp_path: Path) -> None:
     starts = [report["first_step"] for report in reports if report["event"] == "start"]
     assert starts in ([0, 3], [0, 6])  # whether the checkpoint of step 6 was written by the kill at step 8 is chance
     assert losses["killed"] == losses["whole"]
+
+
+def test_no_secret_is_printed_or_stored(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch keys of a storage or a tracking server in study.json, Tune's files, a log or the output; a lane that
+    does not get them; and a resumed study that does without."""
+    storage = "s3://KEYID:TOPSECRET@bucket/sweep?region=x&session_token=TOPSECRET"
+
+    def train(config: Any, on_report: Any, folder: str, interrupted: Any) -> None:
+        on_report({"event": "start", "startup_seconds": 0.0})
+        # Not compared as a whole: what is written here lies in Tune's pickle of this function.
+        assert folder.count("@bucket/sweep/") == folder.count("session_token=") == 1, "the lane has no keys"
+        if config.seed == 1 and "resumed" not in os.environ:
+            raise ConnectionError(f"gloo/ cannot reach {folder} with {folder[-9:]}")
+        facts = {"val_loss": 2.0, "train_loss": 2.0, "vocab_size": 256, "train_flops": config.train_flops}
+        on_report({"event": "end", "status": "complete", **facts})
+
+    tracking = "http://me:TOPSECRET@127.0.0.1:9"
+    assert (
+        study.run_study(make(seeds=2), runs=tmp_path, name="s", storage=storage, tracking_uri=tracking, train=train)
+        == 0
+    )
+    out = capsys.readouterr().out
+    shown = "http://***@127.0.0.1:9"
+    assert f"track sync s --runs {tmp_path} --tracking_uri '{shown}'" in out
+    texts = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert [path for path, text in texts.items() if b"TOPSECRET" in text or b"KEYID" in text] == []
+    assert "SECRET" not in out
+    statuses = {json.loads(text)["status"] for path, text in texts.items() if path.name == "result.json"}
+    assert statuses == {"complete", "lost"}
+    left = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert left["trials"][0]["folder"] == f"s3://bucket/sweep/{left['trials'][0]['id']}?region=x"
+
+    with pytest.raises(UserError, match=r"storage \(s3://other/\) is not where the study keeps its checkpoints"):
+        study.resume_study("s", runs=tmp_path, storage="s3://other/")
+    assert study.resume_study("s", runs=tmp_path, storage=storage, tracking_uri=tracking, train=train) == 0
+
+
+def test_how_to_resume_with_secrets(tmp_path: Path) -> None:
+    """Would catch a resume line with a password in it, one that sends the rest of a study to another MLflow, and one
+    that does not work and does not say why."""
+    console = rich.console.Console(file=io.StringIO())
+    secret = "s3://K:TOPSECRET@b/p"
+    session = study.Session(tmp_path / "s", console, secret, "http://host:5000")
+    line = session.how_to_resume()
+    assert line.startswith(
+        f"resume with: python -m raytrain.tune --resume s --runs {tmp_path} --tracking_uri http://host"
+    )
+    assert "--storage 's3://***@b/p'" in line
+    assert line.endswith("(with the secrets, which are not stored, in place of ***)")
+    assert study.Session(tmp_path / "s", console, "s3://b/p").how_to_resume().endswith(str(tmp_path))

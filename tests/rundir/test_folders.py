@@ -1,9 +1,14 @@
 """The folders of runs and studies."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
-from raytrain.rundir.folders import read_study_json
+import pytest
+
+from raytrain.errors import UserError
+from raytrain.rundir.folders import read_json, read_study_json, write_json
 
 
 def test_counts_of_an_old_study(tmp_path: Path) -> None:
@@ -24,3 +29,30 @@ def test_counts_of_an_old_study(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps(dict.fromkeys(fields, 1) | {"counts": counts}))
     expected = {"points": 9, "programs": 6, "variants": 3, "trials": 4}
     assert list(read_study_json(tmp_path)["counts"].items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("wrong", ["../../up", "/etc", "", ".hidden", None, {"a": 1}])
+def test_an_id_that_leads_out_of_the_study_is_refused(wrong: object, tmp_path: Path) -> None:
+    """Would catch a study.json from elsewhere that has files of other folders read, overwritten or deleted."""
+    study = dict.fromkeys(("name", "space", "base", "scale", "created", "git_commit"), "x")
+    study |= {"command": "x", "budget_flops": 1, "counts": {}, "versions": {}}
+    (tmp_path / "study.json").write_text(json.dumps(study | {"trials": [{"id": "t0"}, {"id": wrong}]}))
+    with pytest.raises(UserError, match=r"study\.json is damaged: trials: id \(.*\) is no name$"):
+        read_study_json(tmp_path)
+
+
+def test_a_link_at_a_partial_file_is_not_followed(tmp_path: Path) -> None:
+    """Would catch another file overwritten through a link that lies where ours is written first."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / f".a.json.{os.getpid()}-{threading.get_ident()}.partial").symlink_to(tmp_path / "mine")
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_secrets_of_an_older_study_are_not_read(tmp_path: Path) -> None:
+    """Would catch a password that an older study.json holds in a report or in MLflow."""
+    study = dict.fromkeys(("name", "space", "base", "scale", "created", "git_commit"), "x")
+    study |= {"command": "tune --tracking_uri http://me:SECRET@host", "budget_flops": 1, "counts": {}, "versions": {}}
+    (tmp_path / "study.json").write_text(json.dumps(study | {"trials": []}))
+    assert read_study_json(tmp_path)["command"] == "tune --tracking_uri http://***@host"

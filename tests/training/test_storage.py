@@ -189,7 +189,7 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_whole_one(config, stor
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
-        ("nope://user:secret@bucket/run?key=secret", "nope://bucket/run/checkpoints"),
+        ("nope://user:secret@bucket/run?key=secret", "nope://***@bucket/run/checkpoints?key=***"),
         ("file:///dev/null/run", "file:///dev/null/run/checkpoints"),
     ],
 )
@@ -267,3 +267,19 @@ def train_again_and_again(config, folder: Path) -> None:
 def test_runs_in_one_process_group_leave_no_groups(config, tmp_path):
     """Catches a process group a run on a warm lane, and a thread that still writes when the next run starts."""
     assert Ranks(2, train_again_and_again, config, tmp_path).join() == [0, 0]
+
+
+def test_links_in_place_of_checkpoints_are_replaced_and_not_followed(config, uninterrupted, tmp_path):
+    """Catches a run that ends since a link lies where a checkpoint is written, and files deleted that it leads to."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / ".step-00000003.partial").symlink_to(elsewhere)
+    (folder / ".step-00000006.partial").symlink_to(tmp_path / "nowhere")
+    (folder / "step-00000009").symlink_to(elsewhere)
+    assert train(config, folder=tmp_path / "run")["train_loss"] == uninterrupted
+    assert newest(open_storage(tmp_path / "run"))[0]["name"] == "step-00000012"
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert [path.name for path in elsewhere.iterdir()] == ["mine"]
