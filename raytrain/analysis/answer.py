@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import scipy.stats
 
 from raytrain.analysis.confirmed import Confirmation, confirmation, shrunken
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
+from raytrain.analysis.enough import late_sentences, shortfall, training_of
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
@@ -27,7 +28,7 @@ from raytrain.analysis.ranking import (
     read_study,
     unlike_devices,
 )
-from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, common_rung, points, rung_table
+from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, common_rung, curves, points, rung_table
 from raytrain.analysis.tuned import TUNING, Tuned, as_effects, tuned_effects
 from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
 from raytrain.errors import UserError
@@ -67,6 +68,7 @@ class Answer:
     sentences: list[str]
     reasons: dict[str, str]
     tuned: Tuned | None = None
+    late: Sequence[str] = ()  # how much runs still change late
     confirmed: Confirmation | None = None  # where the leader ran anew with fresh seeds: the winner is theirs
 
 
@@ -138,6 +140,7 @@ def answer(folder: str | Path) -> Answer:
         reasons=reasons,
         tuned=tuned,
         confirmed=_confirmed(study, table),
+        late=_late(folder, table),
     )
     return dataclasses.replace(out, sentences=_sentences(out))
 
@@ -214,6 +217,12 @@ def _is_baseline(table: pd.DataFrame, axes: list[str], baseline: Point) -> pd.Se
     """Whether each row is a run of the baseline: one for the frontier, or one at the study's budget."""
     is_there = [point == live(baseline) for point in points(table, axes)]
     return pd.Series(is_there, index=table.index) | (table["role"] == "frontier")
+
+
+def _late(folder: Path, table: pd.DataFrame) -> list[str]:
+    """How much the completed runs at the study's budget still changed late."""
+    done = table[at_budget(table) & (table["status"] == "complete")]
+    return late_sentences(curves(folder, done["trial"]), pd.Series(programs(done).to_numpy(), index=done["trial"]))
 
 
 def _confirmed(study: dict[str, Any], table: pd.DataFrame) -> Confirmation | None:
@@ -344,13 +353,15 @@ def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -
 
 def _sentences(answer: Answer) -> list[str]:
     table = answer.table
-    out = [_headline(answer)]
+    own = table[table["role"].isin(OWN_ROLES)]
+    out = [_headline(answer), *shortfall(own, answer.effects, training_of(own), answer.study.get("command") or "")]
     if answer.effects is None:
         out.append(f"No effects: {answer.reasons['effects']}.")
     else:
         if stopped := int((table["status"] == "stopped").sum()):
             out.append(_at_rung(answer, stopped))
         out += [told for told in answer.effects.sentences if not (answer.confirmed and told == answer.effects.expected)]
+    out += answer.late
     out += _unequal_spread(table)
     out += _mixed_devices(answer)
     out += _gain_sentences(answer)

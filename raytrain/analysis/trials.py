@@ -11,7 +11,7 @@ after) besides. Its val_loss is that at the rung (NaN at the one a trial diverge
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,16 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
     return table.astype(dict.fromkeys(numbers, float))
 
 
+def curves(folder: str | Path, names: Iterable[str]) -> pd.DataFrame:
+    """The evaluations of the trials `names` of the study in `folder`: `trial`, `step` and `val_loss`."""
+    rows = [
+        {"trial": name, "step": report.get("step"), "val_loss": report.get("val_loss")}
+        for name in names
+        for report in _reports(Path(folder) / "trials" / name / "log.jsonl", "eval")
+    ]
+    return pd.DataFrame(rows, columns=["trial", "step", "val_loss"]).dropna()
+
+
 def export(folder: str | Path, path: str | Path) -> None:
     """Write the `rung_table` of the study in `folder` to `path`, a Parquet file, which `raytrain.replay` reads.
 
@@ -126,7 +136,9 @@ def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
     """The rows of one trial, without its point."""
     result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
     status = result.get("status", "running")
-    found = {report["rung"]: report for report in _rung_reports(folder / "log.jsonl")}  # a resumed run may say it again
+    found = {
+        report["rung"]: report for report in _reports(folder / "log.jsonl", "rung")
+    }  # a resumed run may say it again
     if status == "stopped":
         found.setdefault(result.get("rung", 0), result)
     elif result:
@@ -146,11 +158,11 @@ def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
         }
 
 
-def _rung_reports(path: Path) -> Iterator[dict[str, Any]]:
-    """The reports of rungs in a trial's log, which may be absent, or torn in its last line."""
+def _reports(path: Path, event: str) -> Iterator[dict[str, Any]]:
+    """The reports of `event` in a trial's log, which may be absent, or torn in its last line."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
     for line in lines:
-        if '"rung"' in line:
+        if f'"{event}"' in line:
             report = json.loads(line)
-            if report.get("event") == "rung":
+            if report.get("event") == event:
                 yield report

@@ -1,6 +1,7 @@
 """Study folders as the engine writes them, of trials that were never trained: their losses are given."""
 
 import json
+import re
 import zlib
 
 import pytest
@@ -30,7 +31,7 @@ class Study:
         """`loss` None and no `status`: a trial that has not ended."""
         config = self.config(point, flops).replace(seed=seed)
         label = " ".join(f"{axis}={level}" for axis, level in point.items()) or self.base
-        name = f"{label.replace(' ', '_')}-{flops:.3g}-s{seed}"
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{label}-{flops:.3g}-s{seed}{role or ''}")
         trial = {"id": name, "label": label, "labels": [label], "hash": config.architecture.hash, "seed": seed}
         self.trials.append(trial | {"config": config.to_dict()} | ({"role": role} if role else {}))
         log = JsonLog(self.folder / "trials" / name / "log.jsonl")
