@@ -157,9 +157,9 @@ def _effects(
         table = common_rung(rung_table(folder), axes)
         flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
     space = candidates(study, axes)
-    found = effects(table, axes, baseline, candidates=space)
-    further = by_eval_set(table, axes, baseline, found, space)
-    return dataclasses.replace(found, sentences=[*found.sentences, *further]), flops
+    estimated = effects(table, axes, baseline, candidates=space)
+    further = by_eval_set(table, axes, baseline, estimated, space)
+    return dataclasses.replace(estimated, sentences=[*estimated.sentences, *further]), flops
 
 
 def _tuning(study: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -176,7 +176,7 @@ def _tuned_effects(
     tuning = _tuning(study)
     table = table[table["role"].isin(OWN_ROLES)].reset_index(drop=True)
     fields = list(tuning["levels"])
-    found = tuned_effects(
+    tuned = tuned_effects(
         table,
         axes,
         baseline,
@@ -187,8 +187,8 @@ def _tuned_effects(
         shared=tuning["recipe"].get("learning_rate"),
     )
     rates = failure_rates(table, axes)
-    sentences = [*plateau_sentences(table, [*axes, *fields]), *tuned_sentences(found)]
-    return as_effects(found, table, rates, sentences), found
+    sentences = [*plateau_sentences(table, [*axes, *fields]), *tuned_sentences(tuned)]
+    return as_effects(tuned, table, rates, sentences), tuned
 
 
 def candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:
@@ -278,16 +278,16 @@ def _gains(
     unknown = means["spent"].isna().to_numpy()
     families = [~unknown & means["is_one"].to_numpy()]
     families += list(np.diag(~unknown & ~families[0]))
-    found = dict.fromkeys(means.index, Estimate(None, reason="its hardware FLOPs are not known"))
+    by_group = dict.fromkeys(means.index, Estimate(None, reason="its hardware FLOPs are not known"))
     for family in families:
         own = means[family]
         if len(own):
             gains = compute_gains(
                 own["loss"].to_numpy(), np.exp(own["spent"].to_numpy()), frontier, runs[family], wider=wider[family]
             )
-            found |= dict(zip(own.index, gains, strict=True))
+            by_group |= dict(zip(own.index, gains, strict=True))
     return [
-        found[group] if group >= 0 else Estimate(None, reason=_no_gain(status, role))
+        by_group[group] if group >= 0 else Estimate(None, reason=_no_gain(status, role))
         for group, status, role in zip(groups, table["status"], table["role"], strict=True)
     ]
 
@@ -327,9 +327,9 @@ def _slopes(runs: pd.DataFrame, budget: str, frontier: Frontier) -> pd.DataFrame
         groups = own.groupby(budget)
         if groups.ngroups > 1:
             losses, flops = (groups[column].mean().to_numpy(float) for column in ("val_loss", "flops"))
-            found = gain_trend(losses, flops, frontier, np.array(groups.size(), float))
-            row = {"label": own["label"].iloc[0], "hash": own["hash"].iloc[0], "slope": found.value}
-            rows.append(row | {"low": found.low, "high": found.high, "reason": found.reason})
+            trend = gain_trend(losses, flops, frontier, np.array(groups.size(), float))
+            row = {"label": own["label"].iloc[0], "hash": own["hash"].iloc[0], "slope": trend.value}
+            rows.append(row | {"low": trend.low, "high": trend.high, "reason": trend.reason})
     return pd.DataFrame(rows, columns=_TRENDS)
 
 
@@ -415,32 +415,32 @@ def _headline(answer: Answer) -> str:
 
 
 def _confirmed_headline(answer: Answer, variants: str) -> str:
-    found = answer.confirmed
-    assert found is not None
+    confirmed = answer.confirmed
+    assert confirmed is not None
     against = "; ".join(
         f"{one.estimate:+.4f} nats from {one.other} (95% {one.low:+.4f} to {one.high:+.4f})"
-        for one in found.differences
+        for one in confirmed.differences
     )
-    figures = f"val_loss {found.loss:.4f} over {found.seeds} fresh seeds, {against}"
-    if found.is_winner:
-        out = f"The winner of {variants}, confirmed, is {found.leader}: {figures}."
+    figures = f"val_loss {confirmed.loss:.4f} over {confirmed.seeds} fresh seeds, {against}"
+    if confirmed.is_winner:
+        out = f"The winner of {variants}, confirmed, is {confirmed.leader}: {figures}."
     else:
-        out = f"No winner: {found.leader} came first of {variants}, and fresh seeds do not confirm it: {figures}."
-    return out + _first_runs(answer, found)
+        out = f"No winner: {confirmed.leader} came first of {variants}, and fresh seeds do not confirm it: {figures}."
+    return out + _first_runs(answer, confirmed)
 
 
-def _first_runs(answer: Answer, found: Confirmation) -> str:
+def _first_runs(answer: Answer, confirmed: Confirmation) -> str:
     """What the leader's first runs said of it against the baseline, and what that shrinks to."""
     ranked = answer.table[answer.table["rank"].notna()]
     entry = programs(ranked)
     means = ranked["val_loss"].groupby(entry).mean()
     noise = answer.paired or answer.noise
     base = _is_baseline(ranked, answer.axes, answer.baseline)
-    if noise is None or not base.any() or not (ranked["label"] == found.leader).any() or len(means) < 3:
+    if noise is None or not base.any() or not (ranked["label"] == confirmed.leader).any() or len(means) < 3:
         return ""
     errors = noise.sd / np.sqrt(ranked.groupby(entry).size().to_numpy(float))
     drawn = pd.Series(shrunken(means.to_numpy(float), errors), index=means.index)
-    leader, baseline = entry[ranked["label"] == found.leader].iloc[0], entry[base].iloc[0]
+    leader, baseline = entry[ranked["label"] == confirmed.leader].iloc[0], entry[base].iloc[0]
     if leader == baseline:
         return ""
     return (

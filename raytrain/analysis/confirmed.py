@@ -47,18 +47,18 @@ def confirmation(runs: pd.DataFrame) -> Confirmation | None:
     (Bonferroni): a leader that is noisier than the rest, and came first by it, is then a winner in at most 1.25% of
     cases, as it must beat the runner-up on that side. None if the leader or all others have fewer than two runs.
     """
-    found = group_means(runs["val_loss"].astype(float), runs["variant"], runs["seed"])
-    known = [place for place in range(1, len(found.groups)) if found.runs[place] > 1]
-    if not known or found.runs[0] < 2:
+    groups = group_means(runs["val_loss"].astype(float), runs["variant"], runs["seed"])
+    known = [place for place in range(1, len(groups.groups)) if groups.runs[place] > 1]
+    if not known or groups.runs[0] < 2:
         return None
     out = []
     for place in known:
-        margin = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2 / len(known), found.dfs[0, place]) * found.errors[0, place]
-        estimate = float(found.means[0] - found.means[place])
-        name = str(found.groups[place])
+        margin = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2 / len(known), groups.dfs[0, place]) * groups.errors[0, place]
+        estimate = float(groups.means[0] - groups.means[place])
+        name = str(groups.groups[place])
         out.append(Difference(name, estimate, estimate - float(margin), estimate + float(margin)))
-    own = runs.loc[runs["variant"] == found.groups[0], "val_loss"]
-    return Confirmation(str(found.groups[0]), float(own.mean()), len(own), out)
+    own = runs.loc[runs["variant"] == groups.groups[0], "val_loss"]
+    return Confirmation(str(groups.groups[0]), float(own.mean()), len(own), out)
 
 
 def shrunken(estimates: Array, errors: Array) -> Array:

@@ -156,13 +156,13 @@ def failure_rates(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     return out.assign(rate=count / out["trials"], low=low, high=high)
 
 
-def _seed_sentences(found: Effects, seeds: pd.Series) -> list[str]:
+def _seed_sentences(estimated: Effects, seeds: pd.Series) -> list[str]:
     """What the seeds of the runs let their errors hold."""
-    if found.blocks:
+    if estimated.blocks:
         more = " Two seeds leave one degree of freedom and wide intervals; a third narrows them threefold."
         return [
-            f"Each effect is judged by its own variation over the {found.blocks} seeds that the variants share."
-            + more * (found.blocks == 2)
+            f"Each effect is judged by its own variation over the {estimated.blocks} seeds that the variants share."
+            + more * (estimated.blocks == 2)
         ]
     if len(seeds) > 2 and seeds.value_counts().iloc[0] > 0.9 * len(seeds):
         return [
@@ -172,15 +172,15 @@ def _seed_sentences(found: Effects, seeds: pd.Series) -> list[str]:
     return []
 
 
-def _unequal_sentences(found: Effects) -> list[str]:
-    if found.unequal is None:
+def _unequal_sentences(estimated: Effects) -> list[str]:
+    if estimated.unequal is None:
         return []
-    how = "" if found.blocks else ", and runs are weighted by it"
-    out = [f"The noise differs by {found.unequal.describe()}; intervals allow for it{how}."]
-    claims = found.within[found.within["p_holm"] < SIGNIFICANCE]
+    how = "" if estimated.blocks else ", and runs are weighted by it"
+    out = [f"The noise differs by {estimated.unequal.describe()}; intervals allow for it{how}."]
+    claims = estimated.within[estimated.within["p_holm"] < SIGNIFICANCE]
     for row in claims.sort_values("p").head(_INTERACTIONS_LISTED).to_dict("records"):
         verdict = _verdict(row["estimate"], row["low"], row["high"])
-        out.append(f"With {found.unequal.axis}={row['arm']}, {row['effect']} {verdict} against {row['reference']}.")
+        out.append(f"With {estimated.unequal.axis}={row['arm']}, {row['effect']} {verdict} against {row['reference']}.")
     return out
 
 
@@ -264,10 +264,10 @@ def _interaction_sentence(effect: Effect, estimates: Estimates) -> str:
     for varied in (0, 1):
         given = 1 - varied
         levels = (effect.levels[given], effect.references[given])
-        found = [estimates.row(estimates.model.contrast_within(effect, varied, level)) for level in levels]
-        ways.append((min(abs(estimate) for estimate, *_ in found), varied, levels, found))
-    _, varied, levels, found = min(ways, key=lambda way: way[:2])
-    (first, _, *first_ends), (second, _, *second_ends) = found
+        rows = [estimates.row(estimates.model.contrast_within(effect, varied, level)) for level in levels]
+        ways.append((min(abs(estimate) for estimate, *_ in rows), varied, levels, rows))
+    _, varied, levels, rows = min(ways, key=lambda way: way[:2])
+    (first, _, *first_ends), (second, _, *second_ends) = rows
     other = effect.axes[1 - varied]
     one, two = _verdict(first, *first_ends), _verdict(second, *second_ends)
     word = "and" if one.split()[0] == two.split()[0] else "but"

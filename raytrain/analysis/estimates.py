@@ -86,8 +86,10 @@ def effect_table(full: Model, estimates: Estimates, aliases: dict[Effect, str]) 
     """A row for each effect of `full`, as `Effects.table` has it: what the fit hides has its alias and no estimate."""
     model = estimates.model
     hidden = np.any(estimates.fit.unseen(model.contrasts), axis=1)
-    found = estimates(model.contrasts)
-    columns = dict(zip(_FIGURES, (found.estimate, found.standard_error, found.df, *found.ends, found.p), strict=True))
+    figures = estimates(model.contrasts)
+    columns = dict(
+        zip(_FIGURES, (figures.estimate, figures.standard_error, figures.df, *figures.ends, figures.p), strict=True)
+    )
     seen = pd.DataFrame(columns, index=[effect.name for effect in model.effects])[~hidden]
     out = pd.DataFrame([_named(effect) for effect in full.effects], columns=_NAMES)
     out = out.join(seen, on="effect")
@@ -120,9 +122,9 @@ def within_arms(estimates: Estimates, differs: Unequal | None) -> pd.DataFrame:
             contrasts.append(estimates.model.contrast_within(effect, varied, arm))
     out = pd.DataFrame(rows, columns=["effect", "arm", "reference"])
     if rows:
-        found = estimates(np.array(contrasts))
+        figures = estimates(np.array(contrasts))
         hidden = np.any(estimates.fit.unseen(np.array(contrasts)), axis=1)
-        columns = (found.estimate, found.standard_error, found.df, *found.ends, found.p)
+        columns = (figures.estimate, figures.standard_error, figures.df, *figures.ends, figures.p)
         out = out.assign(**dict(zip(_FIGURES, columns, strict=True)))[~hidden]
         out = out.drop_duplicates(["effect", "arm"]).reset_index(drop=True)
         out["p_holm"] = holm(out["p"].to_numpy())

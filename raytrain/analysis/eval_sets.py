@@ -19,10 +19,14 @@ def further_losses(table: pd.DataFrame) -> list[str]:
 
 
 def by_eval_set(
-    table: pd.DataFrame, axes: Sequence[str], baseline: Point, found: Effects, candidates: Sequence[Point] | None = None
+    table: pd.DataFrame,
+    axes: Sequence[str],
+    baseline: Point,
+    primary: Effects,
+    candidates: Sequence[Point] | None = None,
 ) -> list[str]:
-    """How the further validation sets in `table` bear on the effects that `found` has of val_loss, a sentence or two a
-    set.
+    """How the further validation sets in `table` bear on the effects that `primary` has of val_loss, a sentence or two
+    a set.
 
     An effect is compared by fitting the same model to the loss on the set, and to the difference of the two losses of
     each run: that both are of one run takes out the noise that they share. Each claim is at 5% after Holm's adjustment
@@ -39,8 +43,8 @@ def by_eval_set(
             )
         except UserError:
             continue
-        if other.noise is not None and found.noise is not None:
-            out += _compared(column.removeprefix(_PREFIX), found.table, other.table, change.table)
+        if other.noise is not None and primary.noise is not None:
+            out += _compared(column.removeprefix(_PREFIX), primary.table, other.table, change.table)
     return out
 
 

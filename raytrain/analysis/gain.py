@@ -181,8 +181,8 @@ def compute_gains(
     tail = min(float(np.quantile(depth, SIGNIFICANCE)), SIGNIFICANCE / 2)
     if frontier.is_misfit:
         gains = (low + high) / 2
-    found = iter(_joined(*parts, tail) for parts in zip(gains.T, low.T, high.T, strict=True))
-    return [Estimate(None, reason=reason) if reason else next(found) for reason in reasons]
+    joined = iter(_joined(*parts, tail) for parts in zip(gains.T, low.T, high.T, strict=True))
+    return [Estimate(None, reason=reason) if reason else next(joined) for reason in reasons]
 
 
 def _joined(gains: Array, low: Array, high: Array, tail: float) -> Estimate:
@@ -270,8 +270,8 @@ def gain_trend(losses: Array, flops: Array, frontier: Frontier, runs: int | Arra
     if frontier.is_misfit:
         curve, ends = (least + most) / 2, ends[1:]
     known = [min(end[0] for end in ends), max(end[1] for end in ends)]
-    found = [float(end) if math.isfinite(end) else None for end in known]
-    return Estimate(float(curve[0]), low=found[0], high=found[1])
+    bounds = [float(end) if math.isfinite(end) else None for end in known]
+    return Estimate(float(curve[0]), low=bounds[0], high=bounds[1])
 
 
 def _out_of_range(loss: float, frontier: Frontier, runs: int) -> str:

@@ -174,7 +174,7 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     return out.loc[order.index].reset_index(drop=True)
 
 
-def places(found: Means) -> npt.NDArray[np.intp]:
+def places(groups: Means) -> npt.NDArray[np.intp]:
     """The rank of each group by its mean, of which less is better.
 
     One is better than another beyond the noise if their means differ by more than q s sqrt(variance / 2), where q is
@@ -193,33 +193,33 @@ def places(found: Means) -> npt.NDArray[np.intp]:
     of three with three runs each, the worst case found). Without noise the order is strict, and equal values share a
     rank.
     """
-    better = found.means - found.means[:, None]  # better[i, j]: how much i is below j
+    better = groups.means - groups.means[:, None]  # better[i, j]: how much i is below j
     margin: Array | float = 0.0
-    if found.noise is not None and len(found.means) > 1:
-        margin = _margins(found)
+    if groups.noise is not None and len(groups.means) > 1:
+        margin = _margins(groups)
     counts = np.sum(better > margin, axis=0)
-    winner = declare_winner(found)
+    winner = declare_winner(groups)
     if winner is not None:
         counts[np.arange(len(counts)) != winner] = np.maximum(1, np.delete(counts, winner))
-    order = np.lexsort((-counts, found.means))
+    order = np.lexsort((-counts, groups.means))
     out = np.empty(len(counts), dtype=np.intp)
     out[order] = 1 + np.minimum.accumulate(counts[order][::-1])[::-1]
-    if found.noise is not None and winner is None and np.count_nonzero(out == 1) == 1 < len(out):
+    if groups.noise is not None and winner is None and np.count_nonzero(out == 1) == 1 < len(out):
         out[out == out[out > 1].min()] = 1
     return out
 
 
-def _margins(found: Means) -> Array:
+def _margins(groups: Means) -> Array:
     """By how much the means of two groups must differ (groups x groups) to be told apart."""
-    assert found.noise is not None
-    count, dfs = len(found.means), np.nan_to_num(np.maximum(found.dfs, 1), nan=1.0)
-    own = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, dfs) * found.errors
-    if not found.is_unequal:
-        all_pairs = studentized_range(count, found.noise.df) * found.noise.sd * np.sqrt(found.variances / 2)
+    assert groups.noise is not None
+    count, dfs = len(groups.means), np.nan_to_num(np.maximum(groups.dfs, 1), nan=1.0)
+    own = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, dfs) * groups.errors
+    if not groups.is_unequal:
+        all_pairs = studentized_range(count, groups.noise.df) * groups.noise.sd * np.sqrt(groups.variances / 2)
     else:
         whole = np.floor(dfs).astype(int)
         quantiles = {df: studentized_range(count, df) for df in np.unique(whole).tolist()}
-        all_pairs = np.vectorize(quantiles.__getitem__, otypes=[float])(whole) * found.errors / np.sqrt(2)
+        all_pairs = np.vectorize(quantiles.__getitem__, otypes=[float])(whole) * groups.errors / np.sqrt(2)
     widest: Array = np.fmax(all_pairs, own)
     return widest
 
@@ -235,8 +235,8 @@ def _ranks(values: pd.Series, program: pd.Series, seed: pd.Series) -> pd.Series:
     known = values.dropna()
     nothing = set(program[known.index][~np.isfinite(known)])  # what bought nothing comes last
     some = known[~program[known.index].isin(nothing)]
-    found = group_means(some, program[some.index], seed[some.index])
-    ranks = dict(zip(found.groups, places(found), strict=True))
+    groups = group_means(some, program[some.index], seed[some.index])
+    ranks = dict(zip(groups.groups, places(groups), strict=True))
     ranks |= dict.fromkeys(nothing, len(ranks) + 1)
     return program.map(pd.Series(ranks, dtype="Int64")).astype("Int64").where(values.notna())
 

@@ -93,10 +93,10 @@ def coverage(trials: int = 128, replays: int = 1000, seed: int = 0) -> dict[str,
     truth, _ = truths(Model(points, points[0]), points, replays, draws)
     plan = choose(points, "d_optimal", trials=trials, seed=seed)
     rows = np.array([index for index, _ in plan.trials])
-    found = judge(points, points[0], rows, truth[rows] + draws.normal(0, NOISE_SD, (len(rows), replays)), truth)
+    judged = judge(points, points[0], rows, truth[rows] + draws.normal(0, NOISE_SD, (len(rows), replays)), truth)
     grid = np.argmin(truth + draws.normal(0, NOISE_SD, truth.shape), axis=0)
     regret_grid = truth[grid, np.arange(replays)] - truth.min(axis=0)
-    out = {name: float(values.mean()) for name, values in found.items()} | {"regret_grid": float(regret_grid.mean())}
+    out = {name: float(values.mean()) for name, values in judged.items()} | {"regret_grid": float(regret_grid.mean())}
     for order, suffix in ((1, ""), (2, "_interactions")):
         promised = np.mean(
             [
@@ -116,8 +116,8 @@ def winners_declared(
 
     Their noise has the `sds`, by default NOISE_SD for all. With `shared` they run on the same seeds.
     """
-    found = _equals(runs, replays, seed, sds, shared)
-    return sum(declare_winner(means) is not None for means in found) / replays
+    replicas = _equals(runs, replays, seed, sds, shared)
+    return sum(declare_winner(means) is not None for means in replicas) / replays
 
 
 def unequal_ranks(
@@ -179,11 +179,11 @@ def stopping_pull(replays: int = 50, seed: int = 0) -> dict[str, float]:
             ("stopped trials left out", halved[kept]),
             ("all trials at the first rung", common),
         ):
-            found = effects(table, list(LEVELS), points[0], candidates=points).table
-            found = found[found["other_axis"].isna() & found["estimate"].notna()]
-            expected = true[[row_of[name] for name in found["effect"]], study]
+            estimated = effects(table, list(LEVELS), points[0], candidates=points).table
+            estimated = estimated[estimated["other_axis"].isna() & estimated["estimate"].notna()]
+            expected = true[[row_of[name] for name in estimated["effect"]], study]
             products.setdefault(way, []).append(
-                (float(found["estimate"].to_numpy() @ expected), float(expected @ expected))
+                (float(estimated["estimate"].to_numpy() @ expected), float(expected @ expected))
             )
     return {way: float(np.divide(*np.sum(pairs, axis=0))) for way, pairs in products.items()}
 
@@ -198,7 +198,7 @@ def rung_survival(when: str, replays: int = 1000, trials: int = 64, spread: floa
     """
     draws = np.random.default_rng(seed)
     best = trials // 16
-    found = 0
+    kept = 0
     for _ in range(replays):
         final = draws.normal(0, MAIN_SD, trials)
         tilt = draws.normal(0.15, 0.001, trials)
@@ -212,8 +212,8 @@ def rung_survival(when: str, replays: int = 1000, trials: int = 64, spread: floa
             }
             losses = final - tilt * np.log(flops[when]) + draws.normal(0, NOISE_SD, trials)
             alive = halve({trial: losses[int(trial)] for trial in alive}, keep)
-        found += len(alive & {f"{trial:03}" for trial in np.argsort(final)[:best]})
-    return found / (best * replays)
+        kept += len(alive & {f"{trial:03}" for trial in np.argsort(final)[:best]})
+    return kept / (best * replays)
 
 
 def frontier_coverage(

@@ -118,7 +118,7 @@ def studies(
     With `trials` a D-optimal design spreads that many runs; else all variants run at all rates.
     """
     draws = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {"coverage": [], "half_width": [], "bounds": [], "claims": [], "wrong_sign": []}
+    results: dict[str, list[float]] = {"coverage": [], "half_width": [], "bounds": [], "claims": [], "wrong_sign": []}
     for _ in range(count):
         world = World(draws, null=null, skew=skew, by_level=by_level)
         if trials is None:
@@ -131,10 +131,10 @@ def studies(
         is_known = (rows["bound"] == "") & rows["low"].notna()
         holds = (rows["low"] <= truth) & (truth <= rows["high"])
         claims = rows["is_clear"]
-        found["coverage"] += holds[is_known].tolist()
-        found["half_width"] += ((rows["high"] - rows["low"]) / 2 / NOISE_SD)[is_known].tolist()
-        found["bounds"].append(float((~is_known).mean()))
-        found["claims"].append(float(claims.any()))
-        found["wrong_sign"].append(float((claims & (np.sign(rows["estimate"]) != np.sign(truth))).any()))
-    means = {name: float(np.mean(values)) for name, values in found.items()}
+        results["coverage"] += holds[is_known].tolist()
+        results["half_width"] += ((rows["high"] - rows["low"]) / 2 / NOISE_SD)[is_known].tolist()
+        results["bounds"].append(float((~is_known).mean()))
+        results["claims"].append(float(claims.any()))
+        results["wrong_sign"].append(float((claims & (np.sign(rows["estimate"]) != np.sign(truth))).any()))
+    means = {name: float(np.mean(values)) for name, values in results.items()}
     return means | {"runs": trials if trials is not None else 8 * len(rates) * seeds}

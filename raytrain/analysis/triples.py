@@ -36,17 +36,17 @@ def suspect(runs: Sequence[Point], fit: LeastSquares, losses: Array, scale: Arra
     residuals = fit.residuals(losses)
     total = float(residuals @ residuals)
     axes = list(dict.fromkeys(axis for run in runs for axis in live(run)))
-    found: list[tuple[float, tuple[str, str, str]]] = []
+    candidates: list[tuple[float, tuple[str, str, str]]] = []
     for triple in itertools.combinations(axes, 3):
         taken, df = _taken((interaction_columns(runs, triple).T / scale).T, fit, residuals)
         if df and fit.df - df >= _LEAST_DF and total > 0:
             ratio = (taken / df) / ((total - taken) / (fit.df - df)) if total > taken else np.inf
-            found.append((float(scipy.stats.f.sf(ratio, df, fit.df - df)), triple))
-    if not found:
+            candidates.append((float(scipy.stats.f.sf(ratio, df, fit.df - df)), triple))
+    if not candidates:
         return None
-    p, triple = min(found)
-    p = min(1.0, p * len(found))  # the first step of Holm
-    return Triple(triple, p, len(found)) if p < SIGNIFICANCE else None
+    p, triple = min(candidates)
+    p = min(1.0, p * len(candidates))  # the first step of Holm
+    return Triple(triple, p, len(candidates)) if p < SIGNIFICANCE else None
 
 
 def interaction_columns(runs: Sequence[Point], axes: Sequence[str]) -> Array:

@@ -58,8 +58,8 @@ class VariantCurves:
 
     def least(self, numbers: Sequence[int]) -> tuple[Array, Array]:
         """The least losses of variants, and (variants x rows) their weights."""
-        found = [self.curves[number].least for number in numbers]
-        return np.array([one.value for one in found]), np.array([one.weights for one in found])
+        optima = [self.curves[number].least for number in numbers]
+        return np.array([one.value for one in optima]), np.array([one.weights for one in optima])
 
 
 def variant_curves(table: pd.DataFrame, variant: pd.Series, tuned: Sequence[str]) -> VariantCurves:
@@ -71,14 +71,14 @@ def variant_curves(table: pd.DataFrame, variant: pd.Series, tuned: Sequence[str]
     losses = np.where(table["status"] == "complete", table["val_loss"].astype(float), np.nan)
     counted = np.isfinite(losses) | table["status"].isin(FAILED).to_numpy()
     failed = table["status"].isin(FAILED).to_numpy() & counted
-    found = fit_curves(unit, np.log(rates), losses, failed, pd.factorize(table["seed"])[0])
+    fitted = fit_curves(unit, np.log(rates), losses, failed, pd.factorize(table["seed"])[0])
     curves: dict[int, Curve] = {}
     settings: dict[int, dict[str, float]] = {}
-    for number, curve in found.curves.items():
+    for number, curve in fitted.curves.items():
         own, place = divmod(number, max(1, len(names)))
         if own not in curves or curve.least.value < curves[own].least.value:
             curves[own], settings[own] = curve, dict(zip(others, names[place], strict=True))
-    return VariantCurves(curves, settings, found.errors)
+    return VariantCurves(curves, settings, fitted.errors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +121,8 @@ def tuned_effects(
     rate = float(rates[len(rates) // 2]) if shared is None else float(rates[np.argmin(np.abs(np.log(rates / shared)))])
     if spreads:
         return _surface(table, list(axes), baseline, candidates, rate)
-    found = variant_curves(table, variant, tuned)
-    numbers = sorted(found.curves)
+    own_curves = variant_curves(table, variant, tuned)
+    numbers = sorted(own_curves.curves)
     if len(numbers) < 2:
         raise UserError(f"effects need two variants or more that train at some rate; this study has {len(numbers)}")
     first = table.assign(variant=variant).drop_duplicates("variant").set_index("variant").loc[numbers]
@@ -131,16 +131,16 @@ def tuned_effects(
     if not full.effects:
         raise UserError("all trials with a loss are of one variant")
     model, fit = fit_model(full, runs)
-    least, weights = found.least(numbers)
+    least, weights = own_curves.least(numbers)
     contrasts = fit.weights(model.contrasts)
     hidden = np.any(fit.unseen(model.contrasts), axis=1)
-    at_edge = np.array([found.curves[number].edge != "inside" for number in numbers])
+    at_edge = np.array([own_curves.curves[number].edge != "inside" for number in numbers])
     estimates = {
         effect: (Estimate(float(row @ least), row @ weights), _bound(row, at_edge))
         for effect, row, unseen in zip(model.effects, contrasts, hidden, strict=True)
         if not unseen
     }
-    at_rate = [found.curves[number].within(math.log(rate)) for number in numbers]
+    at_rate = [own_curves.curves[number].within(math.log(rate)) for number in numbers]
     values = np.array([one.value if one else math.nan for one in at_rate])
     rows = np.array([one.weights if one else np.zeros(len(table)) for one in at_rate])
     lacking = np.isnan(values)
@@ -152,14 +152,14 @@ def tuned_effects(
     levels = {}
     for axis in axes:
         for level in dict.fromkeys(point[axis] for point in runs if axis in point):
-            own = [found.curves[n] for n, point in zip(numbers, runs, strict=True) if point.get(axis) == level]
+            own = [own_curves.curves[n] for n, point in zip(numbers, runs, strict=True) if point.get(axis) == level]
             if (curve := average(own)) is not None:
-                levels[axis, level] = _optimum(curve, found.errors)
+                levels[axis, level] = _optimum(curve, own_curves.errors)
     names = first["label"] if "label" in first else pd.Series(map(str, numbers), index=first.index)
-    variants = {str(names[number]): _optimum(found.curves[number], found.errors) for number in numbers}
-    noise = None if math.isnan(found.errors.sd) else Noise(found.errors.sd, found.errors.df, "seeds")
-    own_best, alike = (_table(full.effects, one, found.errors) for one in (estimates, shared_estimates))
-    return Tuned(own_best, alike, rate, levels, variants, found, noise)
+    variants = {str(names[number]): _optimum(own_curves.curves[number], own_curves.errors) for number in numbers}
+    noise = None if math.isnan(own_curves.errors.sd) else Noise(own_curves.errors.sd, own_curves.errors.df, "seeds")
+    own_best, alike = (_table(full.effects, one, own_curves.errors) for one in (estimates, shared_estimates))
+    return Tuned(own_best, alike, rate, levels, variants, own_curves, noise)
 
 
 def _surface(
@@ -241,14 +241,14 @@ def at_own_best(table: pd.DataFrame, variant: pd.Series) -> pd.DataFrame:
     budget = np.where(frontier, pd.factorize(table["label"])[0] + 1, 0)  # which a frontier's label says
     group = pd.Series(pd.factorize(pd.Series(list(zip(variant, budget, strict=True))))[0], index=table.index)
     counted = table["role"].isin([*OWN_ROLES, "frontier"]).to_numpy()
-    found = variant_curves(table.assign(status=table["status"].where(counted, "apart")), group, fields)
+    own_curves = variant_curves(table.assign(status=table["status"].where(counted, "apart")), group, fields)
     loss = table["val_loss"].astype(float)
     out = table.assign(trained_loss=loss, val_loss=loss, best_learning_rate=np.nan)
     stands = np.zeros(len(table), bool)
     for number in group.unique():
         own = (group == number).to_numpy() & counted
-        curve = found.curves.get(number)
-        for field, level in found.settings.get(number, {}).items():
+        curve = own_curves.curves.get(number)
+        for field, level in own_curves.settings.get(number, {}).items():
             own &= (table[field] == level).to_numpy()
         rates = np.log(table[RATE].to_numpy(float)) if RATE in fields else np.zeros(len(table))
         if curve is None:  # it trained at no rate: any stands for that
@@ -286,13 +286,13 @@ class _Pooled:
         return norms * self._noise.sd, np.full_like(norms, self._noise.df)
 
 
-def as_effects(found: Tuned, table: pd.DataFrame, rates: pd.DataFrame, sentences: list[str]) -> Effects:
-    """`found` in the form of other studies' effects; an effect whose sign is open, as it is a bound, has no p-value."""
-    safe = found.effects["is_clear"] | (found.effects["bound"] == "")
+def as_effects(tuned: Tuned, table: pd.DataFrame, rates: pd.DataFrame, sentences: list[str]) -> Effects:
+    """`tuned` in the form of other studies' effects; an effect whose sign is open, as it is a bound, has no p-value."""
+    safe = tuned.effects["is_clear"] | (tuned.effects["bound"] == "")
     return Effects(
-        table=found.effects.assign(p_holm=found.effects["p_holm"].where(safe)),
-        noise=found.noise,
-        seed_noise=found.noise,
+        table=tuned.effects.assign(p_holm=tuned.effects["p_holm"].where(safe)),
+        noise=tuned.noise,
+        seed_noise=tuned.noise,
         blocks=0,
         unequal=None,
         within=pd.DataFrame(columns=["effect", "arm", "reference"]),

@@ -26,10 +26,10 @@ def rate_scope(rates: Sequence[float], *, tuned: bool, is_axis: bool) -> str:
     return f" at learning rate {known[0]:g} alone" if len(known) == 1 and not is_axis else ""
 
 
-def tuned_sentences(found: Tuned) -> list[str]:
+def tuned_sentences(tuned: Tuned) -> list[str]:
     """The effects at own best learning rates beside those at a shared one, and where the best rates are."""
-    rows = found.effects
-    out = [*_claims(found), *_edges(found), *_sensitivity(found)]
+    rows = tuned.effects
+    out = [*_claims(tuned), *_edges(tuned), *_sensitivity(tuned)]
     if rows["standard_error"].isna().all():
         out.insert(
             0,
@@ -39,13 +39,13 @@ def tuned_sentences(found: Tuned) -> list[str]:
     return out
 
 
-def _claims(found: Tuned) -> list[str]:
-    shared = {row["effect"]: row for row in found.shared.to_dict("records")}
-    effects = found.effects.sort_values("estimate", key=lambda column: -column.abs()).to_dict("records")
+def _claims(tuned: Tuned) -> list[str]:
+    shared = {row["effect"]: row for row in tuned.shared.to_dict("records")}
+    effects = tuned.effects.sort_values("estimate", key=lambda column: -column.abs()).to_dict("records")
     clear = [row for row in effects if row["is_clear"]]
     out = [
         f"At own best learning rates {row['effect']} {_verdict(row)} against {_reference(row)}"
-        f"{_beside(row, shared[row['effect']], found.rate)}."
+        f"{_beside(row, shared[row['effect']], tuned.rate)}."
         for row in clear
     ]
     for row in effects:
@@ -53,9 +53,9 @@ def _claims(found: Tuned) -> list[str]:
         if alike["p_holm"] < SIGNIFICANCE and not row["is_clear"]:
             out.append(
                 f"{row['effect']} {_verb(alike['estimate'])} {abs(alike['estimate']):.4f} nats against "
-                f"{_reference(row)} at learning rate {found.rate:g} alone; at own best ones it {_unclear(row)}."
+                f"{_reference(row)} at learning rate {tuned.rate:g} alone; at own best ones it {_unclear(row)}."
             )
-    widths = ((found.effects["high"] - found.effects["low"]) / 2).dropna()
+    widths = ((tuned.effects["high"] - tuned.effects["low"]) / 2).dropna()
     if not clear and len(widths):
         ends = " to ".join(dict.fromkeys(f"{end:.4f}" for end in (widths.min(), widths.max())))
         out.append(f"No difference at own best learning rates stands out; effects are known to +-{ends} nats.")
@@ -105,8 +105,8 @@ _EDGES = {
 }
 
 
-def _edges(found: Tuned) -> list[str]:
-    at_edge = {item: optimum for item, optimum in found.levels.items() if optimum.edge in _EDGES}
+def _edges(tuned: Tuned) -> list[str]:
+    at_edge = {item: optimum for item, optimum in tuned.levels.items() if optimum.edge in _EDGES}
     out = [
         f"{axis}={level} {_EDGES[optimum.edge].format(rate=f'{optimum.rate:.3g}')}."
         for (axis, level), optimum in list(at_edge.items())[:_LISTED]
@@ -118,10 +118,10 @@ def _edges(found: Tuned) -> list[str]:
     return out
 
 
-def _sensitivity(found: Tuned) -> list[str]:
+def _sensitivity(tuned: Tuned) -> list[str]:
     parts = []
     for name, side in (("twice", "twice"), ("half", "half")):
-        lost = [getattr(optimum, side)[0] for optimum in found.levels.values() if getattr(optimum, side) is not None]
+        lost = [getattr(optimum, side)[0] for optimum in tuned.levels.values() if getattr(optimum, side) is not None]
         if lost:
             ends = " to ".join(dict.fromkeys(f"{end:.4f}" for end in (min(lost), max(lost))))
             parts.append(f"{name} the best learning rate loses {ends} nats")

@@ -38,7 +38,7 @@ def seeds_by_axis(seeds: int, replays: int = 1000, seed: int = 0) -> dict[str, f
     losses = _by_axis(runs, codes, levels, replays, draws)
     own = _contrasts(model, fit, losses, Blocks(fit, codes))
     pooled = _contrasts(model, fit, losses, Pooled(fit))
-    held, held_pooled = (np.abs(found.estimate) <= found.half_width for found in (own, pooled))
+    held, held_pooled = (np.abs(each.estimate) <= each.half_width for each in (own, pooled))
     apart_fit, apart_codes = LeastSquares(model.matrix(runs)), np.arange(len(runs))
     apart = _by_axis(runs, apart_codes, levels, replays, draws)
     independent = _contrasts(model, apart_fit, apart, Pooled(apart_fit))
@@ -77,8 +77,8 @@ def _contrasts(model: Model, fit: LeastSquares, losses: Array, errors: Blocks | 
     return Contrasts(weights @ losses, error, df[:, None])
 
 
-def _claims(found: Contrasts) -> float:
-    return float(np.mean([holm(p).min() < SIGNIFICANCE for p in found.p.T]))
+def _claims(contrasts: Contrasts) -> float:
+    return float(np.mean([holm(p).min() < SIGNIFICANCE for p in contrasts.p.T]))
 
 
 def plateaus(replays: int = 200, trials: int = 128, seed: int = 0) -> dict[str, float]:
@@ -96,8 +96,8 @@ def plateaus(replays: int = 200, trials: int = 128, seed: int = 0) -> dict[str, 
         losses = np.where(draws.random(trials) < 0.1, unigram, trained) + draws.normal(0, NOISE_SD, trials)
         study = table.assign(val_loss=losses)
         for loss, ending in ((unigram, ""), (None, " without")):
-            found = effects(study, list(LEVELS), points[0], candidates=points, unigram_loss=loss)
-            claimed = set(found.table.loc[found.table["p_holm"] < SIGNIFICANCE, "effect"])
+            estimated = effects(study, list(LEVELS), points[0], candidates=points, unigram_loss=loss)
+            claimed = set(estimated.table.loc[estimated.table["p_holm"] < SIGNIFICANCE, "effect"])
             out[f"found{ending}"] += f"{_ARM}=pre" in claimed
             out[f"false claims{ending}"] += bool(claimed - {f"{_ARM}=pre"})
     return {name: value / replays for name, value in out.items()}
@@ -117,12 +117,12 @@ def noisy_arm(ratio: float, replays: int = 200, trials: int = 128, seed: int = 0
     detected, claims = 0, 0
     for _ in range(replays):
         losses = MEAN_LOSS + draws.normal(0, 1, trials) * sds
-        found: Effects = effects(table.assign(val_loss=losses), list(LEVELS), points[0], candidates=points)
-        detected += found.unequal is not None and found.unequal.axis == _ARM
-        claims += bool((found.table["p_holm"] < SIGNIFICANCE).any())
-        held["all"] += list((found.table["low"] <= 0) & (found.table["high"] >= 0))
-        for arm, own in found.within.groupby("arm"):
-            if found.unequal is not None and found.unequal.axis == _ARM:
+        estimated: Effects = effects(table.assign(val_loss=losses), list(LEVELS), points[0], candidates=points)
+        detected += estimated.unequal is not None and estimated.unequal.axis == _ARM
+        claims += bool((estimated.table["p_holm"] < SIGNIFICANCE).any())
+        held["all"] += list((estimated.table["low"] <= 0) & (estimated.table["high"] >= 0))
+        for arm, own in estimated.within.groupby("arm"):
+            if estimated.unequal is not None and estimated.unequal.axis == _ARM:
                 held[str(arm)] += list((own["low"] <= 0) & (own["high"] >= 0))
     out = {f"coverage, {name}": float(np.mean(values)) if values else np.nan for name, values in held.items()}
     return {"detected": detected / replays, **out, "claims": claims / replays}
@@ -146,11 +146,11 @@ def spline_coverage(budgets: Array, replays: int = 300, seeds: int = 3, seed: in
         flops = np.repeat(budgets, seeds)
         frontier = fit_frontier(flops, np.interp(np.log(flops), grid, curve) + draws.normal(0, NOISE_SD, len(flops)))
         loss = np.interp(np.log(1.15 * budgets[1]), grid, curve) + draws.normal(0, NOISE_SD / np.sqrt(seeds))
-        found = compute_gain(float(loss), float(budgets[1]), frontier, seeds)
-        if found.value is None:
+        gain = compute_gain(float(loss), float(budgets[1]), frontier, seeds)
+        if gain.value is None:
             refused += 1
         else:
-            covered.append((found.low or 0) <= 1.15 <= (found.high or np.inf))
+            covered.append((gain.low or 0) <= 1.15 <= (gain.high or np.inf))
         floor, scale, alpha, *_ = frontier.draws
         with np.errstate(invalid="ignore", divide="ignore"):
             needed = frontier.unit * (scale / (loss - floor)) ** (1 / alpha)
@@ -180,11 +180,11 @@ def confirmations(
         losses = draws.normal(0, 1, (len(chosen), fresh)) * sds[chosen][:, None] + draws.normal(0, NOISE_SD, fresh)
         names = np.repeat([str(name) for name in chosen], fresh)
         runs = pd.DataFrame({"variant": names, "seed": list(range(fresh)) * len(chosen), "val_loss": losses.ravel()})
-        found = confirmation(runs)
-        assert found is not None
-        winners += found.is_winner
-        held.append(all(one.low <= 0 <= one.high for one in found.differences))
-        again.append(found.loss)
+        confirmed = confirmation(runs)
+        assert confirmed is not None
+        winners += confirmed.is_winner
+        held.append(all(one.low <= 0 <= one.high for one in confirmed.differences))
+        again.append(confirmed.loss)
     is_quiet = leaders[:, 0] != variants - 1
     return {
         "false winners": winners / replays,
@@ -246,15 +246,15 @@ def one_triple(sd: float = 0.010, replays: int = 300, trials: int = 128, seed: i
         extra = parts[triple] @ draws.normal(0, 1, parts[triple].shape[1])
         for losses, is_there in ((truth + sd * extra / extra.std(), True), (truth, False)):
             seen = losses[rows] + draws.normal(0, NOISE_SD, trials)
-            found = suspect(runs, fit, seen)
+            suspected = suspect(runs, fit, seen)
             if not is_there:
-                out["named without one"] += found is not None
+                out["named without one"] += suspected is not None
                 continue
-            out["named"] += found is not None and found.axes == triple
-            out["another"] += found is not None and found.axes != triple
+            out["named"] += suspected is not None and suspected.axes == triple
+            out["another"] += suspected is not None and suspected.axes != triple
             best = int(np.argmin(matrix @ (fit.weights(np.eye(model.size)) @ seen)))
             own = _contrasts_of(fit, matrix[[best]], seen)
-            held[found is None].append(bool(abs(own.estimate[0] - losses[best] + losses[0]) <= own.half_width[0]))
+            held[suspected is None].append(bool(abs(own.estimate[0] - losses[best] + losses[0]) <= own.half_width[0]))
     out = {name: value / replays for name, value in out.items()}
     return out | {"expected, where asked": _mean(held[True]), "expected, where not": _mean(held[False])}
 

@@ -24,25 +24,25 @@ _EDGES = {
 }
 
 
-def rates_section(found: Answer) -> list[Section]:
+def rates_section(answer: Answer) -> list[Section]:
     """The section, where the study tunes the learning rate and has effects."""
-    if found.tuned is None:
+    if answer.tuned is None:
         return []
-    tuning = found.study["plan"]["tuning"]
+    tuning = answer.study["plan"]["tuning"]
     levels = "; ".join(f"{field} {', '.join(f'{level:g}' for level in own)}" for field, own in tuning["levels"].items())
     how = "The design spread its runs over" if tuning["spreads"] else "Every variant ran at"
     blocks: list[Block] = [
         Text(
             f"{how} {levels}. An effect at own best learning rates is the difference of two least losses, each of a "
-            f"curve over the rates; beside it stands the same effect at the shared rate {found.tuned.rate:g} alone. A "
+            f"curve over the rates; beside it stands the same effect at the shared rate {answer.tuned.rate:g} alone. A "
             "bound stands where a best rate was not reached."
         ),
-        _effects(found.tuned),
+        _effects(answer.tuned),
         Text("The best learning rate of each level, averaged over the other axes, and what half and twice of it lose:"),
-        _optima([(f"{axis}={level}", optimum) for (axis, level), optimum in found.tuned.levels.items()], "level"),
+        _optima([(f"{axis}={level}", optimum) for (axis, level), optimum in answer.tuned.levels.items()], "level"),
     ]
-    if found.tuned.variants:
-        blocks += [Text("The same of each variant:"), _optima([*found.tuned.variants.items()], "variant")]
+    if answer.tuned.variants:
+        blocks += [Text("The same of each variant:"), _optima([*answer.tuned.variants.items()], "variant")]
     return [Section("rates", "Learning rates", blocks)]
 
 

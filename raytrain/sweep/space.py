@@ -91,11 +91,11 @@ class Space:
 
     def dead(self, values: Mapping[str, Any]) -> set[str]:
         """The axes that do not count in a run of `values`. A condition on a dead axis does not hold."""
-        found: set[str] = set()
+        axes: set[str] = set()
         for axis, condition in self.when.items():
-            if found & condition.keys() or not _holds(condition, values):
-                found.add(axis)
-        return found
+            if axes & condition.keys() or not _holds(condition, values):
+                axes.add(axis)
+        return axes
 
     def workers(self, values: Mapping[str, Any]) -> int | None:
         """The ranks of a trial of `values`; None where the space does not say."""
@@ -252,7 +252,7 @@ def _tune(spec: str, given: Any, axes: Container[str]) -> dict[str, tuple[float,
     """The levels of tuned fields, ascending."""
     if not isinstance(given, Mapping):
         raise UserError(f"tune in space {spec} must be a mapping of field to levels, not {shown(given)}")
-    found = {}
+    tuned = {}
     for field, wanted in given.items():
         if field not in TUNABLE:
             raise unknown_value(f"field to tune in space {spec}", field, TUNABLE)
@@ -266,22 +266,22 @@ def _tune(spec: str, given: Any, axes: Container[str]) -> dict[str, tuple[float,
             )
         if field == "learning_rate" and min(levels) <= 0:
             raise UserError(f"tune in space {spec}: learning_rate ({min(levels):g}) must be above 0")
-        found[field] = tuple(sorted(levels))
-    return found
+        tuned[field] = tuple(sorted(levels))
+    return tuned
 
 
 def _placement(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> tuple[tuple[Condition, int], ...]:
     if not isinstance(given, list):
         raise UserError(f"placement in space {spec} must be a list of when and workers, not {shown(given)}")
-    found = []
+    placements = []
     for entry in given:
         if not isinstance(entry, dict) or entry.keys() != {"when", "workers"}:
             raise UserError(f"placement in space {spec}: {shown(entry)} must have when and workers")
         workers = entry["workers"]
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise UserError(f"placement in space {spec}: workers ({shown(workers)}) must be a whole number, 1 or more")
-        found.append((_condition(spec, "placement", entry["when"], levels), workers))
-    return tuple(found)
+        placements.append((_condition(spec, "placement", entry["when"], levels), workers))
+    return tuple(placements)
 
 
 def _condition(spec: str, place: str, given: Any, levels: Mapping[str, list[Any]]) -> Condition:
