@@ -4,19 +4,21 @@ See raytrain.analysis.simulate for the worlds: 720 variants, pairwise interactio
 the command that replays a table, timed.
 """
 
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from raytrain.analysis import simulate, simulate_rates
+from raytrain.analysis import simulate, simulate_rates, worlds
 from raytrain.sweep.factorial import Model
 
-REPLAYS, NULLS, FRONTIERS, SEEDS = 1000, 10_000, 300, 20
+REPLAYS, NULLS, FRONTIERS, STUDIES, SEEDS = 1000, 10_000, 300, 150, 20
 TUNED = 400  # studies of each kind
 THREE, FOUR, FIVE = (
     [1e-3 * step**place for place in places]
@@ -36,7 +38,49 @@ DESIGNS = (
 KEYS = ((1000, "regret_model"), (1, "coverage"))
 
 
+def real_noise() -> None:
+    """Worlds whose noise is as real training's is."""
+    print("\nNoise that is not simple: the part of studies, or of 95% intervals that hold the truth\n")
+    rows: list[tuple[str, Callable[[], dict[str, float]]]] = [
+        ("seeds act on axes, 2 seeds", lambda: worlds.seeds_by_axis(2, REPLAYS)),
+        ("seeds act on axes, 3 seeds", lambda: worlds.seeds_by_axis(3, REPLAYS)),
+        ("10% of runs on the plateau", lambda: worlds.plateaus(STUDIES)),
+        ("post-norm with 10 times the noise", lambda: worlds.noisy_arm(10, STUDIES)),
+        ("post-norm with 3 times the noise", lambda: worlds.noisy_arm(3, STUDIES)),
+        ("all arms with one noise", lambda: worlds.noisy_arm(1, STUDIES)),
+        ("one of 24 with 10 times, confirmed", lambda: worlds.confirmations(replays=REPLAYS)),
+        ("gains of 24 equal variants", lambda: worlds.equal_gains(replays=FRONTIERS)),
+        *[
+            (
+                f"a spline frontier, {len(budgets)} budgets",
+                functools.partial(worlds.spline_coverage, budgets, FRONTIERS),
+            )
+            for budgets in (np.array([2.5e14, 5e14, 1e15]), np.array([2.5e14, 5e14, 1e15, 2e15]))
+        ],
+        ("one triple of sd 10 mnats", lambda: worlds.one_triple(replays=FRONTIERS)),
+        *[
+            (f"ladder, gain 1.2, {tokens:g} tokens/parameter", functools.partial(worlds.ladder_readings, tokens))
+            for tokens in (0.65, 20.0, 100.0)
+        ],
+    ]
+    noisy = np.where(np.arange(24) == 5, 10 * simulate.NOISE_SD, simulate.NOISE_SD)
+    for seeds in (2, 3):
+        for shared in (False, True):
+            runs = np.full(24, seeds)
+            words = f"one of 24 with 10 times, {seeds} seeds{', shared' * shared}"
+            winner = functools.partial(simulate.winners_declared, runs, REPLAYS, 0, noisy, shared)
+            rows.append((words, lambda winner=winner: {"false winners": winner()}))
+    for words, world in rows:
+        start = time.perf_counter()
+        found = ", ".join(f"{name} {value:.4g}" for name, value in world().items())
+        print(f"{words} ({time.perf_counter() - start:.0f} s): {found}", flush=True)
+
+
 def main() -> None:
+    """Print all of it."""
+    real_noise()
+    if sys.argv[1:] == ["worlds"]:
+        return
     print(f"d_optimal designs, {REPLAYS} worlds each: coverage of the 95% intervals of main effects and interactions,")
     print("their half-widths (over those promised), and the winner's true regret beside that of the 720-run grid\n")
     print("trials  coverage        half-width, mnats               regret, mnats   grid's")
