@@ -33,11 +33,6 @@ _REASONS: tuple[str, ...] = (
 _REASONS += ("folder (", "init_from (", "FileNotFoundError: ", "OSError: ", "PermissionError: ")
 
 
-def is_of_host(reason: str) -> bool:
-    """Whether a trial that failed for `reason`, in an earlier version, failed by what its machine lacked."""
-    return reason.startswith(_REASONS)
-
-
 def missing(config: Mapping[str, Any], folder: str | None = None, fingerprints: Mapping[str, str] | None = None) -> str:
     """What a trial's `config`, as study.json has it, needs and this machine lacks, in one line; empty if nothing.
 
@@ -93,6 +88,22 @@ def recorded_fingerprints(folder: Path, study: Mapping[str, Any]) -> dict[str, s
         if result.exists() and (fingerprint := read_json(result).get("data_fingerprint")):
             found[trial["config"]["data"]] = fingerprint
     return found
+
+
+def to_run(folder: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials of the study in `folder` that have no result that stands."""
+    found = []
+    for trial in study["trials"]:
+        path = folder / "trials" / trial["id"] / "result.json"
+        result = read_json(path) if path.exists() else {"status": "lost"}
+        if result.get("status") == "lost" or failed_by_host(result):
+            found.append(trial)
+    return found
+
+
+def failed_by_host(result: Mapping[str, Any]) -> bool:
+    """Whether an earlier version called a failure of the trial what its machine lacked."""
+    return result.get("status") == "failed" and str(result.get("reason", "")).startswith(_REASONS)
 
 
 def check_hosts(study: Mapping[str, Any], storage: str | None, *, is_local: bool) -> None:

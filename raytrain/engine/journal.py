@@ -24,7 +24,7 @@ from typing import Any
 import rich.console
 
 from raytrain import architecture as architectures
-from raytrain.engine.hosts import is_of_host
+from raytrain.engine.hosts import failed_by_host
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.timing import Timing
 from raytrain.errors import UserError
@@ -85,8 +85,7 @@ class StudyJournal:
 
     def _failed_by_host(self, trial: dict[str, Any]) -> bool:
         result = self._folder / trial["id"] / "result.json"
-        found = read_json(result) if result.exists() else {}
-        return found.get("status") == "failed" and is_of_host(str(found.get("reason", "")))
+        return result.exists() and failed_by_host(read_json(result))
 
     def _make_good(self, trial: str) -> None:
         """What the log or the result of a trial says and the events do not: its driver died between the two."""

@@ -29,7 +29,7 @@ from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.axes.plugin import LOADED, check_loaded
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
 from raytrain.engine.ending import listening
-from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fingerprints
+from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fingerprints, to_run
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
@@ -160,7 +160,7 @@ def resume_study(
     def go_on(session: Session, sync: Sync, *, is_local: bool) -> int:
         lanes = plan_lanes(study["trials"], request, is_local=is_local)
         try:
-            check_hosts(study, storage, is_local=is_local)
+            check_hosts(study | {"trials": to_run(folder, study)}, storage, is_local=is_local)
         except UserError as error:
             then = "nothing was changed: resume once it is there, or with --data if it was moved"
             raise UserError(f"{error}; {then}") from None

@@ -170,6 +170,7 @@ def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Non
     one_lane(monkeypatch)
     monkeypatch.setattr(study, "ray_started", lambda *_: contextlib.nullcontext(True))
     monkeypatch.setattr(study, "Sync", NoSync)
+    monkeypatch.setattr(study, "recorded_fingerprints", lambda *args: {})  # made up
     write_study(folder, lanes=dataclasses.asdict(ResourceRequest()), **given)
     for result in folder.glob("trials/*/result.json"):
         event = {"event": "end", "trial": result.parent.name, "status": json.loads(result.read_text())["status"]}
@@ -309,12 +310,12 @@ def test_the_estimate_beside_what_it_took() -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a traceback once Ray is up, as another driver took the name meanwhile or --runs cannot be written;
     and a name that is taken by a folder without its study, as the driver died between two writes."""
-    study._make(tmp_path / "s", {"name": "s"})
+    study._make(tmp_path / "s", {"name": "s"}, {})
     assert json.loads((tmp_path / "s" / "study.json").read_text()) == {"name": "s"}
     with pytest.raises(UserError, match=rf"name \(s\) is taken in {tmp_path}"):
-        study._make(tmp_path / "s", {"name": "other"})
+        study._make(tmp_path / "s", {"name": "other"}, {})
     with pytest.raises(UserError, match="Not a directory"):
-        study._make(tmp_path / "s" / "study.json" / "t", {})
+        study._make(tmp_path / "s" / "study.json" / "t", {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
     def die(path: Path, content: Any) -> None:
@@ -322,7 +323,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(study, "write_json", die)
     with pytest.raises(KeyboardInterrupt):
-        study._make(tmp_path / "u", {})
+        study._make(tmp_path / "u", {}, {})
     assert not (tmp_path / "u").exists()
 
 
