@@ -24,6 +24,7 @@ from raytrain.interrupts import INTERRUPTED, exit_code
 from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
 from raytrain.rundir.folders import check_name, read_json, write_json
 from raytrain.rundir.log import JsonLog
+from raytrain.training.launch import launched
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
 from raytrain.training.pretrained import read_hugging_face
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int | None:
     add_flags(parser)
     flags = parser.parse_args(argv)
 
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = launched().rank == 0
     config, layers = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
     folder = None
     if is_main:

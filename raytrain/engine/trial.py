@@ -12,6 +12,7 @@ from ray import tune
 
 from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report
 from raytrain.engine.secrets import opened
+from raytrain.training.launch import forget
 
 _RESULT_SECONDS = 3.0  # a result at least this often, so that Tune can stop the trial and its table moves
 _IDLE_SECONDS = 0.1  # how soon a lane without work sees that there is some
@@ -46,6 +47,7 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         from raytrain.engine.lane import Lane  # here: a driver that makes this class has no use for torch
 
+        forget()  # a launcher's variables in the driver's environment; Train sets those of ranks
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         shape = LaneShape(**json.loads(config["trial"]["shape"]))
         self._lane = Lane(shape, self.logdir, type(self).train_job, self.hang_timeout)

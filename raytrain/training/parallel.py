@@ -34,11 +34,13 @@ from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.rundir.cache import use_private_compile_cache
 from raytrain.training import fp8
+from raytrain.training.launch import Launch, launched
 from raytrain.training.objective import NextTokenLoss
 
 # torch 2.13 has another name for it, which 2.10 does not know.
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
 _TIMEOUT = datetime.timedelta(minutes=10)
+_MEETING = datetime.timedelta(minutes=1)  # that the ranks of a launcher may take to come together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +85,16 @@ def join_world(config: TrainConfig) -> Iterator[World]:
     Tears down only what it made. Raises UserError where the strategy and the number of ranks don't go together.
     """
     device = _device(config.device)
-    launched_size = int(os.environ.get("WORLD_SIZE", "1"))
-    mine = not dist.is_initialized() and launched_size > 1
-    size = dist.get_world_size() if dist.is_initialized() else launched_size
+    launch = Launch() if dist.is_initialized() else launched()
+    mine = launch.size > 1
+    size = dist.get_world_size() if dist.is_initialized() else launch.size
     strategy = config.parallel if config.parallel != "auto" else ("ddp" if size > 1 else "single")
     config.check_ranks(size)
     _private_cache(config, device)  # now: building a model imports torch's compiler, which looks for its cache
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if mine:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        _meet(launch, "nccl" if device.type == "cuda" else "gloo")
     elif size == 1 and strategy != "single" and not dist.is_initialized():
         store = dist.HashStore()  # a world of one, so that every strategy also runs, and resumes, on one rank
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
@@ -104,6 +106,20 @@ def join_world(config: TrainConfig) -> Iterator[World]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _meet(launch: Launch, backend: str) -> None:
+    """Make the process group of the ranks that a launcher started. Raises UserError if they do not come together."""
+    try:
+        if launch.has_agent or launch.address is None:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+            return
+        host, port = launch.address
+        store = dist.TCPStore(host, port, launch.size, launch.rank == 0, timeout=_MEETING)
+        store.set_timeout(_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=_TIMEOUT)
+    except (dist.DistError, ValueError) as error:
+        raise launch.unreachable(error) from None
 
 
 def _device(wanted: str) -> torch.device:
