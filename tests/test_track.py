@@ -1,4 +1,6 @@
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from mlflow import MlflowClient
 from raytrain import track
 from raytrain.config.resolve import resolve
 from raytrain.engine.journal import StudyJournal
+from tests.studies import write_study
 
 
 def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,3 +57,32 @@ def test_mistakes(flags: str, words: str, tmp_path: Path, capsys: pytest.Capture
     said = capsys.readouterr().err
     assert words.format(runs=tmp_path) in said
     assert said.count("\n") == 1
+
+
+def test_a_database_that_is_locked_and_an_experiment_that_is_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a traceback for a database that another process holds, and for an experiment that was deleted, of
+    which nobody says how it comes back."""
+    write_study(tmp_path / "s", seeds=1, points=1)
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    flags = ["sync", "s", "--runs", str(tmp_path), "--tracking_uri"]
+    assert not track.main([*flags, uri])
+    with contextlib.closing(sqlite3.connect(tmp_path / "m.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        capsys.readouterr()
+        assert track.main([*flags, f"{uri}?timeout=0.1"]) == 2
+        said = capsys.readouterr().err
+    assert "another process holds the database locked; end it, or try again later" in said
+    assert said.count("\n") == 1
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("s")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    assert track.main([*flags, uri]) == 2
+    said = capsys.readouterr().err
+    assert "experiment s is deleted in MLflow" in said
+    assert f"mlflow experiments restore --experiment-id {experiment.experiment_id}" in said
+    assert said.count("\n") == 1
+    client.restore_experiment(experiment.experiment_id)
+    assert not track.main([*flags, uri])

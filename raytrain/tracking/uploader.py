@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from sqlalchemy.exc import SQLAlchemyError
 
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
@@ -123,8 +124,10 @@ class Uploader:
     def _speaking(self) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             text = " ".join(str(error).split())
+            if "database is locked" in text:
+                text = "another process holds the database locked; end it, or try again later"
             text = without_secrets(text, self.uri)
             raise UserError(f"tracking_uri ({shown(self.uri)}) does not take the results: {text}") from error
 
@@ -146,6 +149,12 @@ class Uploader:
         if experiment is None:
             artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
             self._experiment = self._client.create_experiment(study["name"], artifacts)
+        elif experiment.lifecycle_stage == "deleted":
+            restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            uri = shlex.quote(shown(self.uri))
+            raise UserError(
+                f"experiment {study['name']} is deleted in MLflow; restore it by: MLFLOW_TRACKING_URI={uri} {restore}"
+            )
         else:
             self._experiment = experiment.experiment_id
             self._find(_key(study))
