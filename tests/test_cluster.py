@@ -2,12 +2,16 @@
 
 import copy
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import ray
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +68,43 @@ def test_the_job_on_kubernetes() -> None:
     (container,) = workers["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert workers["minReplicas"] == 0
+
+
+def locked() -> dict[str, list[tuple[str, str]]]:
+    """Of each package in requirements.lock its versions, each with the marker of where it is installed."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if not line.startswith(" "):
+            name, version, marker = re.fullmatch(r"([a-z0-9-]+)==([^ ;]+)(?: ; (.*?))? ?\\?", line).groups()  # type: ignore[union-attr]
+            found.setdefault(name, []).append((version, marker or ""))
+    return found
+
+
+def test_every_package_is_pinned_by_hash_and_names_no_index() -> None:
+    """Would catch a package that is not checked when it is installed, and this machine's own index in the file."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert all(re.match(r"[a-z0-9-]+==|    --hash=sha256:[0-9a-f]{64}( |$)", line) for line in lines)
+    heads = [number for number, line in enumerate(lines) if not line.startswith(" ")]
+    assert all(lines[number + 1].startswith("    --hash=") for number in heads)
+    assert not re.search("://|index-url|find-links", "\n".join(lines))
+
+
+def test_the_lock_is_that_of_pyproject() -> None:
+    """Would catch a dependency that nodes lack or have in another version than pyproject.toml allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = locked()
+    for text in (*project["dependencies"], *project["optional-dependencies"]["cluster"]):
+        wanted = Requirement(text)
+        versions = pinned[canonicalize_name(wanted.name)]
+        assert all(wanted.specifier.contains(version) for version, _ in versions), text
+    (ray_version,) = {version for version, _ in pinned["ray"]}
+    (job,) = [found for found in manifests() if found.get("kind") == "RayJob"]
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == ray_version == ray.__version__
+
+
+def test_nodes_install_the_lock_and_nothing_else() -> None:
+    """Would catch nodes that run other versions than the driver, which was installed from the lock."""
+    installs = [command for command in CONFIG["setup_commands"] if "pip install" in command]
+    assert installs == ["~/venv/bin/pip install -q --require-hashes -r ~/requirements.lock"]
+    assert CONFIG["file_mounts"]["~/requirements.lock"] == "requirements.lock"
+    assert not any("pip install" in command for command in CONFIG["head_start_ray_commands"])
