@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run every variant at these levels of learning_rate, weight_decay or warmup_fraction, and judge each at "
         "its own best, as learning_rate=3e-4,1e-3,3e-3 [the space's, or none]",
     )
+    sweep.add_argument(
+        "--tune_extend",
+        action="store_true",
+        help="run variants that are best at the last learning rate tried at one more, up to twice",
+    )
     sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
     sweep.add_argument("--resume", metavar="NAME", help="continue this study after an interruption")
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")

@@ -9,6 +9,7 @@ import rich.console
 
 from raytrain.analysis.answer import candidates
 from raytrain.analysis.confirmation import confirm
+from raytrain.analysis.extension import extend
 from raytrain.analysis.plateau import mark_plateaus
 from raytrain.analysis.ranking import numbers, programs, read_study
 from raytrain.analysis.trials import axes_of
@@ -25,8 +26,12 @@ def _confirm(study: Mapping[str, Any], table: pd.DataFrame, entry: Mapping[str, 
     return confirm(study, table, candidates(dict(study), axes), entry["seeds"])
 
 
+def _extend(study: Mapping[str, Any], table: pd.DataFrame, entry: Mapping[str, Any]) -> Stage | None:
+    return extend(study, table)
+
+
 # By the name in `grows` of study.json: a pure function of the study, its table of trials and its own entry there.
-DECISIONS: dict[str, Decide] = {"confirm": _confirm}
+DECISIONS: dict[str, Decide] = {"extend": _extend, "confirm": _confirm}
 
 
 def next_stage(folder: Path) -> Stage | None:

@@ -22,14 +22,17 @@ from raytrain.sweep.space import Candidate, Expansion, Space
 from raytrain.sweep.trial import PlannedTrial, without_seed
 from raytrain.sweep.tuning import Tuning, half_width, suffix
 
+EXTENSIONS = 2  # times that a study goes beyond its learning rates
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A sweep, complete: `trials` in the order to run them, each to `budget_flops` but for those of the frontier.
 
     `axes` are the levels of the space's axes, `baseline` those of its base. `request` is what the trials are to run on.
-    `confirm` is how many fresh seeds the leader, the runner-up and the baseline run with once all trials have ended.
-    `total_flops` and `estimate` hold what such later stages cost at most.
+    `confirm` is how many fresh seeds the leader, the runner-up and the baseline run with once all trials have ended;
+    `total_flops` and `estimate` hold what that costs at most. `tune_extend`: whether variants that are best at the last
+    learning rate tried run at more of them before; neither holds that.
     """
 
     space: str
@@ -50,12 +53,14 @@ class Plan:
     request: ResourceRequest = NO_REQUEST
     tuning: Tuning | None = None
     confirm: int = 0
+    tune_extend: bool = False
     budget: Budget | None = None  # of the base
 
     @property
     def grows(self) -> list[dict[str, Any]]:
         """The stages that may follow, as study.json holds them: see raytrain.sweep.stages."""
-        return [{"stage": "confirm", "seeds": self.confirm}] if self.confirm else []
+        extend = [{"stage": "extend", "most": EXTENSIONS}] if self.tune_extend else []
+        return extend + ([{"stage": "confirm", "seeds": self.confirm}] if self.confirm else [])
 
     @property
     def confirming(self) -> int:
@@ -134,6 +139,7 @@ class Plan:
             f"trials      {len(self.trials)}{extra}",
             *([f"design      {self.design.describe()}"] if self.design else []),
             *([f"tune        {self.tuning.describe()}"] if self.tuning else []),
+            *([f"extend      {self._extends()}"] if self.tune_extend else []),
             *([] if self.design and not self.tuning else [f"resolution  {self._resolves()}"]),
             *self._rungs(),
             *self._confirms(),
@@ -165,6 +171,14 @@ class Plan:
         if self.tuning.spreads:
             return "effects at the middle rate as above; at each level's own best about as well where that is inside"
         return "none: a curve through as many runs as it has coefficients leaves no noise (--seeds 2 or more)"
+
+    def _extends(self) -> str:
+        assert self.tuning is not None
+        runs = len(self._own) // self.tuning.factor
+        return (
+            f"then a learning rate more where the best is the last tried, {EXTENSIONS} times at most, for the variants "
+            f"that need it: {runs} runs for each if all do, {runs * self.budget_flops:.3g} FLOPs, not in the sums below"
+        )
 
     def _confirms(self) -> list[str]:
         if not self.confirming:
@@ -208,6 +222,7 @@ def make_plan(
     frontier: Sequence[float] = (),
     measured: Callable[[TrainConfig], float | None] = lambda config: None,
     confirm: int = 0,
+    tune_extend: bool = False,
 ) -> Plan:
     """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
 
@@ -310,9 +325,10 @@ def make_plan(
         design=chosen_design,
         halving=halving,
         confirm=confirm,
+        tune_extend=tune_extend,
         budget=Budget.of(base),
         request=request,
-        tuning=_tuning(space, base, len(chosen) + len(extra), total, seeds, spreads=spreads) if space.tune else None,
+        tuning=_tuning(space, base, [*chosen, *extra], seeds, spreads=spreads) if space.tune else None,
     )
 
 
@@ -328,10 +344,12 @@ def _away(setting: Mapping[str, float], config: TrainConfig) -> float:
     return sum(abs(math.log(value / getattr(config, field))) for field, value in setting.items())
 
 
-def _tuning(space: Space, base: TrainConfig, trials: int, flops: float, seeds: int, *, spreads: bool) -> Tuning:
+def _tuning(space: Space, base: TrainConfig, trials: Sequence[PlannedTrial], seeds: int, *, spreads: bool) -> Tuning:
     rates = space.tune.get("learning_rate", (1.0,))
     known = None if spreads else half_width(rates, seeds)
-    return Tuning(space.tune, {field: getattr(base, field) for field in space.tune}, spreads, trials, flops, known)
+    recipe = {field: getattr(base, field) for field in space.tune}
+    flops = float(sum(trial.config.train_flops for trial in trials))
+    return Tuning(space.tune, recipe, spreads, len(trials), flops, known)
 
 
 def _frontier(

@@ -60,6 +60,7 @@ def plan(
     factor: int = 4,
     frontier_budgets: Sequence[float] = (),
     tune: Mapping[str, Any] | None = None,
+    tune_extend: bool = False,
     confirm: int | None = None,
     measure: bool = False,
     gpus_per_trial: int | None = None,
@@ -88,6 +89,7 @@ def plan(
             `{"learning_rate": [3e-4, 1e-3, 3e-3]}`; also weight_decay and warmup_fraction.
         confirm: fresh seeds of the leader, the runner-up and the baseline once all trials have ended; None: 3 with a
             design without replicates, else 0.
+        tune_extend: whether variants that are best at the last learning rate tried run at one more, up to twice.
         measure: time a few steps on this machine for the plan's estimate.
         gpus_per_trial: GPUs of each trial; 0 trains on CPUs; None: 1 where there are GPUs.
         workers_per_trial: ranks of each trial on CPUs; on GPUs there is one a GPU.
@@ -105,7 +107,7 @@ def plan(
     the_space = _read_space(space, base)
     if tune:
         the_space = the_space.tuned(tune)
-    _check_tune(the_space, design, scheduler)
+    _check_tune(the_space, design, scheduler, tune_extend=tune_extend)
     runs = _Runs(the_space, _layers(the_space, config, run), request)
     if (trials_per_gpu or 1) > 1 and runs.given.get("micro_batch") == AUTO:
         raise UserError("micro_batch (auto) has a GPU to itself while it tries; with trials_per_gpu give a number")
@@ -142,6 +144,7 @@ def plan(
         reference=reference,
         halving=Halving(factor, rungs, baseline.rung_decay) if scheduler == "halving" else None,
         frontier=tuple(frontier_budgets),
+        tune_extend=tune_extend,
         confirm=(CONFIRM if design is not None and seeds == 1 else 0) if confirm is None else confirm,
         measured=functools.partial(measured_rate, now=measure),
     )
@@ -226,13 +229,17 @@ def _layers(space: Space, config: str | Path | None, run: Mapping[str, Any]) -> 
     return layers
 
 
-def _check_tune(space: Space, design: str | None, scheduler: str) -> None:
+def _check_tune(space: Space, design: str | None, scheduler: str, *, tune_extend: bool) -> None:
     """Raises UserError where the tuned fields do not go with the other options."""
     fields = ", ".join(space.tune)
     if space.tune and scheduler != "none":
         raise UserError(f"tune ({fields}) cannot be combined with scheduler {scheduler}, which compares trials as one")
     if design in SAMPLED and space.tune and [*space.tune] != ["learning_rate"]:
         raise UserError(f"tune ({fields}): design {design} spreads runs over learning_rate alone")
+    if tune_extend and "learning_rate" not in space.tune:
+        raise UserError("tune_extend needs learning_rate among the tuned fields (--tune learning_rate=...)")
+    if tune_extend and design in SAMPLED:
+        raise UserError(f"tune_extend cannot be combined with design {design}, where no variant runs at every rate")
 
 
 def _check_counts(given: Mapping[str, Any]) -> None:

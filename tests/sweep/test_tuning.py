@@ -142,6 +142,7 @@ def test_frontier_runs_at_every_rate(space: Path) -> None:
 def test_options_that_do_not_go_with_tuning(space: Path) -> None:
     """Would catch rungs that stop a variant's worse rates, and a design that has no column for a tuned field."""
     for arguments, words in (
+        (("--tune_extend", "--design", "d_optimal", "--trials", "24"), "tune_extend cannot be combined with design"),
         (("--scheduler", "halving"), r"tune \(learning_rate\) cannot be combined with scheduler halving"),
         (("--design", "d_optimal", "--trials", "30", "--tune", "weight_decay=0,1"), "spreads runs over learning_rate"),
     ):
@@ -201,3 +202,16 @@ def test_d_optimal_needs_runs_for_the_curves() -> None:
     points = [{"a": a, "learning_rate": rate} for a in (0, 1) for rate in RATES]
     with pytest.raises(UserError, match=r"must be 8 or more for the 6 coefficients of .* and the curves in learning_"):
         choose(points, "d_optimal", trials=7, tuned="learning_rate", base=1)
+
+
+def test_a_study_may_go_beyond_its_rates(space: Path) -> None:
+    """Would catch a plan that confirms before the rates are found, and an extension of nothing."""
+    plan = make(space, "--seeds", "2", "--tune_extend", "--confirm", "2")
+    assert [entry["stage"] for entry in plan.grows] == ["extend", "confirm"]
+    assert plan.tuning is not None
+    assert plan.tuning.flops == pytest.approx(24 * plan.budget_flops, rel=1e-3)
+    assert "8 runs for each if all do" in str(plan)
+    assert make(space).grows == []
+    space.write_text("axes: {bias: [true, false]}")
+    with pytest.raises(UserError, match="tune_extend needs learning_rate among the tuned fields"):
+        make(space, "--tune_extend")
