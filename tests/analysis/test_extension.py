@@ -23,9 +23,9 @@ def decided(make_study):
             for place, rate in enumerate(rates):
                 for seed in (2 * place, 2 * place + 1):
                     loss = 3 + 0.02 * math.log2(rate / best) ** 2 + noise_of(is_tied, rate, seed, sd=0.0005)
-                    name = study.add({"weight_tying": is_tied, "learning_rate": rate}, loss, seed=seed,
+                    study.add({"weight_tying": is_tied, "learning_rate": rate}, loss, seed=seed,
                                      **results.get(f"{rate:g}", {}))  # fmt: skip
-                    study.trials[-1] |= {"id": name, "tuned": {"learning_rate": rate}} if tuned else {}
+                    study.trials[-1] |= {"tuned": {"learning_rate": rate}} if tuned else {}
         tuning = {"levels": {"learning_rate": list(rates)}, "recipe": {"learning_rate": 1e-3}, "spreads": False}
         folder = study.write(plan={"tuning": tuning} if tuned else {})
         return extend(read_study_json(folder), read_study(folder))
