@@ -67,8 +67,8 @@ def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
         raise UserError(f"{folder / 'study.json'} is incomplete: missing {', '.join(missing)}")
     for trial in study["trials"] if isinstance(study["trials"], list) else ():
         try:
-            check_name(trial["id"])
-        except (UserError, TypeError, LookupError):
+            check_name(trial["id"].replace("=", "-"))  # which ids of trials that differ in a field have
+        except (UserError, TypeError, LookupError, AttributeError):
             wrong = trial.get("id") if isinstance(trial, dict) else trial
             raise UserError(
                 f"{folder / 'study.json'} is damaged: trials: id ({short(str(wrong))}) is no name"

@@ -56,3 +56,13 @@ def test_secrets_of_an_older_study_are_not_read(tmp_path: Path) -> None:
     study |= {"command": "tune --tracking_uri http://me:SECRET@host", "budget_flops": 1, "counts": {}, "versions": {}}
     (tmp_path / "study.json").write_text(json.dumps(study | {"trials": []}))
     assert read_study_json(tmp_path)["command"] == "tune --tracking_uri http://***@host"
+
+
+def test_the_id_of_a_trial_that_differs_in_a_field(tmp_path: Path) -> None:
+    """Would catch a study over learning rates, whose ids say them, called damaged."""
+    study = dict.fromkeys(("name", "space", "base", "scale", "created", "git_commit"), "x")
+    study |= {"command": "x", "budget_flops": 1, "counts": {}, "versions": {}}
+    (tmp_path / "study.json").write_text(
+        json.dumps(study | {"trials": [{"id": "4L-RoPE-f87b23-learning_rate=0.003-s1"}]})
+    )
+    assert read_study_json(tmp_path)["trials"][0]["id"].endswith("=0.003-s1")
