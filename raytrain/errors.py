@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import functools
 import io
 import reprlib
@@ -11,6 +12,8 @@ from typing import Any, NoReturn, Protocol
 
 from raytrain.interrupts import INTERRUPTED
 from raytrain.uris import without_secrets
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a full or broken disk answers
 
 
 class UserError(ValueError):
@@ -36,6 +39,16 @@ def shown(value: object) -> str:
 
 class HostError(UserError):
     """What this machine lacks or cannot reach. No fault of a trial, which may run elsewhere, or later."""
+
+
+def unwritable(error: OSError, place: object = None) -> str:
+    """The one line for a disk that takes no more: what could not be written and what to free; empty for other errors.
+
+    `place` is what was to be written, where the error does not have it.
+    """
+    if error.errno not in _DISK:
+        return ""
+    return f"{error.filename or place or 'a file'} cannot be written: {error.strerror}; free space on that disk"
 
 
 def short(text: str, length: int = _SHOWN_CHARACTERS) -> str:
@@ -99,6 +112,11 @@ def command(main: Callable[[list[str] | None], int | None]) -> Command:
         except UserError as error:
             print(f"error: {short(without_secrets(str(error)), _LINE_CHARACTERS)}", file=sys.stderr)
             return 2
+        except OSError as error:
+            if not (reason := unwritable(error)):
+                raise
+            print(f"error: {short(reason, _LINE_CHARACTERS)}, then run the same command again", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED

@@ -19,7 +19,7 @@ from raytrain.axes.plugin import check_loaded
 from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
-from raytrain.errors import Parser, UserError, command
+from raytrain.errors import Parser, UserError, command, unwritable
 from raytrain.interrupts import INTERRUPTED, exit_code
 from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
 from raytrain.rundir.folders import check_name, read_json, write_json
@@ -50,8 +50,13 @@ def main(argv: list[str] | None = None) -> int | None:
             print(f"{folder} is complete: there is nothing left to train")
             return 0
         _print_sources(config, layers)
-        write_json(folder / "config.json", config.to_dict())
-        write_sources(folder, sources(config.to_dict()))
+        try:
+            write_json(folder / "config.json", config.to_dict())
+            write_sources(folder, sources(config.to_dict()))
+        except OSError:
+            if not flags.resume:
+                shutil.rmtree(folder, ignore_errors=True)  # the name is free again
+            raise
     log = JsonLog(folder / "log.jsonl") if folder else None
     micro_batch: int | None = None  # known from the run's start on
     has_trained = bool(flags.resume)
@@ -82,6 +87,13 @@ def main(argv: list[str] | None = None) -> int | None:
                 f"the run does not fit the device with micro_batch ({micro_batch}): {needed} Less memory take a "
                 "smaller one, --activation_checkpointing selective or full, and --parallel fsdp on several devices"
             ) from error
+        except OSError as error:
+            if not (reason := unwritable(error, folder)) or folder is None:
+                raise
+            if not has_trained:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            raise UserError(f"{reason}; resume with: python -m raytrain.train --resume {folder}") from error
         except Exception as error:
             if not (place := line_in_plugin(error)):
                 raise

@@ -10,6 +10,7 @@ any two writes; `StudyJournal` makes good what that leaves.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import rich.console
 
@@ -35,8 +36,28 @@ from raytrain.sweep.stages import Stage, with_stage
 from raytrain.training.storage import open_storage
 from raytrain.uris import reopened, shown
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _SYNC_SECONDS = 5.0
 _LAST_SYNC_SECONDS = 60.0  # what MLflow may take at the end before it is left behind
+
+
+def _written(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of the journal's that writes: a disk that takes no more ends the study, for good order's sake here, as
+    Tune would take the error for one of the trial's."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            journal = args[0]
+            assert isinstance(journal, StudyJournal)
+            if journal.on_full_disk is not None:
+                journal.on_full_disk(error)
+            raise
+
+    return run
 
 
 class StudyJournal:
@@ -58,6 +79,7 @@ class StudyJournal:
         self.trials = {trial["id"]: trial for trial in trials}
         self.schedule = Schedule(trials, scheduler)
         self.timings: dict[tuple[str, int | None], Timing] = {}
+        self.on_full_disk: Callable[[OSError], object] | None = None
         self.is_ending = False  # whether a signal has come that ends the study
         self._rung: dict[str, int | None] = {}  # that each trial on a lane trains for
         self._micro_batch: dict[str, int] = {}  # that each trial on a lane trains with
@@ -81,7 +103,7 @@ class StudyJournal:
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
-        return self.__dict__ | {"_grow": None, "_storage": None}
+        return self.__dict__ | {"_grow": None, "_storage": None, "on_full_disk": None}
 
     def _failed_by_host(self, trial: dict[str, Any]) -> bool:
         result = self._folder / trial["id"] / "result.json"
@@ -104,6 +126,7 @@ class StudyJournal:
             names = [name for name, trial in self.trials.items() if trial.get("stage") == stage]
             self._apply(event="stage", stage=stage, trials=[name for name in names if name not in self.schedule])
 
+    @_written
     def begin(self, segment: Segment, **facts: Any) -> None:
         """A lane is to have this segment of a trial."""
         self._rung[segment.trial] = segment.rung
@@ -113,6 +136,7 @@ class StudyJournal:
         self._logs[segment.trial] = JsonLog(folder / "log.jsonl")
         self._apply(event="begin", trial=segment.trial, rung=segment.rung, **facts)
 
+    @_written
     def take(self, trial: str, report: Report, lane: str) -> None:
         """Write down what a trial reported. Its "end" may turn out to be a pause, or to be tried again."""
         report = dict(report)

@@ -16,7 +16,7 @@ from ray import tune
 
 from raytrain.engine.ending import Ending
 from raytrain.engine.journal import StudyJournal, Sync
-from raytrain.errors import UserError
+from raytrain.errors import UserError, unwritable
 from raytrain.interrupts import INTERRUPTED
 from raytrain.rundir.folders import read_study_json, write_json
 from raytrain.uris import HIDDEN, has_secret, shown
@@ -61,6 +61,13 @@ class Session:
             self.console.file.flush()
             self.ending.leave(INTERRUPTED)
 
+    def disk_is_full(self, error: OSError) -> None:
+        """End this process if the study's folder takes no more. The record is whole, but for a torn last line."""
+        if reason := unwritable(error, self.folder):
+            self.interrupted(reason)
+            self.console.file.flush()
+            self.ending.leave(1)
+
     @contextlib.contextmanager
     def heeding_signals(self, sync: Sync, record: StudyJournal) -> Iterator[None]:
         """Where this process has the study's lock: once a signal has come, mark the study and bring it to MLflow."""
@@ -76,6 +83,7 @@ class Session:
             self.interrupted()
             self.console.file.flush()
 
+        record.on_full_disk = self.disk_is_full
         self.ending.on_first, self.ending.on_force = mark, force
         try:
             yield

@@ -40,7 +40,7 @@ from raytrain.engine.stages import grow
 from raytrain.engine.timing import overhead
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
-from raytrain.errors import UserError
+from raytrain.errors import UserError, unwritable
 from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
 from raytrain.sweep.estimate import ResourceRequest
@@ -190,6 +190,11 @@ def _with_ray(session: Session, work: Callable[..., int]) -> int:
                 return work(session, sync, is_local=is_local)
         except KeyboardInterrupt:
             return session.interrupted()
+        except OSError as error:
+            if not (reason := unwritable(error, session.folder)):
+                raise
+            session.interrupted(reason)
+            return 1
 
 
 def _run(

@@ -1,5 +1,6 @@
 """The folders of runs and studies: what they may be called, and their JSON. Pure."""
 
+import contextlib
 import json
 import os
 import re
@@ -31,9 +32,15 @@ def write_json(path: Path, content: Any) -> None:
     # Another process or thread may write the same.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     partial.unlink(missing_ok=True)  # a link that somebody has put there leads to another file
-    with partial.open("x") as file:
-        file.write(json.dumps(content, indent=1))
-    partial.replace(path)
+    try:
+        with partial.open("x") as file:
+            file.write(json.dumps(content, indent=1))
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -28,8 +28,12 @@ class JsonLog:
     def write(self, report: Mapping[str, Any]) -> None:
         """Append `report` as one line, and flush it. `time`, in Unix seconds, defaults to now."""
         line = json.dumps({"time": time.time(), **report})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self._path)
+            raise
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
