@@ -197,7 +197,7 @@ def test_a_schedule_and_an_optimizer(tiny_run):
     assert learning_rate(config, 5) == 2.0 * (1 - math.sqrt(5 / 20))
     world = World(0, 1, torch.device("cpu"), "single", torch.float32)
     assert isinstance(make_optimizer(build(config.architecture), config, world), torch.optim.SGD)
-    with pytest.raises(UserError, match=r"Unknown optimizer: 'sdg'. Available: adamw, sgd. Did you mean sgd"):
+    with pytest.raises(UserError, match=r"Unknown optimizer: 'sdg'.*sgd. Did you mean sgd"):
         tiny_run(preset="llama", optimizer="sdg")
 
 
