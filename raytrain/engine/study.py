@@ -259,7 +259,7 @@ def _run(
         print(json.dumps(result | {"trials": rows}))
     if not is_over:
         return session.interrupted(f"{unfinished} of {len(table)} trials have not ended")
-    return 0 if table["rank"].notna().any() else 1
+    return 0 if table["val_loss"].notna().any() else 1
 
 
 def _tune(
@@ -347,7 +347,7 @@ def _free_folder(runs: Path, name: str) -> Path:
     return (runs / name).absolute()
 
 
-def _make(folder: Path, study: dict[str, Any], plugins: Mapping[str, str]) -> None:
+def _make(folder: Path, study: dict[str, Any], plugins: Mapping[str, str] | None = None) -> None:
     """Make the study's folder, whole or not at all, with the sources of its plugins for the record.
 
     Raises UserError if the name was taken since, or it cannot be.
@@ -356,7 +356,7 @@ def _make(folder: Path, study: dict[str, Any], plugins: Mapping[str, str]) -> No
     try:
         partial.mkdir()
         write_json(partial / "study.json", study)
-        write_sources(partial, plugins)
+        write_sources(partial, plugins or {})
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

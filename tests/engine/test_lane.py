@@ -193,7 +193,7 @@ def test_a_lane_that_hangs_ends_itself(ray_here: None, tmp_path: Path) -> None:
     lane.submit(jobs(1)[0])
     end = finish(lane)[-1]
     assert end["status"] == "lost"
-    assert "said nothing for 1 s" in end["reason"]
+    assert "no message from a rank for 1 s" in end["reason"]
     while not lane.is_broken:
         lane.take(1.0)
     lane.close()
