@@ -59,6 +59,7 @@ def test_presets_are_as_specified():
         "team": (False, False, 0.0),
         "hybrid": (False, True, 0.0),
         "openai_gpt2": (True, True, 0.0),
+        "modern": (False, False, 0.0),
     }
     assert preset("llama") == preset("team")
     assert preset("custom", **CUSTOM) == Architecture(**CUSTOM)
