@@ -156,12 +156,83 @@ def interrupted(number: int, whom: str, moment: str) -> Case:
     return case
 
 
+def declined(tool: str, words: str, *flags: str, code: int = 2, **env: str) -> Case:
+    """A command that says in one line what is wrong with its environment, and starts nothing."""
+
+    def case(folder: Path) -> list[str]:
+        places = {name: value.replace("{folder}", str(folder)) for name, value in env.items()}
+        (folder / "open").mkdir()
+        (folder / "open").chmod(0o777)
+        done = subprocess.run(
+            command(tool, folder / "runs", *flags, *SMALL.split(), "--max_iters", "2"),
+            capture_output=True, text=True, env=environment(**places), timeout=120,
+        )  # fmt: skip
+        wrong = traces(done.stderr)
+        wrong += [] if done.returncode == code else [f"exit code {done.returncode}"]
+        wrong += [] if words in done.stderr and done.stderr.count("\n") == 1 else [f"it says {done.stderr[-200:]!r}"]
+        return wrong + (["a folder left"] if list(folder.glob("runs/*")) else [])
+
+    return case
+
+
+def full_disk(folder: Path) -> list[str]:
+    """A run on a disk that is full. Needs root, to mount one."""
+    disk = folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        return ["no disk could be mounted"]
+    try:
+        with contextlib.suppress(OSError):
+            (disk / "fill").write_bytes(bytes(2**20))
+        flags = [*SMALL.split(), "--max_iters", "2", "--name", "r"]
+        done = subprocess.run(command("train", disk, *flags), capture_output=True, text=True, env=environment())
+        (disk / "fill").unlink()
+        wrong = traces(done.stderr) + ([] if "No space left" in done.stderr else [f"it says {done.stderr[-200:]!r}"])
+        wrong += [] if done.returncode in (1, 2) else [f"exit code {done.returncode}"]
+        return wrong + (["the name is taken"] if (disk / "r").exists() else [])
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def swept(**env: str) -> Case:
+    """A sweep that takes no notice of what is wrong in its environment."""
+
+    def case(folder: Path) -> list[str]:
+        places = {name: value.replace("{folder}", str(folder)) for name, value in env.items()}
+        for place in places.values():
+            if place.startswith(str(folder)):
+                Path(place).mkdir(parents=True)
+        study = Study(folder, "--max_iters", "20", **places)
+        study.process.wait(300)
+        return study.judge((0, 1))
+
+    return case
+
+
 def cases() -> Iterator[tuple[str, Case]]:
     """Every case by name."""
     term = signal.SIGTERM
     for whom in ("group", "all", "driver"):
         for moment in ("1", "gcs_server", "raylet", "ray::", "training"):
             yield f"signals: SIGTERM to {whom} at {moment}", interrupted(term, whom, moment)
+    launcher = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    launcher |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    yield "environment: RANK=1 in a run", declined("train", "RANK (1) is set", RANK="1")
+    yield "environment: WORLD_SIZE= in a run", declined("train", "WORLD_SIZE ('')", WORLD_SIZE="")
+    agent = launcher | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    yield "environment: a torchrun that is gone, in a run", declined("train", "does not meet the others", **agent)
+    yield (
+        "environment: a cache that others write to",
+        declined("train", "others can write", RAYTRAIN_CACHE="{folder}/open"),
+    )
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": "{folder}/open"}
+    yield (
+        "environment: a compile cache likewise",
+        declined("train", "others can write", "--compile", "True", **compiled),
+    )
+    yield "environment: a full disk", full_disk
+    yield "sweeps: with a launcher's variables", swept(**launcher)
+    yield "sweeps: with a TMPDIR of 95 characters", swept(TMPDIR="{folder}/" + "t" * 75)
     yield "signals: SIGHUP to group at training", interrupted(signal.SIGHUP, "group", "training")
     yield "signals: SIGINT to driver at training", interrupted(signal.SIGINT, "driver", "training")
     yield "signals: SIGINT to group at raylet", interrupted(signal.SIGINT, "group", "raylet")

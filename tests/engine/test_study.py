@@ -471,6 +471,7 @@ def test_no_secret_is_printed_or_stored(
         facts = {"val_loss": 2.0, "train_loss": 2.0, "vocab_size": 256, "train_flops": config.train_flops}
         on_report({"event": "end", "status": "complete", **facts})
 
+    monkeypatch.setattr(study, "check_hosts", lambda *args, **kwargs: None)  # there is no such bucket
     tracking = "http://me:TOPSECRET@127.0.0.1:9"
     assert (
         study.run_study(make(seeds=2), runs=tmp_path, name="s", storage=storage, tracking_uri=tracking, train=train)
