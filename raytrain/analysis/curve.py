@@ -83,15 +83,18 @@ class Curve:
         """Where the best rate is: "lowest" or "highest" if the last one tried on that side, "inside" if between others.
 
         "unstable above" ("unstable below") where it is the last at which the variant trains: the optimum may lie
-        between it and the next rate tried. "waiting above" ("waiting below") where the next has not been run.
+        between it and the next rate tried. "waiting above" ("waiting below") where the next has not been run. Of a
+        single usable rate, the side where none was tried is named.
         """
-        for end, beyond, name, side in (
-            (self.low, self.below, "lowest", "below"),
-            (self.high, self.above, "highest", "above"),
-        ):
-            if self.x == end and beyond != "tried":
-                return f"{beyond} {side}" if beyond else name
-        return "inside"
+        found = [
+            f"{beyond} {side}" if beyond else name
+            for end, beyond, name, side in (
+                (self.low, self.below, "lowest", "below"),
+                (self.high, self.above, "highest", "above"),
+            )
+            if self.x == end and beyond != "tried"
+        ]
+        return min(found, key=lambda edge: edge not in ("lowest", "highest"), default="inside")
 
     def lost(self, factor: float) -> Estimate | None:
         """What a learning rate `factor` times the best one loses; None where that lies beyond the ends.

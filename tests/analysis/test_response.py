@@ -178,3 +178,12 @@ def test_a_rate_that_has_not_been_run_is_no_edge_of_the_range():
     losses = parabola(1e-2, 0.02)
     losses[3:] = np.nan
     assert study(losses[None, :, None]).curves[0].edge == "waiting above"
+
+
+def test_a_single_usable_rate_at_the_end_leaves_the_range_open():
+    """Would catch: rates that are all too low but the last, where nothing leaves the plateau, and a study that is not
+    told to try higher ones."""
+    failed = np.zeros((1, 5, 1), bool)
+    failed[0, :4] = True
+    curve = study([parabola(1e-2, 0.02)[:, None]], failed=failed).curves[0]
+    assert (curve.edge, curve.below) == ("highest", "unstable")

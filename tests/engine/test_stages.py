@@ -1,7 +1,9 @@
 """A study that grows, without Ray: the journal, the schedule and the decision, and a kill between any two writes."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def loss(trial: dict[str, Any]) -> float:
     return 3 + 0.1 * (arch["norm_position"] == "post") - 0.05 * arch["weight_tying"] + trial["seed"] % 7 / 1000
 
 
-def drive(folder: Path) -> StudyJournal:
+def drive(folder: Path, loss: Callable[[dict[str, Any]], float] = loss) -> StudyJournal:
     """One driver, on one lane, until all is over."""
     study = read_study_json(folder)
     record = StudyJournal(folder, study["trials"], study["scheduler"], lambda: next_stage(folder))
@@ -133,6 +135,22 @@ def test_a_study_that_tunes_confirms_each_at_its_own_best_rate(tmp_path: Path) -
     assert len({trial["id"] for trial in added}) == 6
     assert all(trial["tuned"]["learning_rate"] == trial["config"]["learning_rate"] for trial in added)
     assert all(f"-lr{trial['config']['learning_rate']:g}-s{trial['seed']}" in trial["id"] for trial in added)
+
+
+def test_a_study_whose_best_rate_is_the_last_adds_another_and_then_confirms(tmp_path: Path) -> None:
+    """Catches a study that does not go beyond its rates, goes on without end, or confirms before it has."""
+    make(tmp_path / "s", confirm=1, tune={"learning_rate": [5e-4, 1e-3, 2e-3]}, tune_extend=True, seeds=2)
+    content = json.loads((tmp_path / "s" / "study.json").read_text())
+    tuning = {"levels": {"learning_rate": [5e-4, 1e-3, 2e-3]}, "recipe": {"learning_rate": 1e-3}, "spreads": False}
+    (tmp_path / "s" / "study.json").write_text(json.dumps(content | {"plan": {"tuning": tuning}}))
+    drive(tmp_path / "s", lambda trial: loss(trial) - 0.05 * math.log(trial["config"]["learning_rate"]))
+    study = read_study_json(tmp_path / "s")
+    assert [stage["name"] for stage in study["stages"]] == ["extend", "extend", "confirm"]
+    added = [trial for trial in study["trials"] if trial.get("role") == "extend"]
+    assert {trial["config"]["learning_rate"] for trial in added} == {4e-3, 8e-3}
+    assert len(added) == len({trial["id"] for trial in added}) == 2 * 2 * len({trial["hash"] for trial in added})
+    first = {trial["seed"] for trial in study["trials"] if not trial.get("role")}
+    assert not first & {trial["seed"] for trial in added}
 
 
 def test_what_was_lost_is_tried_again_before_a_stage_is_decided(tmp_path: Path) -> None:
