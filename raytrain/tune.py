@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run the base at these multiples of the budget too, for compute gains [none]",
     )
     sweep.add_argument(
+        "--independent_seeds",
+        action="store_true",
+        help="give each variant seeds of its own, instead of the same ones to all",
+    )
+    sweep.add_argument(
         "--confirm",
         type=int,
         metavar="K",

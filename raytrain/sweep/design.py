@@ -47,6 +47,20 @@ class Design:
     precisions: tuple[Precision, ...]
     tuned: str | None = None  # the field whose levels the candidates spread over too
 
+    def by_seed(self, seeds: int) -> "Design":
+        """The same with the half-widths of effects that are judged by how they vary over `seeds` shared seeds.
+
+        Each then has seeds - 1 degrees of freedom of its own, not those of all residuals: see raytrain.analysis.strata.
+        """
+        if not self.residual_df:
+            return self
+        ratio = float(scipy.special.stdtrit(seeds - 1, 0.975) / scipy.special.stdtrit(self.residual_df, 0.975))
+        wider = (
+            dataclasses.replace(own, half_width=None if own.half_width is None else own.half_width * ratio)
+            for own in self.precisions
+        )
+        return dataclasses.replace(self, precisions=tuple(wider))
+
     def describe(self) -> str:
         """Such as `d_optimal: 128 trials of 120 variants out of 720; D-efficiency 0.96; ...`."""
         chosen = len({index for index, _ in self.trials})
@@ -151,6 +165,19 @@ def choose(
         precisions=precisions(full, model, fit),
         tuned=tuned,
     )
+
+
+def resolution(runs: Sequence[int], *, shared: bool) -> float | None:
+    """The half-width of the 95% interval of the difference between two variants, in noise sd, with so many `runs` each.
+
+    t(0.975, df) sqrt(2 / n), n the fewest runs. Where variants share their seeds a difference varies from seed to seed
+    by its own amount, which those n alone tell: df = n - 1. With seeds of their own, or a single run each, all
+    replicates tell of one noise: df = sum over variants of (runs - 1); None if there are none.
+    """
+    n, df = min(runs), sum(count - 1 for count in runs)
+    if n > 1 and shared:
+        df = n - 1
+    return float(scipy.special.stdtrit(df, 0.975)) * math.sqrt(2 / n) if df else None
 
 
 def precisions(full: Model, model: Model, fit: LeastSquares) -> tuple[Precision, ...]:

@@ -8,18 +8,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import scipy.special
-
 from raytrain.architecture import PRESETS
 from raytrain.axes import find
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.sweep.budget import Budget, Spread, flops_spread
-from raytrain.sweep.design import SAMPLED, Design, choose
+from raytrain.sweep.design import SAMPLED, Design, choose, resolution
 from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
-from raytrain.sweep.trial import PlannedTrial, without_seed
+from raytrain.sweep.trial import PlannedTrial, own_seeds, without_seed
 from raytrain.sweep.tuning import Tuning, half_width, suffix
 
 EXTENSIONS = 2  # times that a study goes beyond its learning rates
@@ -53,6 +51,7 @@ class Plan:
     request: ResourceRequest = NO_REQUEST
     tuning: Tuning | None = None
     confirm: int = 0
+    independent_seeds: bool = False
     tune_extend: bool = False
     budget: Budget | None = None  # of the base
 
@@ -98,15 +97,9 @@ class Plan:
 
     @property
     def resolution(self) -> float | None:
-        """The half-width of the 95% interval of the difference between two variants, in noise sd.
-
-        t(0.975, df) sqrt(2 / n) with n runs of each and df = sum over variants of (runs - 1); None without replicates.
-        """
+        """The half-width of the 95% interval of the difference between two variants, in noise sd: see `resolution`."""
         runs = collections.Counter(trial.config.replace(seed=0) for trial in self._own)
-        df = sum(count - 1 for count in runs.values())
-        if not df:
-            return None
-        return float(scipy.special.stdtrit(df, 0.975)) * math.sqrt(2 / min(runs.values()))
+        return resolution(list(runs.values()), shared=not self.independent_seeds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -159,7 +152,8 @@ class Plan:
             return self._resolves_tuned()
         if self.resolution is None:
             return "none: without replicates no difference is distinguishable from noise (--seeds 2 or more)"
-        return f"the difference between two variants is known to +-{self.resolution:.2f} noise sd (95%)"
+        whose = "own seeds" if self.independent_seeds else "shared seeds"
+        return f"the difference between two variants is known to +-{self.resolution:.2f} noise sd (95%, {whose})"
 
     def _resolves_tuned(self) -> str:
         assert self.tuning is not None
@@ -222,6 +216,7 @@ def make_plan(
     frontier: Sequence[float] = (),
     measured: Callable[[TrainConfig], float | None] = lambda config: None,
     confirm: int = 0,
+    independent_seeds: bool = False,
     tune_extend: bool = False,
 ) -> Plan:
     """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
@@ -299,6 +294,10 @@ def make_plan(
                 trials_of = tuple((index, seed) for index, seed, _ in crossed)
                 chosen_design = dataclasses.replace(chosen_design, trials=trials_of, precisions=())
     base = base or chosen[0].config
+    if independent_seeds:
+        chosen = own_seeds(chosen)
+    elif chosen_design is not None and seeds > 1:
+        chosen_design = chosen_design.by_seed(seeds)
     total = float(sum(trial.config.train_flops for trial in chosen))
     if halving is not None:
         total = halving.spent(len({without_seed(trial.id) for trial in chosen}), len(chosen), budget_flops)
@@ -325,6 +324,7 @@ def make_plan(
         design=chosen_design,
         halving=halving,
         confirm=confirm,
+        independent_seeds=independent_seeds,
         tune_extend=tune_extend,
         budget=Budget.of(base),
         request=request,

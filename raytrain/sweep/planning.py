@@ -61,6 +61,7 @@ def plan(
     frontier_budgets: Sequence[float] = (),
     tune: Mapping[str, Any] | None = None,
     tune_extend: bool = False,
+    independent_seeds: bool = False,
     confirm: int | None = None,
     measure: bool = False,
     gpus_per_trial: int | None = None,
@@ -87,6 +88,7 @@ def plan(
         frontier_budgets: multiples of the budget that the base runs at too, for compute gains.
         tune: fields of the recipe to tune for each distinct model, with their levels, over those of the space:
             `{"learning_rate": [3e-4, 1e-3, 3e-3]}`; also weight_decay and warmup_fraction.
+        independent_seeds: give each variant seeds of its own, instead of the same ones to all.
         confirm: fresh seeds of the leader, the runner-up and the baseline once all trials have ended; None: 3 with a
             design without replicates, else 0.
         tune_extend: whether variants that are best at the last learning rate tried run at one more, up to twice.
@@ -145,6 +147,7 @@ def plan(
         halving=Halving(factor, rungs, baseline.rung_decay) if scheduler == "halving" else None,
         frontier=tuple(frontier_budgets),
         tune_extend=tune_extend,
+        independent_seeds=independent_seeds,
         confirm=(CONFIRM if design is not None and seeds == 1 else 0) if confirm is None else confirm,
         measured=functools.partial(measured_rate, now=measure),
     )

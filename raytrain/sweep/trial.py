@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raytrain.config.run import TrainConfig
@@ -47,3 +47,21 @@ class PlannedTrial:
             "config": config.to_dict(),
         }
         return trial | {key: value for key in ("role", "workers", "tuned") if (value := getattr(self, key))}
+
+
+def own_seeds(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    """`trials` in their order, with seeds of which no two trials share one.
+
+    They are consecutive, from the least of those planned on, those of a variant one after another; the first variant of
+    `trials` begins.
+    """
+    by_variant: dict[str, list[int]] = {}
+    for place, trial in enumerate(trials):
+        by_variant.setdefault(without_seed(trial.id), []).append(place)
+    first = min(trial.config.seed for trial in trials)
+    out = list(trials)
+    for seed, place in enumerate((place for places in by_variant.values() for place in places), start=first):
+        trial = trials[place]
+        name = f"{without_seed(trial.id)}-s{seed}"
+        out[place] = dataclasses.replace(trial, id=name, config=trial.config.replace(seed=seed))
+    return out

@@ -205,7 +205,10 @@ def test_a_frontier_has_three_budgets_and_noise() -> None:
 def test_what_replicates_resolve() -> None:
     """Would catch a plan that promises differences without replicates: t(0.975, 4) sqrt(2 / 2) for 4 x 2 runs."""
     assert make("--space presets").resolution is None
-    assert make("--space presets --seeds 2").resolution == pytest.approx(2.7764, abs=1e-4)
+    # t(0.975, 1) of two shared seeds: a difference has one degree of freedom of its own. t(0.975, 4) of own seeds.
+    assert make("--space presets --seeds 2").resolution == pytest.approx(12.7062, abs=1e-4)
+    assert make("--space presets --seeds 2 --independent_seeds").resolution == pytest.approx(2.7764, abs=1e-4)
+    assert make("--space presets --seeds 3").resolution == pytest.approx(4.3027 * (2 / 3) ** 0.5, abs=1e-4)
 
 
 def test_levels_and_placement_of_trials(tmp_path: Path) -> None:
@@ -256,3 +259,21 @@ def test_memory_is_near_what_was_measured(arguments: tuple[Any, ...], measured: 
     arch = resolve([("test", {"preset": preset, "scale": scale} | vocabulary)])[0].architecture
     bytes_ = peak_memory(arch, micro_batch, parallel=parallel, world_size=size, checkpointing=checkpointing)
     assert bytes_ / 1e9 == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("design", ["", "--design d_optimal --trials 150", "--tune learning_rate=1e-3,2e-3,4e-3"])
+def test_independent_seeds_are_nobody_elses(design: str) -> None:
+    """Would catch a seed that two variants share, a trial under another seed's name, and other trials than without."""
+    space = "--space full" if "design" in design else "--space presets"
+    shared, own = make(f"{space} --seeds 2 {design}"), make(f"{space} --seeds 2 --independent_seeds {design}")
+    seeds = [trial.config.seed for trial in own.trials]
+    assert sorted(seeds) == list(range(1337, 1337 + len(shared.trials)))
+    assert all(trial.id.endswith(f"-s{trial.config.seed}") for trial in own.trials)
+    variants = [trial.config.replace(seed=0) for trial in own.trials]
+    assert variants == [trial.config.replace(seed=0) for trial in shared.trials]
+    if own.design is not None and shared.design is not None:
+        widths = [
+            [precision.half_width for precision in plan.design.precisions if precision.half_width is not None]
+            for plan in (own, shared)
+        ]
+        assert all(mine < theirs for mine, theirs in zip(*widths, strict=True))
