@@ -352,7 +352,11 @@ def test_rungs(ray_here: None, tmp_path: Path) -> None:
     plan = make(seeds=6)
     budget = float(plan.budget_flops)
     rungs = (budget / 4, budget / 2)
-    trials = tuple(dataclasses.replace(t, config=t.config.replace(rungs=rungs)) for t in plan.trials)
+    # Halving keeps or stops all seeds of a variant together, so each seed is named as a variant of its own.
+    trials = tuple(
+        dataclasses.replace(t, id=f"v{t.config.seed}-s{t.config.seed}", config=t.config.replace(rungs=rungs))
+        for t in plan.trials
+    )
     plan = dataclasses.replace(plan, trials=trials, halving=Halving(2, rungs, 0.0))
     assert study.run_study(plan, runs=tmp_path, name="h", train=pausing_train) == 0
     statuses, starts = {}, {}
@@ -372,7 +376,7 @@ def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.Captu
     """Would catch trials of unequal budgets or one and the same model, anything but JSON on stdout, and a lane that
     real training cannot run in."""
     small = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --global_batch 256 --eval_tokens 256 --eval_interval 9"
-    flags = f"--space presets --max_iters 30 {small} --json --name r --concurrent 1 --runs {tmp_path} --device cpu"
+    flags = f"--space presets --max_iters 120 --learning_rate 1e-2 {small} --json --name r --concurrent 1 --runs {tmp_path} --device cpu"
     code = tune.main(flags.split())
     shown = json.loads(capsys.readouterr().out)
     assert code == 0
