@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from raytrain.config.resolve import resolve
@@ -22,9 +20,7 @@ def space_file(tmp_path):
 
 def test_the_full_space():
     """Would catch: points lost or trained twice. 3x4x3x2x2x2x2 variants are standard, 3x3x2x2x2x2 swiglu."""
-    began = time.perf_counter()
     found = expand(load_space("full"), resolve_point)
-    assert time.perf_counter() - began < 5
     assert (found.points, found.programs, len(found.candidates)) == (2304, 1440, 576 + 144)
     assert len({candidate.config.architecture.hash for candidate in found.candidates}) == 720
     assert {len(candidate.labels) for candidate in found.candidates} == {1}
