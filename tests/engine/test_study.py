@@ -376,7 +376,8 @@ def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.Captu
     """Would catch trials of unequal budgets or one and the same model, anything but JSON on stdout, and a lane that
     real training cannot run in."""
     small = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --global_batch 256 --eval_tokens 256 --eval_interval 9"
-    flags = f"--space presets --max_iters 120 --learning_rate 1e-2 {small} --json --name r --concurrent 1 --runs {tmp_path} --device cpu"
+    small += " --max_iters 120 --learning_rate 1e-2"
+    flags = f"--space presets {small} --json --name r --concurrent 1 --runs {tmp_path} --device cpu"
     code = tune.main(flags.split())
     shown = json.loads(capsys.readouterr().out)
     assert code == 0
