@@ -5,7 +5,7 @@ import pytest
 from raytrain.architecture import AXES
 from raytrain.presets import list_presets, main, preset_table
 
-NAMES = ["gpt2", "llama", "team", "hybrid", "openai_gpt2", "custom"]
+NAMES = ["gpt2", "llama", "team", "hybrid", "openai_gpt2", "modern", "custom"]
 
 
 def test_list_presets():
