@@ -26,10 +26,10 @@ from raytrain.config.resolve import add_plugin_flag
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.errors import Parser, UserError, command
 from raytrain.plugins.loader import load_named
-from raytrain.rundir.folders import read_json
-from raytrain.rundir.log import read_log
+from raytrain.rundir.folders import in_runs
+from raytrain.rundir.run import LOG, RESULT, RunFolder
 
-_FILES = ("result.json", "log.jsonl")
+_FILES = (RESULT, LOG)
 _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops", "tokens_per_second")
 # Fields of a run that change how it is carried out, not what it learns; and scale, which only names other fields.
 _MEANS = {"scale", "micro_batch", "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing"}
@@ -66,14 +66,15 @@ class Run:
 
 
 def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = None) -> list[Path]:
-    """The run folders in `paths` (run folders, study folders, or a run's log), or all under `root`; oldest first.
+    """The run folders in `paths`, or all under `root`; oldest first.
 
-    Raises UserError for a path that is none of these, and if there are no runs.
+    A path is a run's folder, a study's, or a run's log; a plain name is first that of a folder in `root`. Raises
+    UserError for a path that is none of these, and if there are no runs.
     """
     if latest is not None and latest < 1:
         raise UserError(f"latest ({latest}) must be 1 or more")
     found: dict[Path, float] = {}
-    for path in map(Path, paths or [root]):
+    for path in [in_runs(path, Path(root)) for path in paths] or [Path(root)]:
         is_file = os.path.isfile(path)  # Path.is_file raises for a name too long for any file
         if is_file and path.name not in _FILES:
             raise UserError(f"{path} is neither a run folder nor one of a run's files ({', '.join(_FILES)})")
@@ -88,27 +89,21 @@ def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = Non
 
 def read_run(folder: Path) -> Run:
     """Raises UserError for files that cannot be read."""
-    reports = read_log(folder / "log.jsonl")
-    result: dict[str, Any] = {}
-    if (folder / "result.json").exists():
-        result = read_json(folder / "result.json")
-        result["seconds"] = result.get("train_seconds")
-    else:
-        for report in reports:
-            result |= report
-        result |= {"status": "unfinished", "seconds": reports[-1]["time"] - reports[0]["time"] if reports else None}
-    facts = {key: result.get(key) for key in (*_SHOWN, "seconds", "hash", "vocab_size", "data_fingerprint")}
-    if not (folder / "config.json").exists():
+    run = RunFolder(folder)
+    facts = {key: run.facts.get(key) for key in (*_SHOWN, "hash", "vocab_size", "data_fingerprint")}
+    facts["seconds"] = run.result.get("train_seconds")
+    if not run.has_ended:
+        facts |= {"status": "unfinished", "seconds": run.seconds}
+    if run.config is None:
         return Run(folder, facts, {}, {})
-    config = read_json(folder / "config.json")
     try:
-        arch = architecture.from_dict(config.pop("architecture", {}))
+        config = TrainConfig.from_dict(run.config)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from None
+    arch = config.architecture
     program, plain = arch.program(), dataclasses.replace(arch, d_ff=None)
     axes = {axis: program.value(axis) for axis in AXES if axis not in arch.dead}
-    newer = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.metadata.get("newer")}
-    setting = {field: value for field, value in (newer | config).items() if field not in _MEANS}
+    setting = {field: value for field, value in config.to_dict().items() if field not in ("architecture", *_MEANS)}
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
     return Run(folder, facts, axes, setting)
@@ -117,8 +112,7 @@ def read_run(folder: Path) -> Run:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """`read_run` of each. All plugins are known first: an axis that one run has, another has at its default."""
     for folder in folders:
-        if (folder / "config.json").exists():
-            plugin.recall(read_json(folder / "config.json").get("plugins", ()))
+        plugin.recall((RunFolder(folder).config or {}).get("plugins", ()))
     return [read_run(folder) for folder in folders]
 
 
@@ -232,7 +226,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Print the table of runs."""
     load_named(argv)
     parser = Parser("python -m raytrain.compare", __doc__)
-    parser.add_argument("paths", nargs="*", metavar="LOG_OR_FOLDER", help="runs, studies or logs [all under --runs]")
+    parser.add_argument("paths", nargs="*", metavar="RUN", help="runs or studies, by name or path; or logs [all]")
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--latest", type=int, metavar="N", help="only the N runs that were written to last")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

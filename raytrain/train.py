@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from raytrain.architecture import AXES, SIZES
 from raytrain.axes.plugin import check_loaded
 from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
+from raytrain.config.resolve import fields as known_fields
 from raytrain.config.run import STOPS, TrainConfig
 from raytrain.data import open_dataset
-from raytrain.errors import Parser, UserError, command, unwritable
+from raytrain.errors import Parser, UserError, command, unknown_value, unwritable
 from raytrain.interrupts import INTERRUPTED, exit_code
 from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
-from raytrain.rundir.folders import check_name, read_json, write_json
+from raytrain.rundir.folders import check_name
 from raytrain.rundir.log import JsonLog
+from raytrain.rundir.run import RunFolder
 from raytrain.training.launch import launched
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
@@ -41,28 +42,99 @@ def main(argv: list[str] | None = None) -> int | None:
     add_flags(parser)
     flags = parser.parse_args(argv)
 
-    is_main = launched().rank == 0
     config, layers = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
     folder = None
-    if is_main:
-        folder = Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config)
-        if _is_complete(folder):
+    if _is_main():
+        run = RunFolder(Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config))
+        folder = run.path
+        if run.result.get("status") == "complete":
             print(f"{folder} is complete: there is nothing left to train")
             return 0
         _print_sources(config, layers)
-        try:
-            write_json(folder / "config.json", config.to_dict())
-            write_sources(folder, sources(config.to_dict()))
-        except OSError:
-            if not flags.resume:
-                shutil.rmtree(folder, ignore_errors=True)  # the name is free again
-            raise
-    log = JsonLog(folder / "log.jsonl") if folder else None
-    micro_batch: int | None = None  # known from the run's start on
-    has_trained = bool(flags.resume)
-
     received: list[int] = []  # signals
-    with _interrupts(received) as interrupted, Console(config) if is_main else contextlib.nullcontext() as console:
+    result = _train_in(folder, config, received, is_resumed=bool(flags.resume))
+    if folder is not None:
+        print(_last_line(result, folder))
+    is_by_signal = result["status"] == "interrupted" and received
+    return exit_code(received[0]) if is_by_signal else _EXIT_CODES[result["status"]]
+
+
+def run(config: TrainConfig, *, runs: str | Path = "runs", name: str | None = None) -> Report:
+    """Train `config` in a new folder of `runs`, and return its last report, which result.json there holds.
+
+    This is what `raytrain.train(config)` does, as `python -m raytrain.train` would, step lines on stdout included.
+    Under torchrun every rank calls it; rank 0 alone writes the folder, called `name` or by the architecture and time.
+
+    The report has `status` ("complete" or "diverged"), `val_loss` (nats per token), `train_flops` (model FLOPs),
+    `tokens_per_second`, `memory_peak_gb` (1e9 bytes) and the other metrics of docs/metrics.md; and `folder`, on rank 0.
+
+    Raises UserError, one line, for a run that cannot be or does not fit the device, and a name that is taken; and
+    KeyboardInterrupt once an interrupted run is saved: `python -m raytrain.train --resume FOLDER` continues it.
+    """
+    folder = _new_folder(Path(runs), name, config) if _is_main() else None
+    result = _train_in(folder, config, [])
+    if folder is not None:
+        print(_last_line(result, folder))
+        result = result | {"folder": str(folder)}
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt
+    return result
+
+
+def configure(*, config: str | Path | None = None, **fields: Any) -> TrainConfig:
+    """A run from any fields of `TrainConfig` and `Architecture`, as the command line makes one of its flags.
+
+    `configure(preset="llama", normalization="layernorm", max_iters=100)` starts from a preset (gpt2) and a `scale`
+    (tiny), whose size, batch, learning rate and budget stand where `fields` do not say otherwise. `config` is a YAML
+    file of fields, which `fields` override. The vocabulary is that of the data, and with `init_from` the architecture
+    that of those weights. Raises UserError, one line, for an unknown field or a bad value.
+    """
+    known = ("preset", *known_fields())
+    for field in fields:
+        if field not in known:
+            raise unknown_value("argument", field, ("config", *known))
+    layers: list[tuple[str, dict[str, Any]]] = [("argument", fields)]
+    if config is not None:
+        layers.insert(0, (str(config), read_file(str(config))))
+    return _from_layers(layers)[0]
+
+
+class _Callable(types.ModuleType):
+    """This module itself: `raytrain.train(config)` is `run`, and `raytrain.train.main` the command, whichever part of
+    raytrain was imported first."""
+
+    def __call__(self, config: TrainConfig, *, runs: str | Path = "runs", name: str | None = None) -> Report:
+        return run(config, runs=runs, name=name)
+
+
+_Callable.__call__.__doc__ = run.__doc__
+sys.modules[__name__].__class__ = _Callable
+
+
+def _is_main() -> bool:
+    """Whether this process is rank 0, which writes the folder and the lines."""
+    return launched().rank == 0
+
+
+def _train_in(folder: Path | None, config: TrainConfig, received: list[int], *, is_resumed: bool = False) -> Report:
+    """Train `config` and leave its files in `folder`, which rank 0 alone has; the last report. `received` gets signals.
+
+    Raises UserError for a run that cannot be, or does not fit: a new one then leaves no folder behind.
+    """
+    files = RunFolder(folder) if folder else None
+    if files:
+        try:
+            files.write_config(config.to_dict())
+            write_sources(files.path, sources(config.to_dict()))
+        except OSError:
+            if not is_resumed:
+                shutil.rmtree(files.path, ignore_errors=True)  # the name is free again
+            raise
+    log = JsonLog(files.log) if files else None
+    micro_batch: int | None = None  # known from the run's start on
+    has_trained = is_resumed
+
+    with _interrupts(received) as interrupted, Console(config) if files else contextlib.nullcontext() as console:
 
         def on_report(report: Report) -> None:
             nonlocal micro_batch, has_trained
@@ -98,37 +170,35 @@ def main(argv: list[str] | None = None) -> int | None:
             if not (place := line_in_plugin(error)):
                 raise
             raise UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    if folder is not None:
-        write_json(folder / "result.json", result)
-        print(_last_line(result, folder))
-    is_by_signal = result["status"] == "interrupted" and received
-    return exit_code(received[0]) if is_by_signal else _EXIT_CODES[result["status"]]
+    if files:
+        files.write_result(result)
+    return result
 
 
 _EXIT_CODES = {"complete": 0, "diverged": 1, "interrupted": INTERRUPTED}
-
-
-def _is_complete(folder: Path) -> bool:
-    result = folder / "result.json"
-    return result.exists() and read_json(result).get("status") == "complete"
 
 
 def _resolved(flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     given: list[tuple[str, dict[str, Any]]] = [("flag", read_flags(flags))]
     if flags.config:
         given.insert(0, (flags.config, read_file(flags.config)))
+    return _from_layers(given)
+
+
+def _from_layers(given: list[tuple[str, dict[str, Any]]]) -> tuple[TrainConfig, dict[str, str]]:
+    """The run of layers of values, over those of its data and the weights that it starts from; where each came from."""
     values = {field: value for _, layer in given for field, value in layer.items()}
     if values.get("init_from"):
         arch, _ = read_hugging_face(Path(values["init_from"]))
-        given.insert(0, ("init_from", arch.to_dict()))
+        given = [("init_from", arch.to_dict()), *given]
     return resolve(given, **open_dataset(str(values.get("data", "stdlib"))).vocabulary)
 
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     """The configuration of an earlier run, with what the flags change: the checkpoint says whether they may."""
-    if not os.path.exists(folder / "config.json"):  # Path.exists raises for a name too long for any file
+    values = RunFolder(folder).config
+    if values is None:
         raise UserError(f"resume ({folder}) is no run folder: it has no config.json; give the path of one")
-    values = read_json(folder / "config.json")
     for name in ("preset", "scale", "config", "name"):
         if getattr(flags, name) is not None:
             raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
@@ -139,9 +209,7 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
     for stop in STOPS:
         if stop in changes:
             raise UserError(f"{stop} ({changes[stop]}) cannot change on resume: the learning rate follows the budget")
-    shape = {name: changes.pop(name) for name in list(changes) if name in (*AXES, *SIZES)}
-    values["architecture"] |= shape
-    return TrainConfig.from_dict(values | changes), dict.fromkeys(shape | changes, "flag")
+    return TrainConfig.from_dict(values).change(changes), dict.fromkeys(changes, "flag")
 
 
 def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
@@ -166,7 +234,7 @@ def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
 
 def _print_sources(config: TrainConfig, sources: dict[str, str]) -> None:
     """Every value that is not the plain default, by where it came from."""
-    values = {**config.to_dict(), **config.architecture.values()}
+    values = config.flat()
     layers: dict[str, list[str]] = {}
     for field, layer in sources.items():
         if layer != "default" and values[field] is not None:

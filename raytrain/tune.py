@@ -116,7 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run variants that are best at the last learning rate tried at one more, up to twice",
     )
     sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
-    sweep.add_argument("--resume", metavar="NAME", help="continue this study after an interruption")
+    sweep.add_argument(
+        "--resume",
+        metavar="NAME",
+        help="continue the study of this name under --runs, or in this folder, after an interruption",
+    )
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
     sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")

@@ -46,6 +46,12 @@ class Effects:
     triple: Triple | None = None  # three axes that seem to act together, which the model lacks
     expected: str = ""  # of the sentences, the one on `best`, which fresh seeds replace
 
+    @property
+    def claims(self) -> pd.DataFrame:
+        """`table`; without p-values, and so without claims, if no point was replicated."""
+        is_replicated = self.noise is not None and (self.seed_noise or self.noise.source == "seeds")
+        return self.table if is_replicated else self.table.assign(p=np.nan, p_holm=np.nan)
+
 
 def span(low: float, high: float) -> str:
     """Such as `0.0019 to 0.0024`; one number where both look the same."""

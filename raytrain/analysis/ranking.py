@@ -31,13 +31,18 @@ from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, 
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.analysis.tuned import at_own_best, tuned_fields
 from raytrain.config.run import STOPS
-from raytrain.rundir.folders import read_json, read_study_json
+from raytrain.rundir.folders import read_study_json
+from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array
 from raytrain.sweep.space import RECIPE
 
 UNFINISHED = ("waiting", "running", "interrupted")
 _EFLOP = 1e18
 _LABEL_LENGTH = 28
+_MEANS = (
+    *("val_loss", "val_bpb", "loss_per_flop", "loss_per_hardware_flop"),
+    *("mfu", "tokens_per_second", "train_flops", "hardware_flops"),
+)
 
 Numbers = TypeVar("Numbers", float, pd.Series)
 
@@ -69,10 +74,10 @@ def read_study(study_dir: str | Path) -> pd.DataFrame:
     """A row a trial, in the order of study.json. Raises UserError for a folder that holds no study."""
     folder = Path(study_dir)
     study = read_study_json(folder)
-    return pd.DataFrame([_row(trial, folder / "trials" / trial["id"], study) for trial in study["trials"]])
+    return pd.DataFrame([_row(trial, RunFolder(folder / "trials" / trial["id"]), study) for trial in study["trials"]])
 
 
-def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str, Any]:
+def _row(trial: dict[str, Any], run: RunFolder, study: dict[str, Any]) -> dict[str, Any]:
     config = {field: value for field, value in trial["config"].items() if field not in STOPS}
     axes = config.pop("architecture")
     row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "short_name": short_name(trial)}
@@ -84,10 +89,8 @@ def _row(trial: dict[str, Any], folder: Path, study: dict[str, Any]) -> dict[str
     elif tuning["levels"]:
         row["tuned"] = " ".join(tuning["levels"])
     started = "interrupted" if study.get("interrupted") else "running"
-    row |= {"status": started if (folder / "log.jsonl").exists() else "waiting"} | axes | config
-    if (folder / "result.json").exists():
-        row |= read_json(folder / "result.json")
-    return row
+    row |= {"status": started if run.has_begun else "waiting"} | axes | config
+    return row | run.result
 
 
 def programs(table: pd.DataFrame, *, without: Sequence[str] = ()) -> pd.Series:
@@ -100,6 +103,24 @@ def programs(table: pd.DataFrame, *, without: Sequence[str] = ()) -> pd.Series:
         return pd.Series(range(len(table)), index=table.index)
     parts = [name for name in ("hash", "attention_backend", *RECIPE) if name in table and name not in without]
     return table[parts].astype(str).groupby(parts, sort=False, dropna=False).ngroup()
+
+
+def by_variant(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The trials of each program in a table of `rank` as one row, in the table's order: the first's facts, and the
+    means of the ranked ones, or of all if none is; with their `losses`, their `outcomes` in words and `is_ranked`."""
+    return [_entry(runs) for _, runs in table.groupby(programs(table), sort=False)]
+
+
+def _entry(runs: pd.DataFrame) -> dict[str, Any]:
+    """A variant's trials as one: the first's facts, and the means of the ranked ones, or of all if none is."""
+    is_ranked = bool(runs["rank"].notna().any())
+    used = runs[runs["rank"].notna()] if is_ranked else runs
+    names = [str(name) for name in runs if str(name).startswith(("val_loss_", "val_bpb_"))]
+    means = {name: numbers(used, name).mean() for name in (*_MEANS, *names)}
+    outcomes = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
+    losses = [float(loss) for loss in used["val_loss"].dropna()]
+    first = {str(name): value for name, value in used.iloc[0].items()}
+    return first | means | {"is_ranked": is_ranked, "losses": losses, "outcomes": outcomes}
 
 
 def at_budget(table: pd.DataFrame) -> pd.Series:

@@ -21,7 +21,8 @@ import pandas as pd
 
 from raytrain.architecture import AXES, PRESETS
 from raytrain.errors import UserError
-from raytrain.rundir.folders import read_json, read_study_json
+from raytrain.rundir.folders import read_study_json
+from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array, live
 from raytrain.sweep.space import axis_fields
 
@@ -62,11 +63,13 @@ def common_rung(table: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
 
 
 def axes_of(study: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """The axes that the trials of `study` (study.json) differ in, and the baseline's level of each.
+    """The axes that the trials of `study` (study.json) differ in, and the baseline's level of each: `Plan.factors`.
 
-    Presets are no axis here, but the axes that they differ in; an older study that does not name its axes has all that
-    vary. The runs for the frontier do not count.
+    A study of 0.1.0 does not have them; they are then those that vary among its trials, without the runs for the
+    frontier. Presets are no axis here, but the axes that they differ in.
     """
+    if (factors := study.get("factors")) is not None:
+        return list(factors), dict(factors)
     rows = [_fields(trial) for trial in study["trials"] if trial.get("role", "") in OWN_ROLES]
     varied = [axis for axis in axis_fields() if len({json.dumps(row.get(axis)) for row in rows}) > 1]
     named = study.get("axes")
@@ -95,7 +98,7 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
     rows = [
         {"trial": trial["id"], **{axis: _fields(trial)[axis] for axis in axes}, "seed": trial["seed"], **reached}
         for trial in trials
-        for reached in _reached(trial, folder / "trials" / trial["id"])
+        for reached in _reached(trial, RunFolder(folder / "trials" / trial["id"]))
     ]
     numbers = ["train_flops", "decay_flops", "seconds", "val_loss"]
     numbers += sorted({name for row in rows for name in row if str(name).startswith("val_loss_")})
@@ -108,7 +111,7 @@ def curves(folder: str | Path, names: Iterable[str]) -> pd.DataFrame:
     rows = [
         {"trial": name, "step": report.get("step"), "val_loss": report.get("val_loss")}
         for name in names
-        for report in _reports(Path(folder) / "trials" / name / "log.jsonl", "eval")
+        for report in RunFolder(Path(folder) / "trials" / name).evaluations
     ]
     return pd.DataFrame(rows, columns=["trial", "step", "val_loss"]).dropna()
 
@@ -132,13 +135,10 @@ def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+def _reached(trial: Mapping[str, Any], run: RunFolder) -> Iterator[dict[str, Any]]:
     """The rows of one trial, without its point."""
-    result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+    result, found = run.result, run.rungs
     status = result.get("status", "running")
-    found = {
-        report["rung"]: report for report in _reports(folder / "log.jsonl", "rung")
-    }  # a resumed run may say it again
     if status == "stopped":
         found.setdefault(result.get("rung", 0), result)
     elif result:
@@ -156,13 +156,3 @@ def _reached(trial: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
             "status": status,
             **{name: loss for name, loss in report.items() if name.startswith("val_loss_")},
         }
-
-
-def _reports(path: Path, event: str) -> Iterator[dict[str, Any]]:
-    """The reports of `event` in a trial's log, which may be absent, or torn in its last line."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
-    for line in lines:
-        if f'"{event}"' in line:
-            report = json.loads(line)
-            if report.get("event") == event:
-                yield report

@@ -10,7 +10,7 @@ from typing import Any
 
 from raytrain import architecture
 from raytrain.accounting.flops import flops_per_token
-from raytrain.architecture import SCALES, Architecture, divisors_near
+from raytrain.architecture import AXES, SCALES, SIZES, Architecture, divisors_near
 from raytrain.axes import RUN_AXES, plugin
 from raytrain.errors import UserError, unknown_value
 
@@ -274,6 +274,12 @@ class TrainConfig:
     def replace(self, **changes: Any) -> "TrainConfig":
         return dataclasses.replace(self, **changes)
 
+    def change(self, changes: Mapping[str, Any]) -> "TrainConfig":
+        """A copy with any of `flat`'s fields changed, those of the architecture among them."""
+        shape = {name: value for name, value in changes.items() if name in (*AXES, *SIZES)}
+        rest = {name: value for name, value in changes.items() if name not in shape}
+        return self.replace(architecture=self.architecture.replace(**shape), **rest)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; `plugins` where the run uses some."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -296,7 +302,16 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """A run as `to_dict` gave it, also that of 0.1.0 before activation checkpointing had three levels."""
+        """A run as `to_dict` gave it, also that of 0.1.0 before activation checkpointing had three levels.
+
+        Raises UserError for a field that is unknown, missing or has a bad value.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown_value("field of a run", name, names)
+        if not isinstance(values.get("architecture"), Mapping):
+            raise UserError(f"architecture ({values.get('architecture')!r}) must be a mapping of field to value")
         checkpointing = values.get("activation_checkpointing", "none")
         if isinstance(checkpointing, bool):
             checkpointing = "full" if checkpointing else "none"

@@ -42,7 +42,7 @@ from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError, unwritable
 from raytrain.plugins.loader import sources, write_sources
-from raytrain.rundir.folders import check_name, no_study, read_study_json, write_json
+from raytrain.rundir.folders import check_name, find_study, read_study_json, write_json
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
 from raytrain.uris import is_uri, joined, reopened, shown, stored
@@ -73,8 +73,7 @@ def run_study(
     """
     started = time.time()
     console = _console(as_json=as_json)
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.space)  # a space's file may be called anything
-    folder = _free_folder(_home(runs), name or f"{plain}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    folder = _free_folder(home(runs), name or study_name(plan))
     console.print(str(plan), markup=False)
     storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)
     trials, request = [trial.to_dict() for trial in plan.trials], plan.request
@@ -108,6 +107,7 @@ def run_study(
             "scheduler": plan.scheduler,
             "axes": described["axes"],
             "baseline": described["baseline"],
+            "factors": described["factors"],
             "plan": described,
             "lanes": dataclasses.asdict(wanted),
             "data_fingerprints": fingerprints(trials),
@@ -132,7 +132,7 @@ def resume_study(
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
 ) -> int:
-    """Go on with the study `name` in `runs`, whatever ended it; otherwise as `run_study`.
+    """Continue the study `name`, one in `runs` or a path, whatever ended it; otherwise as `run_study`.
 
     `storage` is the study's own, and only needed for the secrets in it, which are not stored. `data` is where the
     study's data is now, if it was moved: its fingerprint has to be the same.
@@ -141,9 +141,7 @@ def resume_study(
     lane here wait for a resume elsewhere. Raises UserError if there is no such study, or another process holds it.
     """
     started = time.time()
-    folder = (_home(runs) / check_name(name)).absolute()
-    if not (folder / "study.json").exists():
-        raise no_study("resume", name, folder.parent)
+    folder = find_study(name, home(runs), "resume").absolute()
     study = read_study_json(folder, "lanes", "scheduler", "plan")
     for trial in study["trials"]:
         check_loaded(trial["config"].get("plugins", ()))
@@ -331,9 +329,15 @@ def _console(*, as_json: bool) -> rich.console.Console:
     return rich.console.Console(file=stream, width=width, highlight=False, soft_wrap=True)
 
 
-def _home(runs: Path) -> Path:
+def home(runs: Path) -> Path:
     """Where studies are: Ray deletes a job's working directory, so a job's are below the home folder."""
     return Path.home() / runs if is_job() else runs
+
+
+def study_name(plan: Plan) -> str:
+    """What a study is called that is given no name: the space and the time."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.space)  # a space's file may be called anything
+    return f"{plain}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _free_folder(runs: Path, name: str) -> Path:

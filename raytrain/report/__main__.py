@@ -3,20 +3,19 @@
 `python -m raytrain.report TABLE.csv` prints what a table of runs says, where there is no study's folder.
 """
 
-import os.path
 from pathlib import Path
 
 from raytrain.analysis.plain import answer_table, read_table
-from raytrain.errors import Parser, UserError, command
+from raytrain.errors import Parser, command
 from raytrain.report.sections import write_report
-from raytrain.rundir.folders import no_study
+from raytrain.rundir.folders import find_study
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Write a study's report."""
     parser = Parser("python -m raytrain.report", __doc__)
-    parser.add_argument("study", help="a study's folder, or its name under --runs")
+    parser.add_argument("study", help="a study's name under --runs, or its folder")
     parser.add_argument("--runs", default="runs", help="where studies are kept [runs]")
     parser.add_argument("--out", metavar="DIR", help="where the report goes [the study's folder, in report]")
     table = parser.add_argument_group("for a table (STUDY ends in .csv)")
@@ -33,16 +32,6 @@ def main(argv: list[str] | None = None) -> None:
         return
     index, *_ = write_report(find_study(flags.study, Path(flags.runs)), flags.out)
     print(index)
-
-
-def find_study(study: str, runs: Path) -> Path:
-    """The folder of `study`: a path, or a name in `runs`. Raises UserError if there is neither."""
-    for folder in (Path(study), runs / study):
-        if os.path.isfile(folder / "study.json"):  # Path.is_file raises for a name too long for any file
-            return folder
-    if os.path.isdir(study):
-        raise UserError(f"study ({study}) is a folder, but no study's: it has no study.json")
-    raise no_study("study", study, runs)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,13 @@ class Picture:
         """The SVG as the address of an image, which needs no file and runs no script."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
-    def save(self, path: Path) -> list[Path]:
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.png
+
+    def save(self, path: str | Path) -> list[Path]:
         """Write `path` with the endings .svg and .png; the two files."""
+        path = Path(path)
         files = [path.with_suffix(".svg"), path.with_suffix(".png")]
         for file, content in zip(files, (self.svg, self.png), strict=True):
             file.write_bytes(content)

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from raytrain.analysis.answer import Answer, answer
-from raytrain.analysis.effects import Effects, span
+from raytrain.analysis.effects import span
 from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.plateau import PLATEAU
-from raytrain.analysis.ranking import UNFINISHED, numbers, programs, unlike_devices
+from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
 from raytrain.errors import UserError
 from raytrain.report import plots
@@ -35,7 +35,6 @@ _SEEDS = (1, 2, 3, 5, 10)
 _SEEDS_LISTED = 5  # losses of a variant's seeds before the least and the most stand for them
 _REMARKS_LISTED = 5  # of a list of remarks
 _GAINS = {"compute_gain": "compute gain", "hardware_gain": "hardware gain"}
-_MEANS = ("val_bpb", "mfu", "tokens_per_second", "train_flops")
 _NO_PEAK = "the peak of the device is not known (see --peak_tflops)"
 
 
@@ -177,7 +176,7 @@ def _cost(found: Answer) -> list[Block]:
 
 def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     table = table[table["role"].isin(OWN_ROLES)]
-    entries = [_entry(runs) for _, runs in table.groupby(programs(table), sort=False)]
+    entries = by_variant(table)
     ranked = sum(entry["is_ranked"] for entry in entries)
     if not ranked:
         return [Missing("There is no ranking: no trial has ended at the study's budget.")]
@@ -241,18 +240,6 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     return blocks
 
 
-def _entry(runs: pd.DataFrame) -> dict[str, Any]:
-    """A variant's trials as one: the first's facts, and the means of the ranked ones, or of all if none is."""
-    is_ranked = bool(runs["rank"].notna().any())
-    used = runs[runs["rank"].notna()] if is_ranked else runs
-    names = [str(name) for name in runs if str(name).startswith(("val_loss_", "val_bpb_"))]
-    means = {name: numbers(used, name).mean() for name in (*_MEANS, *names)}
-    outcomes = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
-    losses = [float(loss) for loss in used["val_loss"].dropna()]
-    first = {str(name): value for name, value in used.iloc[0].items()}
-    return first | means | {"is_ranked": is_ranked, "losses": losses, "outcomes": outcomes}
-
-
 def _mean_loss(losses: list[float], noise: Noise | None) -> str:
     if not losses or noise is None:
         return _text("{:.4f}", float(np.mean(losses)) if losses else None)
@@ -293,16 +280,10 @@ def _some(items: list[str]) -> Items:
     return Items(items if more <= 0 else [*items[:_REMARKS_LISTED], f"and {more} more"])
 
 
-def _claims(effects: Effects) -> pd.DataFrame:
-    """The table of `effects`; without p-values, and so without claims, if no point was replicated."""
-    replicated = effects.noise is not None and (effects.seed_noise or effects.noise.source == "seeds")
-    return effects.table if replicated else effects.table.assign(p_holm=np.nan)
-
-
 def _main_effects(found: Answer) -> list[Block]:
     if found.effects is None:
         return [Missing(f"No effects: {found.reasons['effects']}.")]
-    table = _claims(found.effects)
+    table = found.effects.claims
     main = table[table["other_axis"].isna()]
     if main["estimate"].isna().all():
         why = "No main effect can be estimated, because the runs differ in several axes at once"
@@ -356,7 +337,7 @@ def _effect_table(effects: pd.DataFrame) -> Table:
 def _interactions(found: Answer) -> list[Block]:
     if found.effects is None:
         return [Missing(f"No interactions: {found.reasons['effects']}.")]
-    table = _claims(found.effects)
+    table = found.effects.claims
     pairs = table[table["other_axis"].notna()]
     if pairs.empty:
         return [Missing("No interactions: a single axis varies, or no pair of its levels was run together.")]
@@ -413,7 +394,7 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
 
 def _speed(table: pd.DataFrame) -> list[Block]:
     table = table[table["role"].isin(OWN_ROLES) & table["val_loss"].notna() & (table["status"] != PLATEAU)]
-    entries = pd.DataFrame([_entry(runs) for _, runs in table.groupby(programs(table), sort=False)])
+    entries = pd.DataFrame(by_variant(table))
     blocks: list[Block] = []
     name, what = "mfu", "MFU"
     if numbers(table, name).isna().all():

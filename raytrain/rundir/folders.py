@@ -56,10 +56,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def no_study(field: str, name: str, runs: Path) -> UserError:
-    """The error for a `name`, given as `field`, that is none of the studies in `runs`."""
+def in_runs(given: str | Path, runs: Path) -> Path:
+    """The path that `given` means: the folder of that name in `runs`, else the path itself, which may not exist."""
+    is_name = os.path.basename(given) == str(given)
+    return runs / given if is_name and os.path.isdir(runs / given) else Path(given)
+
+
+def find_study(study: str | Path, runs: Path, field: str = "study") -> Path:
+    """The folder of `study`: a name in `runs`, or a path. Raises UserError, about `field`, if there is neither."""
+    folder = in_runs(study, runs)
+    if os.path.isfile(folder / "study.json"):  # Path.is_file raises for a name too long for any file
+        return folder
+    if os.path.isdir(folder):
+        raise UserError(f"{field} ({study}) is a folder without a study: it has no study.json")
     studies = sorted(path.parent.name for path in runs.glob("[!.]*/study.json"))
-    return unknown_value(f"{field} in {runs}", name, studies)
+    raise unknown_value(f"{field} in {runs}", study, studies)
 
 
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:

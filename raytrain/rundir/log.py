@@ -36,8 +36,10 @@ class JsonLog:
             raise
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
+def read_log(path: str | Path, event: str | None = None) -> list[dict[str, Any]]:
     """The reports in a log, oldest first; none if there is no file yet. A torn last line is left out.
+
+    With `event`, those of that event alone: the lines of others, most of a long log, are not parsed.
 
     Raises UserError for a file that cannot be read or is not a log.
     """
@@ -49,11 +51,14 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"log ({path}) cannot be read: {error.strerror}") from None
     reports = []
     for number, line in enumerate(lines, start=1):
+        if event is not None and f'"{event}"' not in line:
+            continue
         try:
             report = json.loads(line)
         except ValueError:
             report = None
         if not isinstance(report, dict) or "event" not in report:
             raise UserError(f"log ({path}), line {number} is not a report: {line[:60]!r}")
-        reports.append(report)
+        if event in (None, report["event"]):
+            reports.append(report)
     return reports

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raytrain.architecture import PRESETS
+from raytrain.architecture import AXES, PRESETS
 from raytrain.axes import find
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
@@ -27,10 +27,11 @@ EXTENSIONS = 2  # times that a study goes beyond its learning rates
 class Plan:
     """A sweep, complete: `trials` in the order to run them, each to `budget_flops` but for those of the frontier.
 
-    `axes` are the levels of the space's axes, `baseline` those of its base. `request` is what the trials are to run on.
-    `confirm` is how many fresh seeds the leader, the runner-up and the baseline run with once all trials have ended;
-    `total_flops` and `estimate` hold what that costs at most. `tune_extend`: whether variants that are best at the last
-    learning rate tried run at more of them before; neither holds that.
+    `axes` are the levels of the space's axes, `baseline` those of its base; `factors` the axes that the trials differ
+    in, with the base's level: of an axis "preset", those that its presets differ in. `request` is what the trials are
+    to run on. `confirm` is how many fresh seeds the leader, the runner-up and the baseline run with once all trials
+    have ended; `total_flops` and `estimate` hold what that costs at most. `tune_extend`: whether variants that are best
+    at the last learning rate tried run at more of them before; neither holds that.
     """
 
     space: str
@@ -43,6 +44,7 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     axes: Mapping[str, tuple[Any, ...]]
     baseline: Mapping[str, Any]
+    factors: Mapping[str, Any]
     spread: Spread
     estimate: Estimate
     total_flops: float
@@ -109,6 +111,7 @@ class Plan:
         estimate = dataclasses.asdict(self.estimate)
         plan = names | self.counts | flops | {"estimate": estimate, "trial_ids": [trial.id for trial in self.trials]}
         plan |= {"axes": {axis: list(levels) for axis, levels in self.axes.items()}, "baseline": dict(self.baseline)}
+        plan |= {"factors": dict(self.factors)}
         if self.budget is not None:
             plan |= {"training": self.budget.to_dict()}
         plan |= {"grows": self.grows, "scheduler": self.scheduler, "resolution_in_noise_sd": self.resolution}
@@ -318,6 +321,7 @@ def make_plan(
         trials=(*chosen, *extra),
         axes={axis: levels for axis, levels in space.levels.items() if not _is_speed_only(axis)},
         baseline=_levels(space, base),
+        factors=_factors(space, [trial.config for trial in chosen], base),
         spread=flops_spread(expansion.candidates),
         estimate=estimate(total, [*chosen, *extra], request, Machine.here(), measured),
         total_flops=total,
@@ -385,6 +389,17 @@ def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
 def _is_speed_only(axis: str) -> bool:
     found = find(axis)
     return found is not None and found.is_speed_only
+
+
+def _factors(space: Space, configs: Sequence[TrainConfig], base: TrainConfig) -> dict[str, Any]:
+    """The axes that `configs` differ in, in the space's order after those of its presets, with the base's levels."""
+    rows = [config.flat() for config in configs]
+    spelled = [axis for axis in space.levels if axis != "preset"]
+    preset_axes = [axis for axis in AXES if "preset" in space.levels and axis not in spelled]
+    baseline = base.replace(architecture=base.architecture.program()).flat()
+    choices = (axis for axis in (*preset_axes, *spelled) if not _is_speed_only(axis))
+    varied = [axis for axis in choices if len({row[axis] for row in rows}) > 1]
+    return {axis: baseline[axis] for axis in varied}
 
 
 def _names(candidates: list[Candidate]) -> list[str]:

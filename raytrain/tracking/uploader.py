@@ -32,8 +32,8 @@ from raytrain.architecture import AXES
 from raytrain.axes.plugin import digests
 from raytrain.errors import UserError
 from raytrain.report.document import markdown
-from raytrain.rundir.folders import read_json, read_study_json
-from raytrain.rundir.log import read_log
+from raytrain.rundir.folders import read_study_json
+from raytrain.rundir.run import RunFolder
 from raytrain.uris import shown, without_secrets
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
@@ -112,7 +112,7 @@ class Uploader:
             parent = self._sync_parent(study, note, n_ended=int(ended.sum()))
             for row in table.to_dict("records"):
                 trial, status, ranking = row["trial"], row["status"], _ranking(row, bool(ended.all()))
-                log = self._dir / "trials" / trial / "log.jsonl"
+                log = RunFolder(self._dir / "trials" / trial).log
                 seen = (status, ranking, log.stat().st_size if log.exists() else 0)
                 if status != "waiting" and self._seen.get(trial) != seen:
                     self._sync_trial(study, trials[trial], status, ranking)
@@ -197,8 +197,8 @@ class Uploader:
         self._send(run, [], {}, 0, {_ARTIFACTS: json.dumps(held)})
 
     def _sync_trial(self, study: dict[str, Any], trial: dict[str, Any], status: str, ranking: dict[str, Any]) -> None:
-        folder = self._dir / "trials" / trial["id"]
-        reports = read_log(folder / "log.jsonl")
+        folder = RunFolder(self._dir / "trials" / trial["id"])
+        reports, result = folder.reports, folder.result
         first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
         config = dict(trial["config"])
         plugins = digests(config.pop("plugins", ()))
@@ -214,15 +214,13 @@ class Uploader:
             if "step" in report
             for key, value in _numbers(report).items()
         ]
-        start = next((report for report in reports if report["event"] == "start"), {})
         tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}
         tags |= {"labels": labels, _LINES: len(reports)}
-        result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-        facts = start | result
+        facts = folder.start | result
         tags |= {"architecture": facts.get("name"), "data_fingerprint": facts.get("data_fingerprint")}
         tags |= {key: result.get(key) for key in ("reason", *_EXACT)}
         final = _numbers(result | ranking) if result else {}
-        self._send(run, series, final, max((report.get("step", 0) for report in reports), default=0), tags)
+        self._send(run, series, final, folder.last_step, tags)
         self._set_status(run, status, last)
 
     def _run(self, study: dict[str, Any], trial: str, name: str, facts: dict[str, Any], started: float) -> _Run:

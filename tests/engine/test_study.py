@@ -199,6 +199,15 @@ def test_the_end_says_what_the_ranking_is_worth(
     assert out.index(told) < out.index(f"Loss bought per model FLOP, best first {title}")
 
 
+def test_a_study_elsewhere_is_resumed_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a path looked for under --runs, or a study that is then said to be elsewhere."""
+    finished(tmp_path / "elsewhere" / "s", monkeypatch)
+    assert study.resume_study(str(tmp_path / "elsewhere" / "s"), runs=tmp_path / "runs") == 0
+    assert f"folder      {tmp_path / 'elsewhere' / 's'}" in capsys.readouterr().out
+
+
 def test_one_function_that_came_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

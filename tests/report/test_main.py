@@ -43,7 +43,7 @@ def test_mistakes_are_one_line_and_exit_2(runs, argv, message, capsys):
 def test_a_folder_that_is_no_study(tmp_path, capsys):
     """Would catch: a traceback for the folder of runs in place of a study's."""
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: study ({tmp_path}) is a folder, but no study's: it has no study.json\n"
+    assert capsys.readouterr().err == f"error: study ({tmp_path}) is a folder without a study: it has no study.json\n"
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "is incomplete: missing name")])

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from raytrain import compare, replay, track
 from raytrain.errors import UserError
-from raytrain.rundir.folders import read_json, read_study_json, write_json
+from raytrain.report.__main__ import main as report
+from raytrain.rundir.folders import find_study, in_runs, read_json, read_study_json, write_json
+from tests.studies import write_study
 
 
 def test_counts_of_an_old_study(tmp_path: Path) -> None:
@@ -66,3 +69,44 @@ def test_the_id_of_a_trial_that_differs_in_a_field(tmp_path: Path) -> None:
         json.dumps(study | {"trials": [{"id": "4L-RoPE-f87b23-learning_rate=0.003-s1"}]})
     )
     assert read_study_json(tmp_path)["trials"][0]["id"].endswith("=0.003-s1")
+
+
+def test_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a name that is looked for in the working directory first, and a path looked for among the runs."""
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs")
+    for folder in (runs / "s", Path("s"), Path("t"), runs / "empty"):
+        folder.mkdir(parents=True)
+        if folder.name != "empty":
+            (folder / "study.json").write_text("{}")
+    for given, folder in (
+        ("s", runs / "s"),
+        ("./s", Path("s")),
+        ("t", Path("t")),
+        (tmp_path / "s", tmp_path / "s"),
+    ):
+        assert find_study(given, runs) == in_runs(given, runs) == folder
+    for given, words in (
+        ("empty", r"study \(empty\) is a folder without a study"),
+        ("u", "Unknown study in runs: 'u'. Available: s"),
+        ("../s", "Unknown study"),
+        ("a" * 300, "Unknown study"),
+    ):
+        with pytest.raises(UserError, match=words):
+            find_study(given, runs)
+
+
+@pytest.mark.parametrize("is_name", [True, False])
+def test_every_command_takes_a_name_or_a_path(
+    is_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a command that takes a study by its name alone, or by its folder alone."""
+    folder = write_study(tmp_path / "runs" / "study")
+    monkeypatch.chdir(tmp_path)
+    study, runs = ("study", ["--runs", str(folder.parent)]) if is_name else (str(folder), [])
+    assert compare.main([study, *runs]) == 0
+    assert report([study, *runs]) == 0
+    assert replay.main([str(tmp_path / "table.parquet"), "--export", study, *runs]) == 0
+    assert replay.main([study, *runs, "--replays", "2"]) == 0
+    assert track.main(["sync", study, *runs, "--tracking_uri", f"sqlite:///{tmp_path}/m.db"]) == 0
+    assert "error" not in capsys.readouterr().err
