@@ -8,7 +8,7 @@ import pandas as pd
 from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.ranking import UNFINISHED, by_variant, rank, read_study
 from raytrain.errors import UserError
-from raytrain.interrupts import INTERRUPTED, held
+from raytrain.interrupts import held
 from raytrain.report.plots import Picture, effects_picture
 from raytrain.report.sections import write_report
 from raytrain.rundir.folders import find_study, read_study_json
@@ -72,7 +72,7 @@ def load(study: str | Path, *, runs: str | Path = "runs") -> "Study":
 
 
 def _ended(code: int, folder: Path) -> "Study":
-    if code == INTERRUPTED:
+    if code not in (0, 1):  # 1: no trial has a loss; others are of signals
         raise KeyboardInterrupt
     return Study(folder)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,6 +255,9 @@ def _last_line(result: Report, folder: Path) -> str:
 @contextlib.contextmanager
 def _interrupts(received: list[int]) -> Iterator[Callable[[], bool]]:
     """SIGTERM (a preempted node) and the first Ctrl-C ask the run to save and end; a second Ctrl-C kills it."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to that one
+        yield lambda: False
+        return
     is_training = False
 
     def is_interrupted() -> bool:
@@ -263,8 +267,9 @@ def _interrupts(received: list[int]) -> Iterator[Callable[[], bool]]:
 
     def note(signum: int, frame: types.FrameType | None) -> None:
         if not is_training:  # there is nothing to save yet
-            signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signum, before[signal.Signals(signum)])
             os.kill(os.getpid(), signum)
+            return
         received.append(signum)
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         print("stopping after the step under way or the next; Ctrl-C again to stop at once", file=sys.stderr)
