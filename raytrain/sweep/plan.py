@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raytrain.architecture import AXES, PRESETS
-from raytrain.axes import find
+from raytrain.architecture import PRESETS
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.sweep.budget import Budget, Spread, flops_spread
 from raytrain.sweep.design import SAMPLED, Design, choose, resolution
 from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
+from raytrain.sweep.factors import factors_of, is_speed_only, levels_of
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
 from raytrain.sweep.trial import PlannedTrial, own_seeds, without_seed
@@ -255,7 +255,7 @@ def make_plan(
         config = candidate.config.replace(seed=seed, **setting)
         workers = space.workers(config.flat())
         trial_id = f"{name}{suffix(setting)}-s{seed}"
-        levels = _levels(space, config)
+        levels = levels_of(space, config)
         return PlannedTrial(trial_id, candidate.labels, config, levels, workers=workers, tuned=setting)
 
     chosen_design = None
@@ -277,7 +277,7 @@ def make_plan(
         settings = space.settings if spreads else [{}]
         first = min(range(len(settings)), key=lambda k: _away(settings[k], named[0][0].config))
         chosen_design = choose(
-            [_levels(space, candidate.config) | setting for candidate, _ in named for setting in settings],
+            [levels_of(space, candidate.config) | setting for candidate, _ in named for setting in settings],
             design,
             base=first,
             trials=trials,
@@ -319,9 +319,9 @@ def make_plan(
         variants=variants,
         budget_flops=budget_flops,
         trials=(*chosen, *extra),
-        axes={axis: levels for axis, levels in space.levels.items() if not _is_speed_only(axis)},
-        baseline=_levels(space, base),
-        factors=_factors(space, [trial.config for trial in chosen], base),
+        axes={axis: levels for axis, levels in space.levels.items() if not is_speed_only(axis)},
+        baseline=levels_of(space, base),
+        factors=factors_of(space, [trial.config for trial in chosen], base),
         spread=flops_spread(expansion.candidates),
         estimate=estimate(total, [*chosen, *extra], request, Machine.here(), measured),
         total_flops=total,
@@ -374,32 +374,8 @@ def _frontier(
             config = base.replace(flops=float(budget * multiple), rungs=(), rung_decay=0.0, seed=seed, **setting)
             label = f"{space.base} at {multiple:g} x the budget"
             name = f"{arch.name}-{arch.hash[:6]}-x{multiple:g}{suffix(setting)}-s{seed}"
-            found.append(PlannedTrial(name, (label,), config, _levels(space, config), role="frontier", tuned=setting))
+            found.append(PlannedTrial(name, (label,), config, levels_of(space, config), role="frontier", tuned=setting))
     return found
-
-
-def _levels(space: Space, config: TrainConfig) -> dict[str, Any]:
-    """The level of each axis of `space` that the run's variant can differ in."""
-    values = config.flat()
-    dead = space.dead(values)
-    choices = (axis for axis in space.levels if axis != "preset" and axis not in dead)
-    return {axis: values[axis] for axis in choices if not _is_speed_only(axis)}
-
-
-def _is_speed_only(axis: str) -> bool:
-    found = find(axis)
-    return found is not None and found.is_speed_only
-
-
-def _factors(space: Space, configs: Sequence[TrainConfig], base: TrainConfig) -> dict[str, Any]:
-    """The axes that `configs` differ in, in the space's order after those of its presets, with the base's levels."""
-    rows = [config.flat() for config in configs]
-    spelled = [axis for axis in space.levels if axis != "preset"]
-    preset_axes = [axis for axis in AXES if "preset" in space.levels and axis not in spelled]
-    baseline = base.replace(architecture=base.architecture.program()).flat()
-    choices = (axis for axis in (*preset_axes, *spelled) if not _is_speed_only(axis))
-    varied = [axis for axis in choices if len({row[axis] for row in rows}) > 1]
-    return {axis: baseline[axis] for axis in varied}
 
 
 def _names(candidates: list[Candidate]) -> list[str]:
