@@ -308,7 +308,7 @@ class TrainConfig:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
-            if name not in names:
+            if name not in names and name != "plugins":  # which are loaded apart
                 raise unknown_value("field of a run", name, names)
         if not isinstance(values.get("architecture"), Mapping):
             raise UserError(f"architecture ({values.get('architecture')!r}) must be a mapping of field to value")
