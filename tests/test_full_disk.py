@@ -16,6 +16,7 @@ from raytrain.engine.session import Session
 from raytrain.errors import command, unwritable
 from raytrain.rundir import folders
 from raytrain.rundir.log import JsonLog
+from raytrain.rundir.run import RunFolder
 from raytrain.sweep.schedule import Segment
 
 SMALL = [
@@ -61,7 +62,7 @@ def test_a_run_that_cannot_begin_leaves_its_name_free(
 ) -> None:
     """Would catch a name that is taken for good by a run that never was."""
     flags = ["--runs", str(tmp_path), "--name", "r", *SMALL]
-    monkeypatch.setattr(train, "write_json", full)
+    monkeypatch.setattr(RunFolder, "write_config", full)
     assert train.main(flags) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
