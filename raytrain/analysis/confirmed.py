@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from raytrain.analysis.noise import SIGNIFICANCE, group_means
+from raytrain.analysis.noise import SIGNIFICANCE, WINNER_SIGNIFICANCE, group_means
 from raytrain.sweep.factorial import Array
 
 
@@ -43,17 +43,17 @@ class Confirmation:
 def confirmation(runs: pd.DataFrame) -> Confirmation | None:
     """Of `runs` with `variant` (a label), `seed` and `val_loss`, those of the leader first.
 
-    A difference is judged by the two variants' own noise (`noise.Means`), at 5% for all differences together
-    (Bonferroni): a leader that is noisier than the rest, and came first by it, is then a winner in at most 1.25% of
-    cases, as it must beat the runner-up on that side. None if the leader or all others have fewer than two runs.
+    A difference is judged by the two variants' own noise (`noise.Means`), each of two at 2%, as a winner is
+    (`noise.declare_winner`), so all together at 5% and less (Bonferroni): a leader that is noisier than the rest, and
+    came first by it, is then a winner in at most 1% of cases. None if the leader or all others have less than two runs.
     """
     groups = group_means(runs["val_loss"].astype(float), runs["variant"], runs["seed"])
     known = [place for place in range(1, len(groups.groups)) if groups.runs[place] > 1]
     if not known or groups.runs[0] < 2:
         return None
-    out = []
+    out, level = [], min(SIGNIFICANCE / len(known), WINNER_SIGNIFICANCE)
     for place in known:
-        margin = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2 / len(known), groups.dfs[0, place]) * groups.errors[0, place]
+        margin = scipy.stats.t.ppf(1 - level / 2, groups.dfs[0, place]) * groups.errors[0, place]
         estimate = float(groups.means[0] - groups.means[place])
         name = str(groups.groups[place])
         out.append(Difference(name, estimate, estimate - float(margin), estimate + float(margin)))
