@@ -57,8 +57,8 @@ def test_every_name_is_there() -> None:
     for name in (*raytrain.__all__, "__version__"):
         assert getattr(raytrain, name) is not None
     assert set(raytrain.__all__) <= set(dir(raytrain))
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
-        raytrain.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'training_run'"):
+        raytrain.training_run  # noqa: B018
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert "py.typed" in setup["package-data"]["raytrain"]
     assert (ROOT / "raytrain" / "py.typed").exists()
