@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import datetime
+import fcntl
 import os
 import shutil
 import signal
@@ -44,16 +45,16 @@ def main(argv: list[str] | None = None) -> int | None:
     flags = parser.parse_args(argv)
 
     config, layers = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
-    folder = None
+    folder = taken = None
     if _is_main():
-        run = RunFolder(Path(flags.resume) if flags.resume else _new_folder(Path(flags.runs), flags.name, config))
-        folder = run.path
-        if run.result.get("status") == "complete":
+        taken = Path(flags.resume) if flags.resume else _abandoned(Path(flags.runs), flags.name, config)
+        folder = taken or _new_folder(Path(flags.runs), flags.name, config)
+        if RunFolder(folder).result.get("status") == "complete":
             print(f"{folder} is complete: there is nothing left to train")
             return 0
         _print_sources(config, layers)
     received: list[int] = []  # signals
-    result = _train_in(folder, config, received, is_resumed=bool(flags.resume))
+    result = _train_in(folder, config, received, is_resumed=taken is not None)
     if folder is not None:
         print(_last_line(result, folder))
     is_by_signal = result["status"] == "interrupted" and received
@@ -120,17 +121,24 @@ def _is_main() -> bool:
 def _train_in(folder: Path | None, config: TrainConfig, received: list[int], *, is_resumed: bool = False) -> Report:
     """Train `config` and leave its files in `folder`, which rank 0 alone has; the last report. `received` gets signals.
 
-    Raises UserError for a run that cannot be, or does not fit: a new one then leaves no folder behind.
+    Raises UserError for a run that cannot be, or does not fit: a new one then leaves no folder behind; for a resumed
+    one that its checkpoint refuses, and then nothing has changed; and for a folder that another process trains in.
     """
+    if folder is None:
+        return _train(None, config, received, is_resumed=is_resumed)
+    with _claimed(folder):
+        if not is_resumed:
+            try:
+                _describe(RunFolder(folder), config)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)  # the name is free again
+                raise
+        return _train(folder, config, received, is_resumed=is_resumed)
+
+
+def _train(folder: Path | None, config: TrainConfig, received: list[int], *, is_resumed: bool) -> Report:
+    """`_train_in` for a folder that is ours, and holds the configuration of a new run."""
     files = RunFolder(folder) if folder else None
-    if files:
-        try:
-            files.write_config(config.to_dict())
-            write_sources(files.path, sources(config.to_dict()))
-        except OSError:
-            if not is_resumed:
-                shutil.rmtree(files.path, ignore_errors=True)  # the name is free again
-            raise
     log = JsonLog(files.log) if files else None
     micro_batch: int | None = None  # known from the run's start on
     has_trained = is_resumed
@@ -143,6 +151,8 @@ def _train_in(folder: Path | None, config: TrainConfig, received: list[int], *, 
             assert console is not None
             micro_batch = report.get("micro_batch", micro_batch)
             has_trained = has_trained or report["event"] == "step"
+            if is_resumed and files and report["event"] == "start":
+                _take_up(files, config, log, report)
             log.write(report)
             console(report)
 
@@ -176,6 +186,43 @@ def _train_in(folder: Path | None, config: TrainConfig, received: list[int], *, 
     return result
 
 
+def _describe(files: RunFolder, config: TrainConfig) -> None:
+    """Write what the run is to be."""
+    files.write_config(config.to_dict())
+    write_sources(files.path, sources(config.to_dict()))
+
+
+def _take_up(files: RunFolder, config: TrainConfig, log: JsonLog, start: Report) -> None:
+    """Write what changes once a resumed run's checkpoint has agreed, or is known not to be there."""
+    _describe(files, config)
+    if start["first_step"] == 0:
+        log.clear()
+        print(f"{files.path} has no whole checkpoint: it starts anew")
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder. Raises UserError if one is in there."""
+    path = folder / ".lock"
+    try:
+        lock = path.open("wb")
+    except OSError as error:
+        if unwritable(error):
+            raise
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use: another process trains in it") from None
+        except OSError:  # some network file systems have no locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 _EXIT_CODES = {"complete": 0, "diverged": 1, "interrupted": INTERRUPTED}
 
 
@@ -204,13 +251,14 @@ def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict
         if getattr(flags, name) is not None:
             raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
     check_loaded(values.get("plugins", ()))
-    if not (folder / "checkpoints").is_dir():
+    earlier = TrainConfig.from_dict(values)
+    if earlier.checkpoint_interval is None and not (folder / "checkpoints").is_dir():
         raise UserError(f"resume ({folder}) has no checkpoint to continue from; --checkpoint_interval N keeps some")
     changes = {name: read_value(name, value) for name, value in read_flags(flags).items()}
     for stop in STOPS:
         if stop in changes:
             raise UserError(f"{stop} ({changes[stop]}) cannot change on resume: the learning rate follows the budget")
-    return TrainConfig.from_dict(values).change(changes), dict.fromkeys(changes, "flag")
+    return earlier.change(changes), dict.fromkeys(changes, "flag")
 
 
 def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
@@ -231,6 +279,18 @@ def _new_folder(runs: Path, name: str | None, config: TrainConfig) -> Path:
             raise UserError(f"runs ({runs}) cannot be written: {error.strerror}") from None
         return runs / candidate
     raise UserError(f"name ({names[0]}) is taken in {runs}; choose another, or --resume {runs / names[0]}")
+
+
+def _abandoned(runs: Path, name: str | None, config: TrainConfig) -> Path | None:
+    """The folder `name`, if the same run was killed in it before its first checkpoint: it starts anew there."""
+    folder = runs / check_name(name) if name else runs
+    if not name or not (folder / "config.json").is_file() or any((folder / "checkpoints").glob("step-*")):
+        return None
+    with contextlib.suppress(UserError), _claimed(folder):
+        run = RunFolder(folder)
+        if not run.has_ended and run.config is not None and TrainConfig.from_dict(run.config) == config:
+            return folder
+    return None
 
 
 def _print_sources(config: TrainConfig, sources: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raytrain import train
+from raytrain.rundir.log import read_log
 from raytrain.training.step import Stepper
 
 SMALL = "--n_layer 1 --n_head 2 --n_embd 32 --block_size 32 --global_batch 256 --eval_tokens 256"
@@ -84,3 +85,64 @@ def test_what_a_resume_cannot_change(tmp_path, capsys, flags):
     (tmp_path / "a" / "result.json").unlink()
     assert train.main(["--resume", str(tmp_path / "a"), *flags.split()]) == 2
     assert flags.split()[0][2:] in capsys.readouterr().err
+
+
+def _killed(folder, **changes):
+    """What a run leaves that was killed after two steps."""
+    folder.mkdir(parents=True)
+    config, _ = train._resolved(_flags("--max_iters", "3", **changes))
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "log.jsonl").write_text(
+        '{"event": "start"}\n{"event": "step", "step": 1}\n{"event": "step", "step": 9}\n'
+    )
+
+
+def _flags(*flags, **changes):
+    parser = train.Parser("train")
+    train.add_flags(parser)
+    parsed = parser.parse_args([*SMALL.split(), *flags])
+    vars(parsed).update(changes)
+    return parsed
+
+
+@pytest.mark.parametrize("by", ["--resume", "--name"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tmp_path, capsys, by):
+    """Catches a folder that can be neither resumed nor used again, and a log with the steps of both tries."""
+    _killed(tmp_path / "a")
+    flags = ["--resume", str(tmp_path / "a")] if by == "--resume" else [*SMALL.split(), "--max_iters=3", "--name=a"]
+    assert train.main([*flags, "--runs", str(tmp_path)]) == 0
+    assert "has no whole checkpoint: it starts anew" in capsys.readouterr().out
+    reports = read_log(tmp_path / "a" / "log.jsonl")
+    assert [r["step"] for r in reports if r["event"] == "eval"] == [1, 2, 3]
+    assert reports[0]["first_step"] == 0
+    assert not any(r.get("step") == 9 for r in reports)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "result.json",
+    ]
+
+
+def test_another_run_s_name_stays_taken(tmp_path, capsys):
+    """Catches a killed run whose name a different one takes over, and two processes in one folder."""
+    _killed(tmp_path / "a", learning_rate="0.5")
+    flags = [*SMALL.split(), "--max_iters=3", "--name=a", "--runs", str(tmp_path)]
+    assert train.main(flags) == 2
+    assert "name (a) is taken" in capsys.readouterr().err
+    with train._claimed(tmp_path / "a"):
+        assert train.main(["--resume", str(tmp_path / "a")]) == 2
+    assert "is in use: another process trains in it" in capsys.readouterr().err
+
+
+def test_a_refused_resume_changes_nothing(tmp_path, capsys):
+    """Catches a config.json that is overwritten before the checkpoint says no: then a plain resume is refused too."""
+    flags = ["--max_iters", "3", "--checkpoint_interval", "1", "--name", "a"]
+    assert run(*flags, runs=tmp_path) == 0
+    (tmp_path / "a" / "result.json").unlink()
+    before = (tmp_path / "a" / "config.json").read_bytes()
+    assert train.main(["--resume", str(tmp_path / "a"), "--learning_rate", "0.5"]) == 2
+    assert "its learning_rate is 0.001, not 0.5; resume with the same" in capsys.readouterr().err
+    assert (tmp_path / "a" / "config.json").read_bytes() == before
+    assert train.main(["--resume", str(tmp_path / "a"), "--log_interval", "1"]) == 0
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["log_interval"] == 1

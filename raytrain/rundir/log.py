@@ -25,6 +25,10 @@ class JsonLog:
                 with self._path.open("r+b") as file:
                     file.truncate(whole.rfind(b"\n") + 1)
 
+    def clear(self) -> None:
+        """Forget all that was written: the run starts anew."""
+        self._path.unlink(missing_ok=True)
+
     def write(self, report: Mapping[str, Any]) -> None:
         """Append `report` as one line, and flush it. `time`, in Unix seconds, defaults to now."""
         line = json.dumps({"time": time.time(), **report})

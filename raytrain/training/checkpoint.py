@@ -285,12 +285,14 @@ class Checkpointer:
 
     def _check_same_run(self, manifest: dict[str, Any]) -> None:
         mine, theirs = json.loads(json.dumps(self._trajectory)), manifest["trajectory"]
-        for field in sorted(mine.keys() | theirs.keys()):
-            if mine.get(field) != theirs.get(field):
-                raise UserError(
-                    f"{self._storage} holds another run: its {field} is {theirs.get(field)!r}, "
-                    f"not {mine.get(field)!r}; resume with the same, or train in another folder"
-                )
+        mine, theirs = mine | mine.pop("architecture"), theirs | theirs["architecture"]
+        del theirs["architecture"]
+        unlike = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+        if unlike:
+            differences = ", ".join(f"its {name} is {theirs.get(name)!r}, not {mine.get(name)!r}" for name in unlike)
+            raise UserError(
+                f"{self._storage} holds another run: {differences}; resume with the same, or train in another folder"
+            )
 
     def _run_on_all_ranks(self, task: str, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each rank. If it raises on any, all raise an error that names `task` and why."""

@@ -155,6 +155,14 @@ def test_another_run_in_the_folder_is_refused_by_field(config, finished):
         train(config.replace(learning_rate=0.1), folder=finished)
 
 
+def test_a_refusal_names_what_differs_and_nothing_else(config, finished):
+    """Would catch: two architectures printed whole, in which a reader has to look for the one field that differs."""
+    other = config.replace(seed=7, architecture=config.architecture.replace(n_layer=3))
+    with pytest.raises(UserError, match=r"run: its n_layer is 2, not 3, its seed is 1337, not 7; resume") as error:
+        train(other, folder=finished)
+    assert "n_embd" not in str(error.value)
+
+
 def test_a_finished_run_trains_no_step_again(config, finished):
     """Catches a resume at the end that repeats the last step, or has no result."""
     reports: list[dict] = []
