@@ -309,7 +309,7 @@ def preset(name: str, **changes: Any) -> Architecture:
 
 
 def divisors_near(whole: int, wanted: int) -> list[int]:
-    """The divisors of `whole` next below and next above `wanted`; of a very large one, those that are found."""
+    """The divisors of `whole` next below and next above `wanted`; of a very large one, those within reach."""
     low = [d for d in range(1, min(math.isqrt(whole), _TRIED_DIVISORS) + 1) if whole % d == 0]
     divisors = sorted({*low, *(whole // d for d in low)})
     below = [d for d in divisors if d < wanted][-1:]

@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--scheduler", default="none", help=f"{', '.join(SCHEDULERS)}: whether trials stop at rungs [none]"
     )
-    sweep.add_argument("--factor", type=int, default=4, help="halving: one trial of so many goes on after a rung [4]")
+    sweep.add_argument(
+        "--factor", type=int, default=4, help="halving: one in so many trials continues after a rung [4]"
+    )
     sweep.add_argument(
         "--frontier_budgets",
         type=_numbers,
@@ -160,7 +162,7 @@ def _field_levels(text: str) -> tuple[str, list[str]]:
 
 
 def _check_resume(flags: argparse.Namespace) -> None:
-    """A study goes on as it was planned, so flags that plan one have no meaning. Raises UserError for those."""
+    """A resumed study keeps its plan, so flags that plan one have no meaning. Raises UserError for those."""
     usual = vars(_parser().parse_args([]))
     allowed = ("resume", "runs", "tracking_uri", "storage", "data", "concurrent", "json", "plugin")
     for name, value in vars(flags).items():

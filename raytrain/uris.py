@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 HIDDEN = "***"
-# Settings that say where and how, of pyarrow's file systems and of the drivers of databases.
+# Settings of location and access, of pyarrow's file systems and of the drivers of databases.
 _HARMLESS = {"region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion", "enable_tls"}
 _HARMLESS |= {"allow_delayed_open", "check_directory_existence_before_creation", "tls_ca_file_path", "project_id"}
 _HARMLESS |= {"retry_limit_seconds", "replication", "buffer_size", "default_block_size"}

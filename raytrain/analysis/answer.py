@@ -226,7 +226,7 @@ def _late(folder: Path, table: pd.DataFrame) -> list[str]:
 
 
 def _confirmed(study: dict[str, Any], table: pd.DataFrame) -> Confirmation | None:
-    """What the runs with fresh seeds say, in the order in which the study planned them: the leader's first."""
+    """The results of the runs with fresh seeds, in the order in which the study planned them: the leader's first."""
     again = table[(table["role"] == "confirm") & (table["status"] == "complete") & table["val_loss"].notna()]
     order = {trial["id"]: place for place, trial in enumerate(study["trials"])}
     again = again.loc[again["trial"].map(order).sort_values().index] if len(again) else again
@@ -360,7 +360,7 @@ def _sentences(answer: Answer) -> list[str]:
     else:
         if stopped := int((table["status"] == "stopped").sum()):
             out.append(_at_rung(answer, stopped))
-        out += [told for told in answer.effects.sentences if not (answer.confirmed and told == answer.effects.expected)]
+        out += [text for text in answer.effects.sentences if not (answer.confirmed and text == answer.effects.expected)]
     out += answer.late
     out += _unequal_spread(table)
     out += _mixed_devices(answer)
@@ -430,7 +430,7 @@ def _confirmed_headline(answer: Answer, variants: str) -> str:
 
 
 def _first_runs(answer: Answer, confirmed: Confirmation) -> str:
-    """What the leader's first runs said of it against the baseline, and what that shrinks to."""
+    """The leader's difference from the baseline in its first runs, and the estimate that it shrinks to."""
     ranked = answer.table[answer.table["rank"].notna()]
     entry = programs(ranked)
     means = ranked["val_loss"].groupby(entry).mean()

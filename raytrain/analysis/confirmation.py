@@ -24,7 +24,7 @@ PLACES = ("leader", "runner_up", "baseline")
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Variants from the best on, with what their loss is expected to be; `basis` says by what."""
+    """Variants, best first, with their expected losses; `basis` names the estimator."""
 
     basis: str
     points: Sequence[Point]
@@ -35,8 +35,8 @@ class Order:
 def in_order(runs: Sequence[Point], losses: Sequence[float], baseline: Point, candidates: Sequence[Point]) -> Order:
     """The variants by the mean of their runs, if all of `candidates` ran twice or more.
 
-    Else by the model of axes and their pairs, among all candidates that the runs say something of: it borrows strength
-    from the other runs, where a single run is mostly noise. By their means again if the model cannot tell any.
+    Else by the model of axes and their pairs, among all candidates that the runs can estimate: it borrows strength
+    from the other runs, where a single run is mostly noise. By their means again if the model cannot estimate any.
     Ties go by the text of the levels, so that the order is a function of the values.
     """
     alive = [live(run) for run in runs]
@@ -127,7 +127,7 @@ def confirm(
 ) -> Stage | None:
     """The stage that runs the leader, the runner-up and the baseline with `seeds` fresh seeds each, the same for all.
 
-    `table` is that of `ranking.read_study`. None where there is nothing to tell apart: fewer than two variants have a
+    `table` is that of `ranking.read_study`. None where there is nothing to compare: fewer than two variants have a
     loss.
     """
     axes, baseline = axes_of(study)
@@ -171,7 +171,7 @@ def _order(
     candidates: Sequence[Point],
     tuned: Mapping[str, Mapping[str, float]],
 ) -> Order | None:
-    """The variants of `rows`, by what tells most of them; None where there is no loss.
+    """The variants of `rows`, ordered by the estimator that covers most of them; None where there is no loss.
 
     `tuned` are the levels of the tuned fields of each trial, by its name.
     """

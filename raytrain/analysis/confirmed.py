@@ -1,4 +1,4 @@
-"""What runs with fresh seeds say of the variant that came first.
+"""The estimate of the best variant from runs with fresh seeds.
 
 The best of many is partly the luckiest, and the more so the noisier it is. Runs of it, of the runner-up and of the
 baseline with fresh seeds, chosen before they are seen, have no such luck in them: the differences between these alone

@@ -36,9 +36,9 @@ class Estimate:
 class Curve:
     """Loss as a polynomial in x - `centre`, x = ln learning rate, from `low` to `high`.
 
-    `weights` (coefficients x runs) times the losses are the coefficients, the constant first. `below` and `above` say
-    what lies beyond the ends: "" where no rate was tried there, "unstable" where the next one diverged or stayed on
-    the plateau, "waiting" where its runs have not ended, "tried" where there are usable rates too far away to fit.
+    `weights` (coefficients x runs) times the losses are the coefficients, the constant first. `below` and `above`
+    state what lies beyond the ends: "" where no rate was tried there, "unstable" where the next one diverged or stayed
+    on the plateau, "waiting" where its runs have not ended, "tried" where there are usable rates too far away to fit.
     """
 
     centre: float

@@ -1,4 +1,4 @@
-"""Whether a study's runs trained enough to tell its variants apart, and the command whose runs would."""
+"""Whether a study's runs trained enough to distinguish its variants, and the command whose runs would."""
 
 import dataclasses
 import shlex

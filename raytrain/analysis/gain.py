@@ -12,7 +12,7 @@ also holds what the budgets themselves allow, whatever the shape: between two of
 ln FLOPs lies between their chord and the chords beside it, extended (`_between`). Where these are too far apart to read
 a gain off, it has none.
 
-A gain is one at this size and these budgets, and says nothing of another (see raytrain.analysis.ladder).
+A gain holds at this size and these budgets alone (for other sizes see raytrain.analysis.ladder).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from raytrain.sweep.factorial import Array
 
 _ALPHAS = (0.01, 3.0)  # far beyond the 0.05 to 0.5 of published fits
 _DRAWS = 2000
-_FARTHEST = 3.0  # a factor between neighbouring budgets, for chords to tell what is between them
+_FARTHEST = 3.0  # a factor between neighbouring budgets, for chords to bound what is between them
 _WIDEST = 0.3  # of the logarithm of a gain that the budgets alone allow: it is not read off if they leave more open
 
 
@@ -39,7 +39,7 @@ class Frontier:
     `unit` is the geometric mean of the fitted FLOPs, which keeps `scale` in nats. `draws` (5 x draws) holds floor,
     scale and alpha of refits to bootstrapped runs, the noise sd behind each, and the sd of ln FLOPs (0 if exact).
     `misfit` is the p-value of the budgets' mean losses lying no further from the fit than the noise puts them; None if
-    the fit has as many coefficients as budgets. A small one says that the baseline's losses do
+    the fit has as many coefficients as budgets. A small one means that the baseline's losses do
     not fall in this way. Gains are then read off between the budgets, without the curve, and its refits have `stretch`
     times the noise, as much as puts the budgets where they are (Birge, Physical Review 40, 1932).
     `nodes` (2 x 1 + draws x budgets) are ln FLOPs and loss at the budgets: their means, then bootstrapped.
@@ -101,8 +101,9 @@ def fit_frontier(
     and A are linear least squares in closed form, here with E, A >= 0, so only alpha is searched, on a grid that is
     then made finer: there is nothing to fail to converge.
 
-    The bootstrap is parametric: it adds normal noise to the fit, with an sd drawn from what the seeds say of it
-    (df s^2 / chi-square). To resample two or three seeds of a budget would understate the noise by a fifth or more.
+    The bootstrap is parametric: it adds normal noise to the fit, with an sd drawn from its distribution given the
+    seeds (df s^2 / chi-square). To resample two or three seeds of a budget would understate the noise by a fifth or
+    more.
     """
     flops, losses = np.asarray(flops, float), np.asarray(losses, float)
     used = np.isfinite(losses)

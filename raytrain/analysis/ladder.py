@@ -1,8 +1,8 @@
 """The gain of a variant at several sizes, its trend, and what may be expected at a size that was not run.
 
-A gain at one size says nothing of another, and a frontier of one size alone reads it wrong: with few tokens a parameter
-most of the loss is what data leaves over, with many what the size does. So the baseline runs at each size with several
-numbers of tokens, and its losses are fitted by
+A gain at one size does not carry over to another, and a frontier of one size alone misjudges it: with few tokens a
+parameter most of the loss is what data leaves over, with many what the size does. So the baseline runs at each size
+with several numbers of tokens, and its losses are fitted by
 
     L(N, D) = E + A N^-alpha + B D^-beta        (Hoffmann et al., arXiv 2203.15556, approach 3)
 
@@ -41,7 +41,8 @@ class Surface:
 @dataclasses.dataclass(frozen=True)
 class Ladder:
     """One variant's gains: at each of the `sizes` (parameters), simultaneous 95%; the `trend`, the slope of ln gain
-    against ln N; `projected`, the gain at the size asked about; and whether it `goes_on`: above 1 at every size."""
+    against ln N; `projected`, the gain at the size asked about; and whether it advances (`goes_on`): above 1 at every
+    size."""
 
     sizes: list[float]
     gains: list[Estimate]
@@ -52,7 +53,7 @@ class Ladder:
     def describe(self, size: float) -> str:
         """Such as `gain 1.20 (95% 1.12 to 1.29) at 1e+07 parameters; ...`."""
         rungs = [f"{_text(gain)} at {n:.3g} parameters" for n, gain in zip(self.sizes, self.gains, strict=True)]
-        verdict = "goes on: above 1 at every size" if self.goes_on else "does not go on: not above 1 at every size"
+        verdict = "advances: above 1 at every size" if self.goes_on else "does not advance: not above 1 at every size"
         slope = (
             f"ln gain changes by {self.trend.value:+.3f} for each factor e of parameters" if self.trend.value else ""
         )
@@ -93,7 +94,8 @@ def climb(
     """The gains of one variant, of mean `losses` over `runs` at each size; projected to `target` parameters.
 
     Intervals at the sizes are simultaneous (Bonferroni). The trend and the projection are taken within each bootstrap
-    draw, whose errors the sizes share; a projection's interval widens with the distance, and takes the trend to go on.
+    draw, whose errors the sizes share; a projection's interval widens with the distance, and assumes that the trend
+    continues.
     """
     draws = np.random.default_rng(seed)
     errors = draws.standard_normal((_DRAWS, len(losses))) / np.sqrt(np.asarray(runs, float)) * surface.sds[:, None]

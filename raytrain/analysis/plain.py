@@ -44,7 +44,7 @@ def answer_table(
     unigram_loss: float | None = None,
     command: str = "",
 ) -> list[str]:
-    """What the runs of `table` say of the axes that vary in it, against the preset `base`, in sentences.
+    """The effects of the axes that vary in the runs of `table`, against the preset `base`, in sentences.
 
     With several learning rates, at each variant's own best one. `unigram_loss` (nats per token) is what a run on the
     plateau ends at; with the `scale` and the `vocab_size` of the models it is known how much they were trained, and

@@ -54,10 +54,10 @@ def loss_per_flop(loss: Numbers, vocab_size: Numbers, flops: Numbers) -> Numbers
 
 
 def short_name(trial: dict[str, Any]) -> str:
-    """What a planned trial is called in a table: its label, or its architecture without the size if that is too long.
+    """The name of a planned trial in a table: its label, or its architecture without the size if that is too long.
 
-    The architecture comes with the start of its hash, since its name does not say all of it, and with what the label
-    says of other fields than its own.
+    The architecture comes with the start of its hash, since its name leaves parts out, and with the label's part on
+    other fields than its own.
     """
     label, role = str(trial.get("label", trial["labels"][0])), trial.get("role", "")
     if role == "confirm":
@@ -141,7 +141,7 @@ def budget_noise(table: pd.DataFrame) -> Noise | None:
 def unlike_devices(runs: pd.DataFrame) -> str:
     """Why `runs` cannot be compared by hardware FLOPs: they had several kinds, or numbers, of devices. "" if one.
 
-    Their MFU would say who was given which, as one kind is easier to keep busy than another, and one device than eight.
+    Their MFU would reflect the device, as one kind is easier to keep busy than another, and one device than eight.
     """
     kinds = zip(numbers(runs, "world_size"), runs.get("device", pd.Series("", index=runs.index)), strict=True)
     names = sorted({f"{size:.0f} x {device}" for size, device in kinds})
@@ -156,10 +156,10 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     Those that are ranked are so by their loss alone: budgets agree to within 0.5%, which a ratio would credit with 38
     millinats at a vocabulary of 50,304, where so many more FLOPs bring half of one.
 
-    The seeds of one program are one entry, with their mean, and share a rank. A rank r says that r - 1 programs or more
-    are better than it beyond the noise (`places`); nothing is said of the order of two that share one. The noise is
-    that over seeds, less what a seed does to all (`noise.group_means`); without replicates none is known, and ranks are
-    the order of the figures, which chance may have made. By hardware FLOPs the noise is that of the logarithm of
+    The seeds of one program are one entry, with their mean, and share a rank. A rank r means that r - 1 programs or
+    more are better than it beyond the noise (`places`); two that share a rank are not ordered. The noise is that over
+    seeds, less what a seed does to all (`noise.group_means`); without replicates none is known, and ranks are the order
+    of the figures, which chance may have made. By hardware FLOPs the noise is that of the logarithm of
     loss_per_hardware_flop, which has the noise of the clock in it too; there are no ranks by them where trials had
     different devices (`unlike_devices`). The variants of a tuned study are ranked at their own best
     (`tuned.at_own_best`).
@@ -211,7 +211,7 @@ def places(groups: Means) -> npt.NDArray[np.intp]:
     is alone at rank 1 if, and only if, it is the winner by `declare_winner`: that asks less than Tukey's test, as it is
     one question, but asks it of the noise of the two alone too. If there is none, the next share rank 1. A winner among
     equals is wrong in at most 5% of studies too; one or the other test parts some equals in at most 6% (simulated: 5.7%
-    of three with three runs each, the worst case found). Without noise the order is strict, and equal values share a
+    of three with three runs each, the worst case). Without noise the order is strict, and equal values share a
     rank.
     """
     better = groups.means - groups.means[:, None]  # better[i, j]: how much i is below j
@@ -231,7 +231,7 @@ def places(groups: Means) -> npt.NDArray[np.intp]:
 
 
 def _margins(groups: Means) -> Array:
-    """By how much the means of two groups must differ (groups x groups) to be told apart."""
+    """By how much the means of two groups must differ (groups x groups) to be distinguishable."""
     assert groups.noise is not None
     count, dfs = len(groups.means), np.nan_to_num(np.maximum(groups.dfs, 1), nan=1.0)
     own = scipy.stats.t.ppf(1 - SIGNIFICANCE / 2, dfs) * groups.errors

@@ -278,8 +278,8 @@ def _last_rungs(losses: Array, rows: npt.NDArray[np.intp], scheduler: str, facto
     """trials x replays: the rung that each trial stops at, by its losses (trials x replays x rungs).
 
     As `raytrain.sweep.halving.halve` decides, for all replays at once: of the variants (`rows`, a number for each
-    trial) those with the lowest mean over seeds go on, NaN is the worst, and a tie goes to the smaller number as text.
-    A seed that diverged stays behind.
+    trial) those with the lowest mean over seeds advance, NaN is the worst, and a tie goes to the smaller number as
+    text. A seed that diverged stays behind.
     """
     trials, replays, rungs = losses.shape
     last = np.full((trials, replays), rungs - 1)

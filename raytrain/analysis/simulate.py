@@ -222,7 +222,7 @@ def frontier_coverage(
     """The part of 95% intervals that hold the truth: of a frontier's E, A and alpha, and of two gains.
 
     One is a gain of 1.15 at the second budget, the other the baseline's own, 1.0, at each budget (where it has one).
-    With `clock_sd`, the sd of the logarithm of a run's FLOPs about what they are said to be, as of hardware FLOPs.
+    With `clock_sd`, the sd of the logarithm of a run's true FLOPs about those reported, as of hardware FLOPs.
     """
     draws = np.random.default_rng(seed)
     truth = {"E": 2.0, "A": 30.0, "alpha": 0.09}

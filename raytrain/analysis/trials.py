@@ -88,8 +88,8 @@ def rung_table(folder: str | Path) -> pd.DataFrame:
     varied, then those above. The runs for the frontier, of other budgets, are not in it.
 
     A study without rungs has the ends alone. Its evaluations on the way are a number of steps apart, at other FLOPs for
-    each architecture, where ranks would say who had spent more (see benchmarks/rungs.py). Raises UserError for a folder
-    that holds no study.
+    each architecture, where ranks would reflect who had spent more (see benchmarks/rungs.py). Raises UserError for a
+    folder that holds no study.
     """
     folder = Path(folder)
     study = read_study_json(folder)

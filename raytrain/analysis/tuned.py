@@ -7,8 +7,8 @@ least values of two levels' curves.
 
 Other tuned fields, as weight_decay, have no curve: a variant counts at the best of their levels that were tried.
 
-An optimum at the end of the tried rates is none: the least loss is then at most the one found there, and an effect is a
-bound, `bound` saying of which side.
+An optimum at the end of the tried rates is none: the least loss is then at most the one measured there, and an effect
+is a bound, whose side `bound` gives.
 """
 
 import dataclasses
@@ -83,13 +83,13 @@ def variant_curves(table: pd.DataFrame, variant: pd.Series, tuned: Sequence[str]
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What a tuned study says of its axes.
+    """The effects and optima that a tuned study estimates.
 
     `effects` has a row for each effect at own best learning rates: the columns of `effects.Effects.table`; `bound`: "",
     "at most", "at least", or "unknown" where optima on both sides were not reached; and `is_clear`: whether its sign is
     known after Holm's adjustment, which a bound on the far side of zero leaves open. `shared` are the effects at the
-    learning rate `rate` alone, which lack what no run there tells, as of a variant that diverges. `levels` are the
-    optima of levels, by (axis, level); `variants` those of variants, by their label, where each has a curve.
+    learning rate `rate` alone, without those that no run there can estimate, as of a variant that diverges. `levels`
+    are the optima of levels, by (axis, level); `variants` those of variants, by their label, where each has a curve.
     """
 
     effects: pd.DataFrame
@@ -231,14 +231,14 @@ def at_own_best(table: pd.DataFrame, variant: pd.Series) -> pd.DataFrame:
     stand for it; `variant` numbers the variants.
 
     Their val_loss is moved along the variant's curve from their rate to its best one, and `trained_loss` is what it
-    was. All other runs have the role "tuning", and so are no entries of a ranking or a frontier, and a label that says
+    was. All other runs have the role "tuning", and so are no entries of a ranking or a frontier, and a label with
     their rate. `best_learning_rate` is the variant's. Variants of the frontier have a curve at each budget.
     """
     fields = tuned_fields(table)
     if not fields:
         return table
     frontier = table["role"] == "frontier"
-    budget = np.where(frontier, pd.factorize(table["label"])[0] + 1, 0)  # which a frontier's label says
+    budget = np.where(frontier, pd.factorize(table["label"])[0] + 1, 0)  # as in a frontier's label
     group = pd.Series(pd.factorize(pd.Series(list(zip(variant, budget, strict=True))))[0], index=table.index)
     counted = table["role"].isin([*OWN_ROLES, "frontier"]).to_numpy()
     own_curves = variant_curves(table.assign(status=table["status"].where(counted, "apart")), group, fields)
@@ -325,7 +325,7 @@ def _beyond(words: Sequence[str]) -> str:
 
 
 def _bound(weights: Array, at_edge: npt.NDArray[np.bool_]) -> str:
-    """Of a sum of least losses, some of which may be lower than found."""
+    """Of a sum of least losses, some of which may be lower than measured."""
     counted = weights[at_edge & (np.abs(weights) > 1e-9)]
     if not len(counted):
         return ""

@@ -1,4 +1,4 @@
-"""What a tuned study says, in sentences."""
+"""The answer of a tuned study, in sentences."""
 
 import math
 from collections.abc import Sequence
@@ -81,11 +81,11 @@ def _beside(row: dict[Any, Any], shared: dict[Any, Any], rate: float) -> str:
     value = shared["estimate"]
     if math.isnan(value):
         return f"; at the shared {rate:g} some of what it compares does not train"
-    told = f"{_verb(value)} {abs(value):.4f}"
+    verdict = f"{_verb(value)} {abs(value):.4f}"
     if not math.isnan(shared["low"]) and shared["low"] <= 0 <= shared["high"]:
-        told = f"shows no clear difference ({value:+.4f})"
-    is_reversed = (value > 0) != (row["estimate"] > 0) and "no clear" not in told
-    return f"; at the shared {rate:g} it {told}{', with the other sign' * is_reversed}"
+        verdict = f"shows no clear difference ({value:+.4f})"
+    is_reversed = (value > 0) != (row["estimate"] > 0) and "no clear" not in verdict
+    return f"; at the shared {rate:g} it {verdict}{', with the other sign' * is_reversed}"
 
 
 def _unclear(own: dict[Any, Any]) -> str:

@@ -197,8 +197,8 @@ def confirmations(
 
 
 def equal_gains(variants: int = 24, seeds: int = 2, replays: int = 300, seed: int = 0) -> dict[str, float]:
-    """Studies of equal variants on a frontier of four budgets: the part in which any is said to save compute, in which
-    the leader's interval holds its gain, 1; and both by each one's own 95% interval."""
+    """Studies of equal variants on a frontier of four budgets: the part in which any is claimed to save compute, in
+    which the leader's interval holds its gain, 1; and both by each one's own 95% interval."""
     draws = np.random.default_rng(seed)
     budgets = np.array([2.5e14, 5e14, 1e15, 2e15])
     flops = np.repeat(budgets, 3)
@@ -275,7 +275,7 @@ def ladder_readings(tokens_per_parameter: float, replays: int = 50, seed: int = 
     twice the tokens.
 
     The least and the greatest mean reading over sizes; the part of studies whose intervals hold all of them, and whose
-    projection to 1e9 parameters holds 1.2; and that let a variant go on which is the baseline's equal.
+    projection to 1e9 parameters holds 1.2; and that let a variant advance which is the baseline's equal.
     """
     draws = np.random.default_rng(seed)
     sizes = np.array([1e7, 4e7, 1.6e8])

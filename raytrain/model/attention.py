@@ -53,8 +53,8 @@ def make_attention(arch: Architecture, position: Position, hooks: nn.ModuleList,
 class Attention(nn.Module):
     """(B, T, D) to (B, T, D). Queries, keys and values come from one projection: one large matmul, not three.
 
-    `hooks` are the layer's, which the block owns. The layer's entry of `attention_window` says what a query attends to,
-    and whether it is turned by its place.
+    `hooks` are the layer's, which the block owns. The layer's entry of `attention_window` defines what a query attends
+    to, and whether it is rotated by its position.
     """
 
     def __init__(self, arch: Architecture, position: Position, hooks: Sequence[LayerHook] = (), layer: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Plugins from files and packages: found, run once, known by the digest of their source, and handed to other processes.
+"""Plugins from files and packages: located, run once, identified by their source's digest, sent to other processes.
 
 A plugin is code, and runs with all rights of the process: nothing here runs one that the command line, a YAML file of
 the user's or an installed package does not name. What a run's folder holds is never run.

@@ -1,6 +1,6 @@
 """`python -m raytrain.report STUDY`: a study's report as one page of HTML, a summary in Markdown, and its pictures.
 
-`python -m raytrain.report TABLE.csv` prints what a table of runs says, where there is no study's folder.
+`python -m raytrain.report TABLE.csv` prints the answer of a table of runs, where there is no study's folder.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="DIR", help="where the report goes [the study's folder, in report]")
     table = parser.add_argument_group("for a table (STUDY ends in .csv)")
     table.add_argument("--base", default="llama", help="the preset that levels are compared with [llama]")
-    table.add_argument("--scale", help="that of the models, to tell how much they were trained [not known]")
+    table.add_argument("--scale", help="that of the models, to judge how long they were trained [not known]")
     table.add_argument("--vocab_size", type=int, default=256, help="that of the models [256]")
     table.add_argument("--unigram_loss", type=float, help="nats per token of a run on the plateau [the table's column]")
     table.add_argument("--command", default="", help="what started the runs [python -m raytrain.tune]")

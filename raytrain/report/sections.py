@@ -124,7 +124,7 @@ def _scheduler(study: dict[str, Any]) -> str:
         return "Every trial was to run to its end."
     survivors = zip(scheduler["keep"], scheduler["rungs"], strict=True)
     rungs = ", ".join(f"{keep} after {flops:.3g} FLOPs" for keep, flops in survivors)
-    return f"Scheduler: {scheduler['name']}, which lets the best go on: {rungs}."
+    return f"Scheduler: {scheduler['name']}, which continues the best: {rungs}."
 
 
 def _answer(found: Answer) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What a budget comes to: FLOPs per token over a space, and whether it trains a model enough to say something. Pure."""
+"""What a budget buys: FLOPs per token over a space, and whether it trains models enough to compare them. Pure."""
 
 import dataclasses
 from collections.abc import Sequence

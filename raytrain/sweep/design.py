@@ -171,8 +171,8 @@ def resolution(runs: Sequence[int], *, shared: bool) -> float | None:
     """The half-width of the 95% interval of the difference between two variants, in noise sd, with so many `runs` each.
 
     t(0.975, df) sqrt(2 / n), n the fewest runs. Where variants share their seeds a difference varies from seed to seed
-    by its own amount, which those n alone tell: df = n - 1. With seeds of their own, or a single run each, all
-    replicates tell of one noise: df = sum over variants of (runs - 1); None if there are none.
+    by its own amount, which those n alone estimate: df = n - 1. With seeds of their own, or a single run each, all
+    replicates estimate one noise: df = sum over variants of (runs - 1); None if there are none.
     """
     n, df = min(runs), sum(count - 1 for count in runs)
     if n > 1 and shared:

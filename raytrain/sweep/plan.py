@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def _halved(self) -> set[str]:
-        """What goes on or stops at a rung: a name for each variant (at each level of tuned fields)."""
+        """The units that continue or stop at a rung: a name for each variant (at each level of tuned fields)."""
         return {without_seed(trial.id) for trial in self._own}
 
     @property
@@ -293,7 +293,7 @@ def make_plan(
         else:
             crossed = _crossed(chosen_design.trials, space)
             chosen = [planned(*named[index], seed, setting) for index, seed, setting in crossed]
-            if space.tune:  # what is said of single runs is not so of curves
+            if space.tune:  # the precision of single runs is not that of curves
                 trials_of = tuple((index, seed) for index, seed, _ in crossed)
                 chosen_design = dataclasses.replace(chosen_design, trials=trials_of, precisions=())
     base = base or chosen[0].config
@@ -305,7 +305,7 @@ def make_plan(
     if halving is not None:
         total = halving.spent(len({without_seed(trial.id) for trial in chosen}), len(chosen), budget_flops)
     known = halving is None and any(is_base(trial.config) for trial in chosen)  # a rung may stop it
-    known &= not spreads  # a few rates of the baseline do not say its best
+    known &= not spreads  # a few rates of the baseline do not determine its best
     extra = _frontier(space, base, budget_flops, frontier, max(2, seeds), known=known)
     total += sum(trial.config.train_flops for trial in extra)
     variants = len(expansion.candidates)

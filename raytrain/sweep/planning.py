@@ -27,7 +27,7 @@ from raytrain.sweep.plan import Plan, make_plan
 from raytrain.sweep.space import Space, expand, load_space, read_space
 
 SCHEDULERS = ("none", "halving")
-_EVALUATIONS = 2  # of a trial, where nobody says: at half of its steps, and at the end
+_EVALUATIONS = 2  # of a trial, by default: at half of its steps, and at the end
 _MOST = {"seeds": 1000, "trials": 100_000}  # else, 2^31
 _MOST_RUNS = 100_000  # distinct models times seeds
 _MOST_BUDGETS = 100
@@ -84,7 +84,7 @@ def plan(
         interactions: whether d_optimal estimates pairwise interactions too.
         reference: preset that leave_one_out puts each choice back to.
         scheduler: none, or halving, which stops trials at rungs.
-        factor: with halving, one trial of this many goes on after a rung.
+        factor: with halving, one in this many trials continues after a rung.
         frontier_budgets: multiples of the budget that the base runs at too, for compute gains.
         tune: fields of the recipe to tune for each distinct model, with their levels, over those of the space:
             `{"learning_rate": [3e-4, 1e-3, 3e-3]}`; also weight_decay and warmup_fraction.
@@ -179,7 +179,7 @@ class _Runs:
         config.check_ranks(self.space.workers(config.flat()) or ranks)
         if "checkpoint_interval" not in self.given:  # a sweep keeps no checkpoints unless it is asked to
             config = config.replace(checkpoint_interval=None)
-        if "evaluations" not in self.given:  # one halfway says how fast the loss still falls
+        if "evaluations" not in self.given:  # one halfway shows how fast the loss still falls
             config = config.replace(evaluations=_EVALUATIONS)
         if config.init_from is not None and not Path(config.init_from).is_dir():
             raise UserError(f"init_from ({config.init_from}) is no folder")

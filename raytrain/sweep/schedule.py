@@ -1,4 +1,4 @@
-"""What a study runs next: its trials, each in segments that end at rungs, and who goes on. Knows no Ray.
+"""What a study runs next: its trials, each in segments that end at rungs, and which continue. Knows no Ray.
 
 The state is what a list of events makes of it, so a driver that starts again reads the events and has it whole:
 
@@ -13,9 +13,10 @@ The state is what a list of events makes of it, so a driver that starts again re
     waiting -> running -> paused at a rung -> waiting, for the next rung, or ended: `stopped`
                        -> ended: `complete`, `diverged`, `oom`, `failed`, `lost`
 
-Rungs are model FLOPs, equal for all trials. Who goes on is `raytrain.sweep.halving`'s to say, of variants: their seeds
-go on or stop together (each trial by itself where `scheduler` has no "unit", as before 0.2). A trial that ends before a
-rung has no part in its variant's mean; one without rungs (the baseline's runs for the frontier) runs to its end.
+Rungs are model FLOPs, equal for all trials. `raytrain.sweep.halving` decides which variants continue: their seeds
+continue or stop together (each trial by itself where `scheduler` has no "unit", as before 0.2). A trial that ends
+before a rung has no part in its variant's mean; one without rungs (the baseline's runs for the frontier) runs to its
+end.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ class Schedule:
         }
         self._scores: list[dict[str, float]] = [{} for _ in self._keep]
         by_variant = (scheduler or {}).get("unit") == "variant"
-        self._units: dict[str, list[str]] = {}  # who goes on or stops together
+        self._units: dict[str, list[str]] = {}  # trials that continue or stop together
         for name, trial in self._trials.items():
             if trial.rungs:
                 self._units.setdefault(without_seed(name) if by_variant else name, []).append(name)
@@ -94,9 +95,9 @@ class Schedule:
 
     @property
     def retried(self) -> list[str]:
-        """The trials that a new driver tries again: lost, as a lane that died says nothing of the trial.
+        """The trials that a new driver tries again: lost, as the death of a lane is no result of the trial.
 
-        But not where others went on from the same rung without it: were it better, more would go on than are to.
+        But not where others continued from the same rung without it: were it better, too many would continue.
         """
         furthest = max(trial.rung for trial in self._trials.values())
         return [
@@ -156,7 +157,7 @@ class Schedule:
         return self._decide()
 
     def _decide(self) -> list[str]:
-        """Let those go on that will for certain; return those that will not."""
+        """Continue those that are certain to continue; return those that are certain to stop."""
         stops: list[str] = []
         at_most = sum(any(self._trials[name].rungs for name in unit) for unit in self._units.values())
         for rung, keep in enumerate(self._keep):  # at_most: units that may yet come to the rung

@@ -98,7 +98,7 @@ class Space:
         return axes
 
     def workers(self, values: Mapping[str, Any]) -> int | None:
-        """The ranks of a trial of `values`; None where the space does not say."""
+        """The ranks of a trial of `values`; None where the space does not set them."""
         return next((ranks for condition, ranks in self.placement if _holds(condition, values)), None)
 
     def points(self) -> list[Point]:

@@ -1,4 +1,4 @@
-"""What tuning each variant costs, and how well it then says which is better. Pure: numpy.
+"""The cost of tuning each variant, and the precision of comparisons after it. Pure: numpy.
 
 Every variant runs at every level of the tuned fields. Each level has seeds of its own: so a variant has levels x seeds
 different ones at no cost, and as a seed is a block of the error, intervals rest on that many (docs/log.md: about three
@@ -47,13 +47,15 @@ class Tuning:
 
 
 def suffix(setting: Mapping[str, float]) -> str:
-    """What a trial's id says of its levels of tuned fields: such as `-lr0.003`."""
+    """The suffix of a trial's id for its levels of tuned fields, such as `-lr0.003`."""
     return "".join(f"-{_SHORT[field]}{level:g}" for field, level in setting.items())
 
 
 def half_width(rates: Sequence[float], seeds: int) -> float | None:
-    """What a crossing of variants with `rates` and so many seeds at each will say of the difference of two variants,
-    each at its own best rate: t(0.975, df) x its standard error over the noise's sd; None if no residual is left.
+    """The half-width, in noise sd, of the 95% interval of the difference of two variants at their own best rates.
+
+    Of a crossing of variants with `rates` and `seeds` seeds at each: t(0.975, df) x the standard error of the
+    difference over the noise's sd; None if no residual is left.
 
     For curves that are quadratic in ln rate, averaged over optima in the middle half of the range. The standard error
     is that of the fitted loss at the optimum, sqrt(2) for two variants; the degrees of freedom are those of a curve's

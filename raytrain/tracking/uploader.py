@@ -85,7 +85,7 @@ class _Run:
 class Uploader:
     """Brings the study in `study_dir` to MLflow. The experiment bears the study's name.
 
-    `sync` may be called at any time and any number of times, by this or another process: runs are found again by their
+    `sync` may be called at any time and any number of times, by this or another process: runs are identified by their
     tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent. Artifacts of
     the parent run are study.json and what is in the study's folder report/; its description is the answer in words.
     The experiment has a saved view, "ranking": the trials by rank, with their gains and the nine axes as columns.
@@ -290,7 +290,7 @@ def _make_database(path: Path) -> None:
 
 
 def _key(study: dict[str, Any]) -> dict[str, str]:
-    """What tells this study's runs from those of another study of the same name."""
+    """The tags that distinguish this study's runs from those of another study of the same name."""
     return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
 
 
@@ -317,7 +317,7 @@ def _note(sentences: list[str]) -> str:
 def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:
     """The columns of `rank` that become metrics.
 
-    The ratios only where the budget is ok: elsewhere they say who stopped first, and the UI would sort by that.
+    The ratios only where the budget is ok: elsewhere they reflect who stopped first, and the UI would sort by that.
     Ranks and gains only once all trials have ended: before, each end would have to send them anew for all of them.
     """
     columns = ["budget_ok"]

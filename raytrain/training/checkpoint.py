@@ -216,7 +216,7 @@ class Checkpointer:
         return tensors
 
     def _set_step(self, step: int) -> None:
-        """Let the optimizer go on after `step` steps, where it counts them."""
+        """Let the optimizer continue after `step` steps, where it counts them."""
         for state in self._states().values():
             if "step" in state:
                 state["step"].fill_(step)

@@ -29,7 +29,7 @@ def test_a_gain_its_trend_and_its_projection(surface):
     assert found.trend.value == pytest.approx(-0.05, abs=3e-3)
     assert found.projected.value == pytest.approx(1.3 * 100**-0.05, rel=0.01)
     assert found.goes_on
-    assert "It goes on: above 1 at every size" in found.describe(1e9)
+    assert "It advances: above 1 at every size" in found.describe(1e9)
 
 
 def test_who_goes_on(surface):
@@ -37,7 +37,7 @@ def test_who_goes_on(surface):
     gains = np.array([1.5, 1.2, 0.97])
     found = climb(surface, SIZES, 20 * SIZES, loss(gains * SIZES, 20 * SIZES), [3] * 3, 1e9)
     assert not found.goes_on
-    assert "does not go on" in found.describe(1e9)
+    assert "does not advance" in found.describe(1e9)
 
 
 def test_what_no_size_reaches(surface):

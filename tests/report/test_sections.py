@@ -286,7 +286,7 @@ def test_stopped_trials_are_shown_with_their_flops(tmp_path):
     stopped = {"status": "stopped", "rung": 0, "train_flops": 25 * 10**13, "val_loss": 3.3}
     folder = write_study(tmp_path / "s", results=lambda i: stopped if i > 11 else {}, scheduler=rungs)
     found, _ = report(folder)
-    assert "halving, which lets the best go on: 6 after 2.5e+14 FLOPs" in found.text["question"]
+    assert "halving, which continues the best: 6 after 2.5e+14 FLOPs" in found.text["question"]
     assert "by its scheduler, at a rung" in found.text["outcomes"]
     assert (folder / "report" / "frontier.png").exists()
     rows = only_table(sections(answer(folder))[3].blocks).rows
