@@ -2,18 +2,23 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raytrain.errors import UserError
+
+Report = dict[str, Any]
+
+_OF_STEPS = ("step", "eval", "gradients", "rung")  # the events of which a step has one each
 
 
 class JsonLog:
     """Appends reports to the file at `path`, whose folder is made if need be.
 
     A process that died while it wrote leaves a torn last line. That is cut off, so that the next report does not run
-    into it.
+    into it. A run that continues from a checkpoint redoes the steps after it: what they reported the first time stands,
+    and is not written again.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -24,13 +29,18 @@ class JsonLog:
             if not whole.endswith(b"\n"):
                 with self._path.open("r+b") as file:
                     file.truncate(whole.rfind(b"\n") + 1)
+        self._written = {_key(report) for report in read_lines(path)}
 
     def clear(self) -> None:
         """Forget all that was written: the run starts anew."""
         self._path.unlink(missing_ok=True)
+        self._written = set()
 
     def write(self, report: Mapping[str, Any]) -> None:
         """Append `report` as one line, and flush it. `time`, in Unix seconds, defaults to now."""
+        key = _key(report)
+        if key is not None and key in self._written:
+            return
         line = json.dumps({"time": time.time(), **report})
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -38,15 +48,37 @@ class JsonLog:
         except OSError as error:
             error.filename = error.filename or str(self._path)
             raise
+        self._written.add(key)
 
 
-def read_log(path: str | Path, event: str | None = None) -> list[dict[str, Any]]:
+def read_log(path: str | Path, event: str | None = None) -> list[Report]:
     """The reports in a log, oldest first; none if there is no file yet. A torn last line is left out.
 
+    A step that was redone after a kill counts once, as it was reported first. (Older logs hold it twice.)
     With `event`, those of that event alone: the lines of others, most of a long log, are not parsed.
 
     Raises UserError for a file that cannot be read or is not a log.
     """
+    return [report for _, report in first_reports(read_lines(path, event))]
+
+
+def first_reports(reports: Iterable[Report]) -> Iterator[tuple[int, Report]]:
+    """The number of each report that says something new, from 0, and the report."""
+    seen = set()
+    for number, report in enumerate(reports):
+        key = _key(report)
+        if key is None or key not in seen:
+            seen.add(key)
+            yield number, report
+
+
+def _key(report: Mapping[str, Any]) -> tuple[str, int] | None:
+    """What is the same for two reports of one step; None for other reports."""
+    return (report["event"], report["step"]) if report["event"] in _OF_STEPS and "step" in report else None
+
+
+def read_lines(path: str | Path, event: str | None = None) -> list[Report]:
+    """As `read_log`, with a report for each line: also what a step reported again."""
     try:
         *lines, _torn = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain.rundir.folders import read_json, write_json
-from raytrain.rundir.log import read_log
+from raytrain.rundir.log import Report, read_log
 
-Report = dict[str, Any]
 CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
 
 
@@ -51,7 +50,7 @@ class RunFolder:
 
     @functools.cached_property
     def reports(self) -> list[Report]:
-        """The whole log, oldest first."""
+        """The log, oldest first, each step once."""
         return read_log(self.log)
 
     @property
@@ -71,7 +70,7 @@ class RunFolder:
 
     @property
     def rungs(self) -> dict[int, Report]:
-        """The report of each rung that the run has reached; the newest, as a run that is resumed reports some again."""
+        """The report of each rung that the run has reached."""
         return {report["rung"]: report for report in read_log(self.log, event="rung")}
 
     @property

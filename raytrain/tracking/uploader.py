@@ -33,6 +33,7 @@ from raytrain.axes.plugin import digests
 from raytrain.errors import UserError
 from raytrain.report.document import markdown
 from raytrain.rundir.folders import read_study_json
+from raytrain.rundir.log import first_reports, read_lines
 from raytrain.rundir.run import RunFolder
 from raytrain.uris import shown, without_secrets
 
@@ -198,7 +199,7 @@ class Uploader:
 
     def _sync_trial(self, study: dict[str, Any], trial: dict[str, Any], status: str, ranking: dict[str, Any]) -> None:
         folder = RunFolder(self._dir / "trials" / trial["id"])
-        reports, result = folder.reports, folder.result
+        reports, result = read_lines(folder.log), folder.result
         first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
         config = dict(trial["config"])
         plugins = digests(config.pop("plugins", ()))
@@ -208,10 +209,11 @@ class Uploader:
         labels = ", ".join(trial["labels"])
         run = self._run(study, trial["id"], labels, facts, first)
 
+        sent = int(run.tags.get(_LINES, 0))
         series = [
             Metric(key, value, int(report["time"] * 1000), report["step"])
-            for report in reports[int(run.tags.get(_LINES, 0)) :]
-            if "step" in report
+            for number, report in first_reports(reports)
+            if number >= sent and "step" in report
             for key, value in _numbers(report).items()
         ]
         tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from raytrain.errors import UserError
-from raytrain.rundir.log import JsonLog, read_log
+from raytrain.rundir.log import JsonLog, first_reports, read_lines, read_log
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -51,3 +51,27 @@ def test_a_folder_is_not_a_log(tmp_path):
     """Would catch: a traceback for a path that cannot be read."""
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_log(tmp_path)
+
+
+def test_redone_steps_stand_once(tmp_path):
+    """Would catch: a run that was killed after step 4 and continued from step 2 with its steps 3 and 4 twice, in the
+    file and in what is read of a file of an older version."""
+    first = [{"event": "start", "first_step": 0}, *({"event": "step", "step": n, "loss": 1 / n} for n in (1, 2, 3, 4))]
+    first += [{"event": "eval", "step": 4}, {"event": "gradients", "step": 4}]
+    again = [{"event": "start", "first_step": 2}, *({"event": "step", "step": n, "loss": 2 / n} for n in (3, 4, 5))]
+    again += [
+        {"event": "eval", "step": 4},
+        {"event": "rung", "rung": 0, "step": 5},
+        {"event": "rung", "rung": 0, "step": 5},
+    ]
+    path = tmp_path / "log.jsonl"
+    for reports in (first, again):
+        log = JsonLog(path)
+        for report in reports:
+            log.write({"time": 1.0, **report})
+    expected = [{"time": 1.0, **report} for report in [*first, again[0], again[3], again[5]]]
+    assert read_log(path) == expected
+    assert read_lines(path) == expected
+    path.write_text("".join(json.dumps({"time": 1.0, **report}) + "\n" for report in [*first, *again]))
+    assert read_log(path) == expected
+    assert [number for number, _ in first_reports(read_lines(path))] == [0, 1, 2, 3, 4, 5, 6, 7, 10, 12]

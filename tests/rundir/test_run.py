@@ -15,8 +15,8 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_a_run_reported(tmp_path: Path) -> None:
-    """Would catch a rung of the first try in place of that of the second, a pause taken for a rung, and facts of a log
-    that outweigh the result."""
+    """Would catch a rung that a resumed run reports again in place of its first report, a pause taken for a rung, and
+    facts of a log that outweigh the result."""
     run = RunFolder(tmp_path)
     log = JsonLog(run.log)
     log.write({"event": "start", "time": 10.0, "name": "a", "step": 0})
@@ -25,7 +25,7 @@ def test_what_a_run_reported(tmp_path: Path) -> None:
     log.write({"event": "rung", "time": 13.0, "rung": 0, "val_loss": 3.5, "step": 4})
     log.write({"event": "pause", "time": 14.0, "rung": 0, "val_loss": 3.5, "reason": 'says "rung"'})
     assert run.start["name"] == "a"
-    assert {rung: report["val_loss"] for rung, report in run.rungs.items()} == {0: 3.5}
+    assert {rung: report["val_loss"] for rung, report in run.rungs.items()} == {0: 4.0}
     assert {rung: report["time"] for rung, report in run.pauses.items()} == {0: 14.0}
     assert (run.last_step, run.seconds) == (4, 4.0)
     assert {"name": "b", "val_loss": 3.5}.items() <= run.facts.items()

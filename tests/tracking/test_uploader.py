@@ -93,6 +93,23 @@ def rows(runs, table):
         return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
+def test_redone_steps_are_points_once(runs):
+    """Would catch: a run that was killed after step 4 and continued from step 2 with two points a step, also where an
+    older version's log holds both, and where the first of them was sent before the kill."""
+    study = Study(runs, "redone", ["a"])
+    study.log("a", (1, 2, 3, 4))
+    study.sync()
+    again = "".join(
+        json.dumps({"time": 2e9, "event": "step", "step": step, "loss": 6.0 - step / 100}) + "\n" for step in (3, 4, 5)
+    )
+    with (study.dir / "trials" / "a" / "log.jsonl").open("a") as file:
+        file.write(again)
+    study.sync()
+    study.log("a", (4, 5, 6))
+    study.sync()
+    assert sorted(study.history("a", "loss")) == [(step, 6.0 - step / 100) for step in (1, 2, 3, 4, 5, 6)]
+
+
 def test_the_ui_s_order_is_the_ranking(runs):
     """Would catch: a trial that stopped early sorted first by loss per FLOP; a parent or a failure among them."""
     study = Study(runs, "order", ["early", "worst", "best", "broken", "middle"])
