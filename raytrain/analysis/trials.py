@@ -11,7 +11,7 @@ after) besides. Its val_loss is that at the rung (NaN at the one a trial diverge
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,14 @@ OWN_ROLES = ("", "extend", "follow_up")
 _DERIVED = ("n_kv_head", "d_ff")  # a planned trial has both filled in, and they follow other axes
 
 
+def rows(table: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The values of `columns` in every row; of no columns, an empty tuple a row (pandas 2 has none)."""
+    return list(zip(*(table[column] for column in columns), strict=True)) if columns else [()] * len(table)
+
+
 def points(table: pd.DataFrame, axes: list[str]) -> list[dict[str, object]]:
     """The level of each live axis of every row."""
-    return [live(dict(zip(axes, row, strict=True))) for row in table[axes].itertuples(index=False, name=None)]
+    return [live(dict(zip(axes, row, strict=True))) for row in rows(table, axes)]
 
 
 def budgets(flops: Array) -> npt.NDArray[np.intp]:

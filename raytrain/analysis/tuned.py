@@ -26,7 +26,7 @@ from raytrain.analysis.effects import Effects
 from raytrain.analysis.estimates import holm
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
 from raytrain.analysis.response import fit_curves
-from raytrain.analysis.trials import OWN_ROLES, points
+from raytrain.analysis.trials import OWN_ROLES, points, rows
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array, Effect, Model, Point, fit_model, population
 
@@ -65,7 +65,7 @@ class VariantCurves:
 def variant_curves(table: pd.DataFrame, variant: pd.Series, tuned: Sequence[str]) -> VariantCurves:
     """The curves of `table`, a row a trial; `variant` numbers them, from 0, whatever their tuned fields."""
     others = [field for field in tuned if field != RATE]
-    setting, names = pd.factorize(pd.Series(list(table[others].itertuples(index=False, name=None)), index=table.index))
+    setting, names = pd.factorize(pd.Series(rows(table, others), index=table.index))
     unit = variant.to_numpy() * max(1, len(names)) + setting
     rates = table[RATE].to_numpy(float) if RATE in tuned else np.ones(len(table))
     losses = np.where(table["status"] == "complete", table["val_loss"].astype(float), np.nan)
