@@ -8,10 +8,9 @@ import pandas as pd
 
 from raytrain.analysis.effects import Effects
 from raytrain.analysis.plateau import PLATEAU, Rate
+from raytrain.sweep.budget import FEW, OPTIMAL
 from raytrain.sweep.factorial import Array
 
-FEW, OPTIMAL = 5.0, 20.0  # tokens a parameter: below the first models still leave the plateau; the second is
-# compute-optimal (Hoffmann et al., arXiv 2203.15556)
 _FEW_TRAINED = 0.05  # of the runs on the plateau: more is no accident
 _COARSE = 0.1  # nats: a noise that hides what any choice of architecture is worth
 
