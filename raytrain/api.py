@@ -139,8 +139,8 @@ class Study:
         - `compute_gain` and `hardware_gain` (1.0 is the baseline), each with `_low` and `_high` (95%), NaN where there
           is none, and then a `_reason`
         """
-        found = answer(self.folder).table
-        return pd.DataFrame(by_variant(found[found["role"] != "frontier"]))
+        table = answer(self.folder).table
+        return pd.DataFrame(by_variant(table[table["role"] != "frontier"]))
 
     def effects(self) -> pd.DataFrame:
         """A row for each effect of a level on val_loss against the baseline's level, and for each interaction.
@@ -158,8 +158,8 @@ class Study:
     def plot_effects(self) -> Picture:
         """The main effects with their 95% intervals: a forest plot, which a notebook shows; `.save(path)` writes it as
         SVG and PNG. Raises UserError as `effects` does."""
-        found = answer(self.folder)
-        return effects_picture(self._effects(found), found.noise)
+        answered = answer(self.folder)
+        return effects_picture(self._effects(answered), answered.noise)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report, as `python -m raytrain.report` does, and return its index.html. `out` is its folder, by
@@ -172,7 +172,7 @@ class Study:
         return f"Study({str(self.folder)!r}: {counts.sum()} trials, {states})"
 
     @staticmethod
-    def _effects(found: Answer) -> pd.DataFrame:
-        if found.effects is None:
-            raise UserError(found.reasons["effects"])
-        return found.effects.claims
+    def _effects(answered: Answer) -> pd.DataFrame:
+        if answered.effects is None:
+            raise UserError(answered.reasons["effects"])
+        return answered.effects.claims

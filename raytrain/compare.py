@@ -73,7 +73,7 @@ def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = Non
     """
     if latest is not None and latest < 1:
         raise UserError(f"latest ({latest}) must be 1 or more")
-    found: dict[Path, float] = {}
+    written: dict[Path, float] = {}
     for path in [in_runs(path, Path(root)) for path in paths] or [Path(root)]:
         is_file = os.path.isfile(path)  # Path.is_file raises for a name too long for any file
         if is_file and path.name not in _FILES:
@@ -83,8 +83,8 @@ def find_runs(paths: Sequence[str], root: str = "runs", latest: int | None = Non
         if not files:
             raise UserError(f"{path} holds no runs: no {' or '.join(_FILES)} in it")
         for file in files:
-            found[file.parent] = max(found.get(file.parent, 0.0), file.stat().st_mtime)
-    return sorted(found, key=lambda folder: (found[folder], folder))[-latest if latest else 0 :]
+            written[file.parent] = max(written.get(file.parent, 0.0), file.stat().st_mtime)
+    return sorted(written, key=lambda folder: (written[folder], folder))[-latest if latest else 0 :]
 
 
 def read_run(folder: Path) -> Run:
@@ -122,15 +122,15 @@ def with_rankings(runs: Iterable[Run]) -> list[Run]:
 
     runs = list(runs)
     studies = {run.study for run in runs}
-    found: dict[Path, dict[str, Any]] = {}
+    rankings: dict[Path, dict[str, Any]] = {}
     for study in filter(None, studies):
         table = rank(read_study(study))
         has_noise = budget_noise(table) is not None
         for place, row in enumerate(table.to_dict("records")):
             ranks = {name: None if pd.isna(row[name]) else int(row[name]) for name in ("rank", "hardware_rank")}
             ranks |= {"rank_note": row["rank_note"], "role": row["role"], "place": place, "has_noise": has_noise}
-            found[study / "trials" / row["trial"]] = ranks
-    runs = [dataclasses.replace(run, ranking=found.get(run.folder.absolute(), {})) for run in runs]
+            rankings[study / "trials" / row["trial"]] = ranks
+    runs = [dataclasses.replace(run, ranking=rankings.get(run.folder.absolute(), {})) for run in runs]
     one_study = len(studies) == 1 and all(run.ranking for run in runs)
     return sorted(runs, key=lambda run: (run.ranking["place"] if one_study else 0, run.loss is None, run.loss or 0))
 
@@ -179,27 +179,27 @@ def warnings(runs: Iterable[Run]) -> list[str]:
     runs = [run for run in runs if run.loss is not None]
     if len(runs) < 2:
         return []
-    found = []
+    lines = []
     seeds = defaultdict(set)
     for run in runs:
         seeds[_key(run.facts["hash"], run.setting | {"seed": None})].add(run.facts["seed"])
     if max(len(group) for group in seeds.values()) < 2:
-        found.append("differences below the seed noise mean nothing; no replicated seeds here")
+        lines.append("differences below the seed noise mean nothing; no replicated seeds here")
     flops = [run.facts["train_flops"] for run in runs if run.facts["train_flops"]]
     if flops and max(flops) > min(flops) * (1 + BUDGET_TOLERANCE):
-        found.append(f"train_flops differ by a factor of {max(flops) / min(flops):.4g}: a longer run has a lower loss")
+        lines.append(f"train_flops differ by a factor of {max(flops) / min(flops):.4g}: a longer run has a lower loss")
     if len({(run.facts["data_fingerprint"], run.facts["vocab_size"]) for run in runs}) > 1:
-        found.append("data or vocabularies differ: these losses are not of one task")
+        lines.append("data or vocabularies differ: these losses are not of one task")
     fields = sorted({field for run in runs for field in run.setting} - {"seed", "data", "vocab_size", *STOPS})
     unlike = [field for field in fields if len({_key(run.setting.get(field)) for run in runs}) > 1]
     if unlike:
         words = "is in the differences of all runs, not in paired ones"
-        found.append(f"runs differ in {', '.join(unlike)} too, which {words}")
+        lines.append(f"runs differ in {', '.join(unlike)} too, which {words}")
     if any(run.facts["status"] in ("unfinished", "interrupted") for run in runs):
-        found.append("some runs have not ended: their losses are those so far, and count in no axis value's difference")
+        lines.append("some runs have not ended: their losses are those so far, and count in no axis value's difference")
     if any(run.facts["status"] == "stopped" or run.ranking.get("role") == "frontier" for run in runs):
-        found.append("runs stopped at a rung, and those for a frontier, count in no axis value's difference")
-    return found
+        lines.append("runs stopped at a rung, and those for a frontier, count in no axis value's difference")
+    return lines
 
 
 def has_whole_budget(run: Run) -> bool:
@@ -234,26 +234,26 @@ def main(argv: list[str] | None = None) -> int | None:
     flags = parser.parse_args(argv)
 
     runs = with_rankings(read_runs(find_runs(flags.paths, flags.runs, flags.latest)))
-    found = effects(filter(has_whole_budget, runs))
+    differences = effects(filter(has_whole_budget, runs))
     found_warnings = warnings(runs)
     if flags.json:
         empty = dict.fromkeys(("rank", "hardware_rank", "rank_note"))
         rows = [{"folder": str(run.folder), **run.facts, **empty, **run.ranking, "axes": run.axes} for run in runs]
-        said = {"runs": rows, "effects": found, "warnings": found_warnings, "learning_rates": rate_scope(runs)}
-        print(json.dumps(said, indent=1))
+        output = {"runs": rows, "effects": differences, "warnings": found_warnings, "learning_rates": rate_scope(runs)}
+        print(json.dumps(output, indent=1))
         return 0
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
     console.print(_run_table(runs))
-    if found:
+    if differences:
         console.print(
             "What each axis value seems to bring: val_loss with it less val_loss without (below 0 is better)."
         )
         console.print(
             "all runs: other axes differ too, so it may be theirs; paired: runs that differ in this axis alone."
         )
-        console.print(_effect_table(found))
+        console.print(_effect_table(differences))
     if scope := rate_scope(runs):
         console.print(f"All of this is {scope}.")
     for warning in found_warnings:

@@ -67,12 +67,12 @@ def without_secrets(text: str, *uris: str | None) -> str:
         text = text.replace(uri, shown(uri))
         for secret in sorted(_secrets(uri), key=len, reverse=True):
             text = text.replace(secret, HIDDEN)
-    return _IN_TEXT.sub(lambda found: shown(found[0]), text)
+    return _IN_TEXT.sub(lambda match: shown(match[0]), text)
 
 
 def shown_command(arguments: Sequence[str]) -> list[str]:
     """The `arguments` of a command line, each that holds an address without its secrets."""
-    return [_IN_ARGUMENT.sub(lambda found: shown(found[0]), argument) for argument in arguments]
+    return [_IN_ARGUMENT.sub(lambda match: shown(match[0]), argument) for argument in arguments]
 
 
 def _rebuilt(uri: str, hidden: str | None) -> str:

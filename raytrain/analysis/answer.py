@@ -89,12 +89,12 @@ def answer(folder: str | Path) -> Answer:
     if unlike := unlike_devices(table[ranked]):
         reasons["hardware_rank"] = unlike
 
-    found, tuned, effects_flops = None, None, float(study["budget_flops"])
+    estimated, tuned, effects_flops = None, None, float(study["budget_flops"])
     try:
         if _tuning(study):
-            found, tuned = _tuned_effects(study, trained, axes, baseline)
+            estimated, tuned = _tuned_effects(study, trained, axes, baseline)
         else:
-            found, effects_flops = _effects(folder, study, table, axes, baseline)
+            estimated, effects_flops = _effects(folder, study, table, axes, baseline)
     except UserError as error:
         reasons["effects"] = str(error)
 
@@ -130,7 +130,7 @@ def answer(folder: str | Path) -> Answer:
         table=table,
         noise=noise,
         paired=paired,
-        effects=found,
+        effects=estimated,
         effects_flops=effects_flops,
         frontier=frontiers["frontier"],
         hardware_frontier=frontiers["hardware_frontier"],

@@ -79,12 +79,12 @@ def at_own_best(
     setting_of = dict(zip(names, others, strict=True))
     variant, x = np.array([numbered[name] for name in names]), np.log([own.get(_RATE, 1.0) for own in tuned])
     y = np.asarray(losses, float)
-    found = fit_curves(variant, x, y, ~np.isfinite(y), np.unique(seeds, return_inverse=True)[1])
+    fitted = fit_curves(variant, x, y, ~np.isfinite(y), np.unique(seeds, return_inverse=True)[1])
     best: dict[str, tuple[float, dict[str, float]]] = {}
     for (key, other), number in numbered.items():
-        if number not in found.curves:
+        if number not in fitted.curves:
             continue
-        curve = found.curves[number]
+        curve = fitted.curves[number]
         setting = dict(setting_of[key, other])
         if _RATE in tuned[0]:
             setting[_RATE] = float(f"{math.exp(curve.x):.4g}")

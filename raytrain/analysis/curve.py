@@ -86,7 +86,7 @@ class Curve:
         between it and the next rate tried. "waiting above" ("waiting below") where the next has not been run. Of a
         single usable rate, the side where none was tried is named.
         """
-        found = [
+        edges = [
             f"{beyond} {side}" if beyond else name
             for end, beyond, name, side in (
                 (self.low, self.below, "lowest", "below"),
@@ -94,7 +94,7 @@ class Curve:
             )
             if self.x == end and beyond != "tried"
         ]
-        return min(found, key=lambda edge: edge not in ("lowest", "highest"), default="inside")
+        return min(edges, key=lambda edge: edge not in ("lowest", "highest"), default="inside")
 
     def lost(self, factor: float) -> Estimate | None:
         """What a learning rate `factor` times the best one loses; None where that lies beyond the ends.

@@ -41,7 +41,7 @@ def training_of(table: pd.DataFrame) -> Training | None:
     return Training(*(float(table[name].astype(float).median()) for name in names))
 
 
-def shortfall(table: pd.DataFrame, found: Effects | None, training: Training | None, command: str = "") -> list[str]:
+def shortfall(table: pd.DataFrame, effects: Effects | None, training: Training | None, command: str = "") -> list[str]:
     """That the study cannot answer its question, why, and what would; or that its runs are short; or nothing.
 
     It cannot where its runs had fewer than 5 tokens a parameter and, as a result, more than a twentieth of them are on
@@ -53,7 +53,7 @@ def shortfall(table: pd.DataFrame, found: Effects | None, training: Training | N
     optimal = f"{OPTIMAL:g} is compute-optimal (Hoffmann et al., arXiv 2203.15556)"
     ended = table[table["status"].isin(("complete", PLATEAU))]
     stuck = Rate(int((ended["status"] == PLATEAU).sum()), len(ended))
-    noise = found.noise.sd if found and found.noise else 0.0
+    noise = effects.noise.sd if effects and effects.noise else 0.0
     reasons = [f"runs had {tokens}, where {optimal}"]
     reasons += [f"{stuck} of them never left the plateau of token frequencies"] if stuck.count else []
     reasons += [f"what axes and pairs leave over has an sd of {noise:.3g} nats"] if noise > _COARSE else []

@@ -57,13 +57,13 @@ def extend(study: Mapping[str, Any], table: pd.DataFrame) -> Stage | None:
 
 
 def _added(rows: pd.DataFrame, variant: pd.Series, fields: list[str]) -> list[_Added]:
-    found = variant_curves(rows, variant, fields)
+    fitted = variant_curves(rows, variant, fields)
     out: dict[float, _Added] = {}
-    for number, curve in sorted(found.curves.items()):
+    for number, curve in sorted(fitted.curves.items()):
         if curve.edge not in ("lowest", "highest"):
             continue
         own = rows[(variant == number).to_numpy()]
-        for field, level in found.settings[number].items():
+        for field, level in fitted.settings[number].items():
             own = own[own[field] == level]
         rates = np.unique(own[RATE].astype(float))
         end, before = (rates[-1], rates[-2]) if curve.edge == "highest" else (rates[0], rates[1])

@@ -191,7 +191,7 @@ def _joined(gains: Array, low: Array, high: Array, tail: float) -> Estimate:
     if not high[0] - low[0] <= _WIDEST:
         return Estimate(
             None,
-            reason="the baseline's loss bends so much between its budgets that its frontier does not say what compute "
+            reason="the baseline's loss bends so much between its budgets that its frontier does not show what compute "
             "this loss needs: give it budgets nearer to this one (--frontier_budgets)",
         )
     with np.errstate(invalid="ignore"):

@@ -58,9 +58,9 @@ def answer_table(
     baseline = {axis: architecture.PRESETS[base].get(axis, table[axis].iloc[0]) for axis in axes}
     rates = [_RATE] if _RATE in table and table[_RATE].nunique() > 1 else []
     marked = mark_plateaus(table, variants_of(table, [*axes, *rates]), unigram_loss)
-    found = _tuned(marked, axes, baseline) if rates else effects(marked, axes, baseline)
+    estimated = _tuned(marked, axes, baseline) if rates else effects(marked, axes, baseline)
     training = training_of(_with_training(marked, base, scale, vocab_size) if scale else marked)
-    return [*shortfall(marked, found, training, command), *found.sentences]
+    return [*shortfall(marked, estimated, training, command), *estimated.sentences]
 
 
 def _tuned(table: pd.DataFrame, axes: list[str], baseline: Point) -> Effects:

@@ -85,9 +85,11 @@ class _Runs:
         equal = cls(variant, x, losses, seeds, np.ones(len(x)))
         matrix = equal.matrix(None if equal.is_replicated else 2)
         fit = LeastSquares(np.hstack([matrix, equal.seed_columns]))
-        found = arms.unequal([{"rate": rate} for rate in x.tolist()], fit, losses - losses.mean())
+        arms_noise = arms.unequal([{"rate": rate} for rate in x.tolist()], fit, losses - losses.mean())
         return (
-            equal if found is None or found.p > _UNEQUAL else dataclasses.replace(equal, scale=found.sds[found.codes])
+            equal
+            if arms_noise is None or arms_noise.p > _UNEQUAL
+            else dataclasses.replace(equal, scale=arms_noise.sds[arms_noise.codes])
         )
 
     @property

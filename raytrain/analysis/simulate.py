@@ -250,7 +250,7 @@ def frontier_coverage(
             held[name].append(low <= truth[name] <= high)
         for name, gain, spent in [("gain", 1.15, budgets[1]), *(("baseline", 1.0, budget) for budget in budgets)]:
             reached = float(loss(np.array(gain * spent)))
-            found = compute_gain(reached, float(noisy_clock(np.array(spent))) if clock_sd else spent, frontier)
-            if found.value is not None:
-                held[name].append((found.low or 0) <= gain <= (found.high or np.inf))
+            estimate = compute_gain(reached, float(noisy_clock(np.array(spent))) if clock_sd else spent, frontier)
+            if estimate.value is not None:
+                held[name].append((estimate.low or 0) <= gain <= (estimate.high or np.inf))
     return {name: float(np.mean(values)) for name, values in held.items()}

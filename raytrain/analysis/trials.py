@@ -142,15 +142,15 @@ def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reached(trial: Mapping[str, Any], run: RunFolder) -> Iterator[dict[str, Any]]:
     """The rows of one trial, without its point."""
-    result, found = run.result, run.rungs
+    result, reports = run.result, run.rungs
     status = result.get("status", "running")
     if status == "stopped":
-        found.setdefault(result.get("rung", 0), result)
+        reports.setdefault(result.get("rung", 0), result)
     elif result:
         is_whole = status == "complete"
-        last = len(trial["config"].get("rungs") or ()) if is_whole else max(found, default=-1) + 1
-        found[last] = result if is_whole else result | {"val_loss": None}
-    for rung, report in sorted(found.items()):
+        last = len(trial["config"].get("rungs") or ()) if is_whole else max(reports, default=-1) + 1
+        reports[last] = result if is_whole else result | {"val_loss": None}
+    for rung, report in sorted(reports.items()):
         seconds = [report[name] for name in ("train_seconds", "eval_seconds") if name in report]
         yield {
             "rung": rung,

@@ -195,16 +195,16 @@ def _surface(
     for effect in mains:
         axis, level, reference = effect.axes[0], effect.levels[0], effect.references[0]
         one, other = curve(effect, level), curve(effect, reference)
-        for name, found in ((level, one), (reference, other)):
-            if found is not None:
-                levels[axis, name] = _optimum(found, errors)
+        for name, estimate in ((level, one), (reference, other)):
+            if estimate is not None:
+                levels[axis, name] = _optimum(estimate, errors)
         if one is not None and other is not None:
             at_edge = np.array([one.edge != "inside", other.edge != "inside"])
             estimates[effect] = (one.least - other.least, _bound(np.array([1.0, -1.0]), at_edge))
             at_rate = (one.within(math.log(rate)), other.within(math.log(rate)))
             if at_rate[0] is not None and at_rate[1] is not None:
                 shared_estimates[effect] = (at_rate[0] - at_rate[1], "")
-    own_best, alike = (_table(mains, found, errors) for found in (estimates, shared_estimates))
+    own_best, alike = (_table(mains, one, errors) for one in (estimates, shared_estimates))
     return Tuned(own_best, alike, rate, levels, {}, None, noise)
 
 

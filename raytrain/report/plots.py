@@ -130,12 +130,12 @@ def interactions_picture(effects: pd.DataFrame) -> Picture:
     main, pairs = effects[effects["other_axis"].isna()], effects[effects["other_axis"].notna()]
     levels = [f"{axis}={level}" for axis, level in zip(main["axis"], main["level"], strict=True)]
     place = {name: index for index, name in enumerate(levels)}
-    found = {}
+    cells = {}
     for row in pairs.to_dict("records"):
         sides = (place[f"{row['axis']}={row['level']}"], place[f"{row['other_axis']}={row['other_level']}"])
-        found[max(sides), min(sides)] = row
-    down = sorted({row for row, _ in found})
-    across = sorted({column for _, column in found})
+        cells[max(sides), min(sides)] = row
+    down = sorted({row for row, _ in cells})
+    across = sorted({column for _, column in cells})
     largest = np.fmax(pairs["estimate"].abs().max(), (pairs["high"] - pairs["low"]).median())  # noise alone stays pale
     scale = Normalize(-largest, largest) if largest > 0 else Normalize(-1, 1)
     with matplotlib.rc_context(_STYLE):
@@ -145,7 +145,7 @@ def interactions_picture(effects: pd.DataFrame) -> Picture:
         figure, ax = _figure(size[1], size[0])
         for y, row_level in enumerate(down):
             for x, column_level in enumerate(across):
-                _cell(ax, x, y, found.get((row_level, column_level)), scale)
+                _cell(ax, x, y, cells.get((row_level, column_level)), scale)
         ax.set_xlim(-0.5, len(across) - 0.5)
         ax.set_ylim(len(down) - 0.5, -0.5)
         ax.set_xticks(range(len(across)), [levels[index] for index in across], rotation=90)

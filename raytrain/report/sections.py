@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raytrain.analysis.answer import Answer, answer
+from raytrain.analysis.answer import Answer
+from raytrain.analysis.answer import answer as answer_of
 from raytrain.analysis.effects import span
 from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
@@ -45,10 +46,10 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
     UserError for a folder that holds no study, and an `out` that cannot be written.
     """
     folder = Path(folder)
-    found = answer(folder)
-    parts = sections(found)
+    answer = answer_of(folder)
+    parts = sections(answer)
     out = Path(out) if out is not None else folder / "report"
-    title = f"Study {found.study['name']}"
+    title = f"Study {answer.study['name']}"
     files = [out / "index.html", out / "summary.md", out / "table.csv"]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
                 (out / f"{name}{ending}").unlink(missing_ok=True)
         files[0].write_text(page(title, parts), encoding="utf-8")
         files[1].write_text(summary(title, parts), encoding="utf-8")
-        found.table.to_csv(files[2], index=False)
+        answer.table.to_csv(files[2], index=False)
         for image in (block for part in parts for block in part.blocks if isinstance(block, Image)):
             files += image.picture.save(out / image.name)
     except OSError as error:
@@ -65,28 +66,28 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
     return files
 
 
-def sections(found: Answer) -> list[Section]:
+def sections(answer: Answer) -> list[Section]:
     """All sections of the report, in order."""
-    table = found.table.assign(is_baseline=_is_baseline(found))
+    table = answer.table.assign(is_baseline=_is_baseline(answer))
     return [
-        Section("question", "The question", _question(found)),
-        Section("answer", "The answer", _answer(found)),
-        Section("cost", "Plan and cost", _cost(found)),
-        Section("ranking", "Ranking", _ranking(found, table)),
-        Section("effects", "Main effects", _main_effects(found)),
-        Section("interactions", "Interactions", _interactions(found)),
-        *rates_section(found),
-        Section("frontier", "Loss against FLOPs", _frontier(found, table)),
+        Section("question", "The question", _question(answer)),
+        Section("answer", "The answer", _answer(answer)),
+        Section("cost", "Plan and cost", _cost(answer)),
+        Section("ranking", "Ranking", _ranking(answer, table)),
+        Section("effects", "Main effects", _main_effects(answer)),
+        Section("interactions", "Interactions", _interactions(answer)),
+        *rates_section(answer),
+        Section("frontier", "Loss against FLOPs", _frontier(answer, table)),
         Section("speed", "Loss against speed", _speed(table)),
-        Section("noise", "Noise floor", _noise(found)),
-        Section("outcomes", "Outcomes", _outcomes(found)),
-        Section("reproduce", "Reproduce", _reproduce(found)),
-        Section("method", "How this was computed", _method(found)),
+        Section("noise", "Noise floor", _noise(answer)),
+        Section("outcomes", "Outcomes", _outcomes(answer)),
+        Section("reproduce", "Reproduce", _reproduce(answer)),
+        Section("method", "How this was computed", _method(answer)),
     ]
 
 
-def _question(found: Answer) -> list[Block]:
-    study = found.study
+def _question(answer: Answer) -> list[Block]:
+    study = answer.study
     counts, levels = study["counts"], study.get("axes") or {}
     blocks: list[Block] = [
         Text(
@@ -94,11 +95,11 @@ def _question(found: Answer) -> list[Block]:
             f"scale {study['scale']}? Each trial may spend {study['budget_flops']:.4g} model FLOPs."
         )
     ]
-    if found.axes:
-        seen = {axis: [*dict.fromkeys(map(str, found.table[axis]))] for axis in found.axes}
+    if answer.axes:
+        seen = {axis: [*dict.fromkeys(map(str, answer.table[axis]))] for axis in answer.axes}
         rows = []
-        for axis in found.axes:
-            base = str(found.baseline[axis])
+        for axis in answer.axes:
+            base = str(answer.baseline[axis])
             others = [level for level in map(str, levels.get(axis, seen[axis])) if level != base]
             rows.append([axis, base, ", ".join(others)])
         blocks.append(Table(["axis", "baseline", "varied to"], rows, texts=(0, 1, 2)))
@@ -127,20 +128,20 @@ def _scheduler(study: dict[str, Any]) -> str:
     return f"Scheduler: {scheduler['name']}, which continues the best: {rungs}."
 
 
-def _answer(found: Answer) -> list[Block]:
-    unfinished = int(found.table["status"].isin(UNFINISHED).sum())
+def _answer(answer: Answer) -> list[Block]:
+    unfinished = int(answer.table["status"].isin(UNFINISHED).sum())
     notes: list[Block] = []
     if unfinished:
-        how = "was interrupted" if found.study.get("interrupted") else "is not over"
-        notes.append(Missing(f"The study {how}: {unfinished} of {len(found.table)} trials have not ended."))
-    if found.noise is None:
-        notes.append(Missing(f"No claim of better or worse: {found.reasons['noise']}."))
-    first, *others = found.sentences
+        how = "was interrupted" if answer.study.get("interrupted") else "is not over"
+        notes.append(Missing(f"The study {how}: {unfinished} of {len(answer.table)} trials have not ended."))
+    if answer.noise is None:
+        notes.append(Missing(f"No claim of better or worse: {answer.reasons['noise']}."))
+    first, *others = answer.sentences
     return [*notes, Text(first), *([Items(others)] if others else [])]
 
 
-def _cost(found: Answer) -> list[Block]:
-    study, table = found.study, found.table
+def _cost(answer: Answer) -> list[Block]:
+    study, table = answer.study, answer.table
     plan = study.get("plan") or {}
     estimate = plan.get("estimate") or {}
     spent, ranks = numbers(table, "train_flops"), numbers(table, "world_size")
@@ -174,7 +175,7 @@ def _cost(found: Answer) -> list[Block]:
     return [*blocks, *([Text(f"Trained on: {', '.join(devices)}.")] if devices else [])]
 
 
-def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
+def _ranking(answer: Answer, table: pd.DataFrame) -> list[Block]:
     table = table[table["role"].isin(OWN_ROLES)]
     entries = by_variant(table)
     ranked = sum(entry["is_ranked"] for entry in entries)
@@ -185,7 +186,7 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
         "rank": lambda entry: _place(entry["rank"]),
         "by hardware FLOPs": lambda entry: _place(entry["hardware_rank"]) + f" {_MOVED}" * bool(entry["rank_note"]),
         "variant": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
-        "val_loss": lambda entry: _mean_loss(entry["losses"], found.noise),
+        "val_loss": lambda entry: _mean_loss(entry["losses"], answer.noise),
     }
     if "best_learning_rate" in table and table["best_learning_rate"].notna().any():
         columns["best learning rate"] = lambda entry: _text("{:.3g}", entry["best_learning_rate"])
@@ -213,11 +214,11 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
     rows = [[cell(entry) for cell in columns.values()] for entry in entries]
     kept = frozenset(number for number, entry in enumerate(entries) if entry["is_baseline"])
     marked = frozenset(number for number, entry in enumerate(entries) if entry["rank_note"])
-    order = "A tie within the noise shares a rank." if found.noise else "Without replicates chance may have made it."
+    order = "A tie within the noise shares a rank." if answer.noise else "Without replicates chance may have made it."
     text = f"Variants ranked: {ranked}, best first, by the mean loss bought per model FLOP. {order}"
-    if found.noise:
+    if answer.noise:
         text += " Beside each mean is its own 95% interval."
-    if found.paired and SHARED in found.paired.source:
+    if answer.paired and SHARED in answer.paired.source:
         text += " Differences are known better than that, as the variants share their seeds."
     words = tuple(number for number, name in enumerate(columns) if name in ("variant", "each seed", "outcome"))
     blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
@@ -227,7 +228,7 @@ def _ranking(found: Answer, table: pd.DataFrame) -> list[Block]:
         )
         blocks.append(_some(notes))
     elif table["hardware_rank"].isna().all():
-        blocks.append(Missing(f"No rank by hardware FLOPs: {found.reasons.get('hardware_rank', _NO_PEAK)}."))
+        blocks.append(Missing(f"No rank by hardware FLOPs: {answer.reasons.get('hardware_rank', _NO_PEAK)}."))
     if "best learning rate" in columns:
         blocks.append(
             Text(
@@ -280,10 +281,10 @@ def _some(items: list[str]) -> Items:
     return Items(items if more <= 0 else [*items[:_REMARKS_LISTED], f"and {more} more"])
 
 
-def _main_effects(found: Answer) -> list[Block]:
-    if found.effects is None:
-        return [Missing(f"No effects: {found.reasons['effects']}.")]
-    table = found.effects.claims
+def _main_effects(answer: Answer) -> list[Block]:
+    if answer.effects is None:
+        return [Missing(f"No effects: {answer.reasons['effects']}.")]
+    table = answer.effects.claims
     main = table[table["other_axis"].isna()]
     if main["estimate"].isna().all():
         why = "No main effect can be estimated, because the runs differ in several axes at once"
@@ -293,17 +294,17 @@ def _main_effects(found: Answer) -> list[Block]:
         ]
     caption = (
         "The effect of each level on val_loss against the baseline's level of its axis, averaged over the other axes"
-        + ", at own best learning rates" * (found.tuned is not None)
+        + ", at own best learning rates" * (answer.tuned is not None)
     )
-    if found.effects.noise is None:
-        caption += f", at {found.effects_flops:.4g} FLOPs. There are no intervals: nothing gives the noise."
+    if answer.effects.noise is None:
+        caption += f", at {answer.effects_flops:.4g} FLOPs. There are no intervals: nothing gives the noise."
     else:
-        caption += f", with its 95% interval, at {found.effects_flops:.4g} FLOPs."
+        caption += f", with its 95% interval, at {answer.effects_flops:.4g} FLOPs."
     if main["p_holm"].notna().any():
         caption += " A filled mark is distinguishable from zero after Holm's adjustment."
     else:
         caption += " No claim is made of any, as no variant was completed with two seeds."
-    return [Image("effects", caption, plots.effects_picture(table, found.noise)), _effect_table(main)]
+    return [Image("effects", caption, plots.effects_picture(table, answer.noise)), _effect_table(main)]
 
 
 def _effect_table(effects: pd.DataFrame) -> Table:
@@ -334,10 +335,10 @@ def _effect_table(effects: pd.DataFrame) -> Table:
     return Table(columns, rows, texts=(0, 1, 5))
 
 
-def _interactions(found: Answer) -> list[Block]:
-    if found.effects is None:
-        return [Missing(f"No interactions: {found.reasons['effects']}.")]
-    table = found.effects.claims
+def _interactions(answer: Answer) -> list[Block]:
+    if answer.effects is None:
+        return [Missing(f"No interactions: {answer.reasons['effects']}.")]
+    table = answer.effects.claims
     pairs = table[table["other_axis"].notna()]
     if pairs.empty:
         return [Missing("No interactions: a single axis varies, or no pair of its levels was run together.")]
@@ -354,12 +355,12 @@ def _interactions(found: Answer) -> list[Block]:
     return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest)]
 
 
-def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
+def _frontier(answer: Answer, table: pd.DataFrame) -> list[Block]:
     blocks: list[Block] = []
     missing: dict[str, list[str]] = {}  # by reason
     for part, column, unit, frontier in (
-        ("frontier", "train_flops", "model FLOPs", found.frontier),
-        ("hardware_frontier", "hardware_flops", "hardware FLOPs", found.hardware_frontier),
+        ("frontier", "train_flops", "model FLOPs", answer.frontier),
+        ("hardware_frontier", "hardware_flops", "hardware FLOPs", answer.hardware_frontier),
     ):
         shown = table.assign(**{column: numbers(table, column)})
         shown = shown[shown["val_loss"].notna() & shown[column].notna()]
@@ -370,7 +371,7 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
             values = ", ".join(f"{name} {value:.4g} ({_range(*ends[name])})" for name, value in fitted.items())
             caption += f" The baseline's frontier is E + A FLOPs^-alpha with {values}; it is not extrapolated."
         else:
-            missing.setdefault(found.reasons[part], []).append(f"frontier in {unit}")
+            missing.setdefault(answer.reasons[part], []).append(f"frontier in {unit}")
             if part == "hardware_frontier":
                 continue
             if shown.empty or not shown[column].max() > shown[column].min() * (1 + BUDGET_TOLERANCE):
@@ -378,17 +379,17 @@ def _frontier(found: Answer, table: pd.DataFrame) -> list[Block]:
                 continue
         blocks.append(Image(part, caption, plots.frontier_picture(shown, frontier, column)))
     blocks += [Missing(f"No {' and no '.join(names)}: {why}.") for why, names in missing.items()]
-    if len(found.trends):
+    if len(answer.trends):
         rows = [
             [row["label"], _signed(row["slope"]), _range(row["low"], row["high"], "+.4f"), row["reason"] or ""]
             if row["slope"] is not None and row["slope"] == row["slope"]
             else [row["label"], _DASH, _DASH, row["reason"]]
-            for row in found.trends.to_dict("records")
+            for row in answer.trends.to_dict("records")
         ]
         blocks.append(Text("Slope of ln gain against ln FLOPs; below zero the gain shrinks as runs grow:"))
         blocks.append(Table(["variant", "slope", "95% interval", "note"], rows, texts=(0, 3)))
-    elif found.frontier is not None:
-        blocks.append(Missing(f"No trend of the gains with the budget: {found.reasons['trends']}."))
+    elif answer.frontier is not None:
+        blocks.append(Missing(f"No trend of the gains with the budget: {answer.reasons['trends']}."))
     return blocks
 
 
@@ -414,15 +415,17 @@ def _speed(table: pd.DataFrame) -> list[Block]:
     return [*blocks, Image("speed", caption, plots.speed_picture(entries, name))]
 
 
-def _noise(found: Answer) -> list[Block]:
-    if found.noise is None:
+def _noise(answer: Answer) -> list[Block]:
+    if answer.noise is None:
         return [
-            Missing(f"The noise floor is not known: {found.reasons['noise']}. So no claim of better or worse is made."),
+            Missing(
+                f"The noise floor is not known: {answer.reasons['noise']}. So no claim of better or worse is made."
+            ),
             Text("Run at least the baseline with several seeds: --seeds 3."),
         ]
-    noise = found.paired or found.noise
+    noise = answer.paired or answer.noise
     rows = [[f"{seeds}", _text("{:.4f}", noise.t * noise.sd * np.sqrt(2 / seeds))] for seeds in _SEEDS]
-    blocks: list[Block] = [Text(f"The sd of val_loss between runs of one variant is {found.noise.describe()}.")]
+    blocks: list[Block] = [Text(f"The sd of val_loss between runs of one variant is {answer.noise.describe()}.")]
     if SHARED in noise.source:
         blocks.append(
             Text(
@@ -434,8 +437,8 @@ def _noise(found: Answer) -> list[Block]:
         Text("Two variants, compared alone, differ beyond the noise (95%) if their means differ by more than:"),
         Table(["seeds of each", "nats"], rows, texts=()),
     ]
-    if found.effects is not None:
-        table = found.effects.table
+    if answer.effects is not None:
+        table = answer.effects.table
         for kind, part in (
             ("Main effects", table[table["other_axis"].isna()]),
             ("Interactions", table[table["other_axis"].notna()]),
@@ -443,25 +446,25 @@ def _noise(found: Answer) -> list[Block]:
             widths = ((part["high"] - part["low"]) / 2).dropna()
             if len(widths):
                 text = f"{kind} are known to {_PLUS_MINUS}{span(widths.min(), widths.max())} nats"
-                blocks.append(Text(f"{text}{_promised(found, part)}."))
-        if found.effects.noise is not None and found.effects.noise.source != "seeds":
-            blocks.append(Text(f"The intervals of effects rest on sd {found.effects.noise.describe()}."))
+                blocks.append(Text(f"{text}{_promised(answer, part)}."))
+        if answer.effects.noise is not None and answer.effects.noise.source != "seeds":
+            blocks.append(Text(f"The intervals of effects rest on sd {answer.effects.noise.describe()}."))
     return blocks
 
 
-def _promised(found: Answer, effects: pd.DataFrame) -> str:
+def _promised(answer: Answer, effects: pd.DataFrame) -> str:
     """The half-widths of these effects that the plan promised, in nats."""
-    design = (found.study.get("plan") or {}).get("design") or {}
+    design = (answer.study.get("plan") or {}).get("design") or {}
     promised = design.get("half_widths_in_noise_sd") or {}
     known = [promised[name] for name in effects["effect"] if promised.get(name) is not None]
-    if not known or found.effects is None or found.effects.noise is None:
+    if not known or answer.effects is None or answer.effects.noise is None:
         return ""
-    low, high = (end * found.effects.noise.sd for end in (min(known), max(known)))
+    low, high = (end * answer.effects.noise.sd for end in (min(known), max(known)))
     return f" (the plan promised {low:.4f} to {high:.4f} at this noise)"
 
 
-def _outcomes(found: Answer) -> list[Block]:
-    table = found.table
+def _outcomes(answer: Answer) -> list[Block]:
+    table = answer.table
     counts = table["status"].value_counts()
     blocks: list[Block] = [
         Table(["outcome", "trials"], [[str(status), str(count)] for status, count in counts.items()])
@@ -476,8 +479,8 @@ def _outcomes(found: Answer) -> list[Block]:
             for row, reason in zip(bad.to_dict("records"), reasons, strict=True)
         ]
         blocks.append(Table(["variant", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))
-    if found.effects is not None:
-        rates = found.effects.rates[found.effects.rates["rate"] > 0]
+    if answer.effects is not None:
+        rates = answer.effects.rates[answer.effects.rates["rate"] > 0]
         if len(rates):
             blocks.append(Text("Levels with trials that came to no loss, with the exact 95% interval of the rate:"))
             rows = [
@@ -500,8 +503,8 @@ def _reason(status: str, reason: object) -> str:
     return known.get(status, "no reason was recorded")
 
 
-def _reproduce(found: Answer) -> list[Block]:
-    study, table = found.study, found.table
+def _reproduce(answer: Answer) -> list[Block]:
+    study, table = answer.study, answer.table
     lines = [f"git checkout {study['git_commit']}"] if study.get("git_commit") else []
     lines += [study["command"]] if study.get("command") else []
     lines.append(shlex.join(["python", "-m", "raytrain.report", study["name"]]))
@@ -531,7 +534,7 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _method(found: Answer) -> list[Block]:
+def _method(answer: Answer) -> list[Block]:
     items = [
         "loss per FLOP = (ln vocab_size - val_loss) / (FLOPs / 1e18), in nats per EFLOP. Trials share a budget, so by "
         "model FLOPs this is the order of the losses. Hardware FLOPs are model FLOPs / MFU: what the devices could "
@@ -555,14 +558,14 @@ def _method(found: Answer) -> list[Block]:
         "the budgets allow whatever the curve's shape, and simultaneous for all variants. Nothing is extrapolated, to "
         "other sizes least of all.",
     ]
-    if found.tuned is not None:
+    if answer.tuned is not None:
         items.append(
             "Learning rates: for each variant a polynomial in ln rate by least squares, of the least degree from 2 "
             "that the spread over seeds does not contradict, over the rates about the best one; rates at which half "
             "of the runs diverged or stayed on the plateau bound it. The error of a least loss is that of the curve "
             "at its best rate (delta method), with seeds as blocks; the interval of a best rate is Fieller's."
         )
-    if (found.table["status"] == "stopped").any():
+    if (answer.table["status"] == "stopped").any():
         items.append(
             "Trials stopped at a rung are not ranked with those that ran on. Effects are taken at the last rung that "
             "every trial reached."
@@ -570,9 +573,9 @@ def _method(found: Answer) -> list[Block]:
     return [Items(items)]
 
 
-def _is_baseline(found: Answer) -> pd.Series:
-    table = found.table
-    at_base = [point == live(found.baseline) for point in points(table, found.axes)] if found.axes else True
+def _is_baseline(answer: Answer) -> pd.Series:
+    table = answer.table
+    at_base = [point == live(answer.baseline) for point in points(table, answer.axes)] if answer.axes else True
     return pd.Series(at_base, index=table.index) | (table["role"] == "frontier")
 
 

@@ -63,7 +63,7 @@ def read_log(path: str | Path, event: str | None = None) -> list[Report]:
 
 
 def first_reports(reports: Iterable[Report]) -> Iterator[tuple[int, Report]]:
-    """The number of each report that says something new, from 0, and the report."""
+    """The number of each report with something new in it, from 0, and the report."""
     seen = set()
     for number, report in enumerate(reports):
         key = _key(report)

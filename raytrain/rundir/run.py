@@ -1,4 +1,4 @@
-"""What the folder of a run says of it: the one reader behind studies, comparisons, MLflow and the engine. Pure.
+"""What the folder of a run holds: the one reader behind studies, comparisons, MLflow and the engine. Pure.
 
 config.json   what it was to be (`TrainConfig.to_dict`)
 log.jsonl     every report, as it came

@@ -19,8 +19,8 @@ def levels_of(space: Space, config: TrainConfig) -> dict[str, Any]:
 
 def is_speed_only(axis: str) -> bool:
     """Whether `axis` changes how fast a run is, and nothing that it learns."""
-    found = find(axis)
-    return found is not None and found.is_speed_only
+    declared = find(axis)
+    return declared is not None and declared.is_speed_only
 
 
 def factors_of(space: Space, configs: Sequence[TrainConfig], base: TrainConfig) -> dict[str, Any]:

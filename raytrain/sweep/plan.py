@@ -366,7 +366,7 @@ def _frontier(
     if len(wanted) + known < 3:
         text = ",".join(f"{multiple:g}" for multiple in multiples)
         raise UserError(f"frontier_budgets ({text}): a frontier needs three budgets in all, the study's among them")
-    found = []
+    trials = []
     arch = base.architecture
     for multiple in wanted:
         runs = [(0, seed) for seed in range(base.seed, base.seed + seeds)]
@@ -374,8 +374,10 @@ def _frontier(
             config = base.replace(flops=float(budget * multiple), rungs=(), rung_decay=0.0, seed=seed, **setting)
             label = f"{space.base} at {multiple:g} x the budget"
             name = f"{arch.name}-{arch.hash[:6]}-x{multiple:g}{suffix(setting)}-s{seed}"
-            found.append(PlannedTrial(name, (label,), config, levels_of(space, config), role="frontier", tuned=setting))
-    return found
+            trials.append(
+                PlannedTrial(name, (label,), config, levels_of(space, config), role="frontier", tuned=setting)
+            )
+    return trials
 
 
 def _names(candidates: list[Candidate]) -> list[str]:

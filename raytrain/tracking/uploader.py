@@ -103,9 +103,9 @@ class Uploader:
         """Raises UserError if the tracking server does not take it; nothing is lost, a later sync sends the rest."""
         study, table = read_study_json(self._dir), read_study(self._dir)
         ended = ~table["status"].isin(UNFINISHED)
-        found = answer(self._dir) if ended.all() else None
-        table = found.table if found else rank(table)
-        note = _note(found.sentences) if found else None
+        final = answer(self._dir) if ended.all() else None
+        table = final.table if final else rank(table)
+        note = _note(final.sentences) if final else None
         trials = {trial["id"]: trial for trial in study["trials"]}
         with self._speaking():
             if not self._experiment:
@@ -167,9 +167,9 @@ class Uploader:
         query = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         page: str | None = ""
         while page is not None:
-            found = self._client.search_runs([self._experiment], query, page_token=page or None)
-            page = found.token or None
-            for run in found:
+            matches = self._client.search_runs([self._experiment], query, page_token=page or None)
+            page = matches.token or None
+            for run in matches:
                 info, data = run.info, run.data
                 known = _Run(info.run_id, info.status, bool(data.params), dict(data.metrics), dict(data.tags))
                 self._runs[data.tags["raytrain.trial"]] = known
