@@ -30,7 +30,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig
-from raytrain.errors import HostError, UserError
+from raytrain.errors import HostError, UserError, shown
+from raytrain.rundir.parse import parse_json
 from raytrain.training.optimizer import initial_state
 from raytrain.training.parallel import World, local
 from raytrain.training.storage import MANIFEST, Storage, open_storage
@@ -269,7 +270,8 @@ class Checkpointer:
 
     def _drop_older(self, storage: Storage, latest: str) -> None:
         """Delete what is no longer kept, now that `latest` is committed. Later ones, damaged, have been passed over."""
-        with contextlib.suppress(OSError):  # the next save reports a failing storage; not all may be deletable, too
+        # The next save reports a failing storage; not all may be deletable, and one of another format is not ours.
+        with contextlib.suppress(OSError, UserError):
             names = [name for name in storage.names() if name <= latest]
             manifests = {name: m for name in names if (m := _read_manifest(storage, name)) is not None}
             losses = {
@@ -329,29 +331,38 @@ def newest(storage: Storage) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def verify(storage: Storage, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of checkpoint `name` if every byte of it is as written; else None and what is wrong."""
+    """The manifest of checkpoint `name` if every byte of it is as written; else None and what is wrong.
+
+    Raises UserError for a checkpoint in another format, whose digests may mean something else.
+    """
     manifest = _read_manifest(storage, name)
     if manifest is None:
         return None, f"{MANIFEST} is missing or damaged"
-    storage.fetch(name, list(manifest["files"]))
-    for file, digest in manifest["files"].items():
+    files = manifest["files"]
+    storage.fetch(name, list(files))
+    for file, digest in files.items():
         path = storage.local(name) / file
         if not path.is_file():
             return None, f"{file} is missing"
         if _sha256(path) != digest:
             return None, f"{file} is damaged (sha256 differs)"
-    return manifest, ""
+    # The reader takes the tensors of every file in the folder, and of two with one name the later.
+    beside = sorted(path.name for path in storage.local(name).iterdir() if path.name not in (*files, MANIFEST))
+    return (None, f"{beside[0]} is not in its manifest") if beside else (manifest, "")
 
 
 def _read_manifest(storage: Storage, name: str) -> dict[str, Any] | None:
+    """The manifest as it was written; None if it is not. Raises UserError for another format."""
     written = storage.manifest(name)
     if written is None:
         return None
     try:
-        manifest = json.loads(written)
-        digest = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
+        manifest = parse_json(written)
+        digest, form = manifest.pop("sha256"), manifest["format"]
+    except (UserError, KeyError, AttributeError, TypeError):
         return None
+    if isinstance(form, int) and form != _FORMAT:  # before the digest, which may be taken of other things there
+        raise UserError(f"checkpoint {name} in {storage}: format ({shown(form)}) is not {_FORMAT}, which this reads")
     return manifest if digest == _hash(manifest) else None
 
 

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from raytrain.errors import UserError
 from raytrain.training.checkpoint import newest
@@ -138,6 +140,26 @@ def test_a_flipped_bit_is_detected(config, finished, tmp_path):
     manifest, damaged = newest(open_storage(tmp_path))
     assert manifest["name"] == "step-00000015"
     assert len(damaged) == 1
+
+
+def test_a_tensor_file_beside_the_manifests_is_damage(config, finished, tmp_path):
+    """Catches weights that a planted file silently replaces: the reader takes the tensors of every file there is."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (shard,) = (tmp_path / "checkpoints" / "step-00000016").glob("*.safetensors")
+    save_file({name: torch.zeros_like(t) for name, t in load_file(shard).items()}, shard.with_name("z.safetensors"))
+    manifest, damaged = newest(open_storage(tmp_path))
+    assert manifest["name"] == "step-00000015"
+    assert damaged == ["step-00000016: z.safetensors is not in its manifest"]
+
+
+def test_another_format_is_refused_in_one_line(config, finished, tmp_path):
+    """Catches a later version's checkpoint that is read as ours, or passed over as damaged while a run goes back."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoints" / "step-00000016" / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1,', '"format": 99,'))
+    with pytest.raises(UserError, match=r"^checkpoint step-00000016 in .*: format \(99\) is not 1, which this reads$"):
+        train(config, folder=tmp_path)
+    assert len(list(path.parent.parent.iterdir())) == 2
 
 
 def test_the_best_checkpoint_outlives_newer_ones(tiny_run, tmp_path, monkeypatch):
