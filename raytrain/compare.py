@@ -103,7 +103,7 @@ def read_run(folder: Path) -> Run:
     arch = config.architecture
     program, plain = arch.program(), dataclasses.replace(arch, d_ff=None)
     axes = {axis: program.value(axis) for axis in AXES if axis not in arch.dead}
-    setting = {field: value for field, value in config.to_dict().items() if field not in ("architecture", *_MEANS)}
+    setting = {field: value for field, value in config.flat().items() if field not in (*AXES, *_MEANS)}
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
     return Run(folder, facts, axes, setting)

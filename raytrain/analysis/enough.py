@@ -1,6 +1,5 @@
 """Whether a study's runs trained enough to distinguish its variants, and the command whose runs would."""
 
-import dataclasses
 import shlex
 
 import numpy as np
@@ -8,40 +7,23 @@ import pandas as pd
 
 from raytrain.analysis.effects import Effects
 from raytrain.analysis.plateau import PLATEAU, Rate
-from raytrain.sweep.budget import FEW, OPTIMAL
+from raytrain.sweep.budget import FEW, OPTIMAL, Budget
 from raytrain.sweep.factorial import Array
 
 _FEW_TRAINED = 0.05  # of the runs on the plateau: more is no accident
 _COARSE = 0.1  # nats: a noise that hides what any choice of architecture is worth
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What the runs of a study spent: `tokens` each, on `parameters`, at `flops_per_token`; medians over runs."""
-
-    tokens: float
-    parameters: float
-    flops_per_token: float
-
-    @property
-    def tokens_per_parameter(self) -> float:
-        return self.tokens / self.parameters
-
-    @property
-    def optimal_flops(self) -> float:
-        """Model FLOPs of a run of 20 tokens a parameter."""
-        return OPTIMAL * self.parameters * self.flops_per_token
-
-
-def training_of(table: pd.DataFrame) -> Training | None:
-    """Of a study's `table`; None where its runs did not report what they trained on."""
+def training_of(table: pd.DataFrame) -> Budget | None:
+    """What the runs of a study's `table` were trained on, by their medians; None where they did not report it."""
     names = ("tokens", "parameters", "flops_per_token")
     if any(name not in table or table[name].isna().all() for name in names):
         return None
-    return Training(*(float(table[name].astype(float).median()) for name in names))
+    tokens, parameters, flops_per_token = (float(table[name].astype(float).median()) for name in names)
+    return Budget(tokens, parameters, flops_per_token)
 
 
-def shortfall(table: pd.DataFrame, effects: Effects | None, training: Training | None, command: str = "") -> list[str]:
+def shortfall(table: pd.DataFrame, effects: Effects | None, training: Budget | None, command: str = "") -> list[str]:
     """That the study cannot answer its question, why, and what would; or that its runs are short; or nothing.
 
     It cannot where its runs had fewer than 5 tokens a parameter and, as a result, more than a twentieth of them are on

@@ -30,7 +30,7 @@ from raytrain import architecture
 from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means, pooled
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.analysis.tuned import at_own_best, tuned_fields
-from raytrain.config.run import STOPS
+from raytrain.config.run import STOPS, flat
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array
@@ -78,8 +78,7 @@ def read_study(study_dir: str | Path) -> pd.DataFrame:
 
 
 def _row(trial: dict[str, Any], run: RunFolder, study: dict[str, Any]) -> dict[str, Any]:
-    config = {field: value for field, value in trial["config"].items() if field not in STOPS}
-    axes = config.pop("architecture")
+    fields = {field: value for field, value in flat(trial["config"]).items() if field not in STOPS}
     row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "short_name": short_name(trial)}
     row |= {"hash": trial["hash"], "seed": trial["seed"], "role": trial.get("role", "")}
     row |= {"budget_flops": study["budget_flops"]}
@@ -89,7 +88,7 @@ def _row(trial: dict[str, Any], run: RunFolder, study: dict[str, Any]) -> dict[s
     elif tuning["levels"]:
         row["tuned"] = " ".join(tuning["levels"])
     started = "interrupted" if study.get("interrupted") else "running"
-    row |= {"status": started if run.has_begun else "waiting"} | axes | config
+    row |= {"status": started if run.has_begun else "waiting"} | fields
     return row | run.result
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from raytrain.architecture import AXES, PRESETS
+from raytrain.config.run import flat
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
@@ -134,10 +135,8 @@ def export(folder: str | Path, path: str | Path) -> None:
 
 def _fields(trial: Mapping[str, Any]) -> dict[str, Any]:
     """What a planned trial is, its architecture's fields among the others."""
-    config = dict(trial["config"])
     usual = {name: axis.default for name, axis in AXES.items() if not axis.is_required}
-    recipe: dict[str, Any] = usual | config.pop("architecture") | config
-    return recipe
+    return usual | flat(trial["config"])
 
 
 def _reached(trial: Mapping[str, Any], run: RunFolder) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,13 @@ def _field(default: Any, text: str, *, newer: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "newer": newer})
 
 
+def flat(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What `TrainConfig.to_dict` gave, in this version or an earlier one, as one mapping of field to value: first the
+    architecture's, without axes at their default, then the run's own."""
+    own = {name: value for name, value in stored.items() if name != "architecture"}
+    return dict(stored["architecture"]) | own
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run, complete. Batch sizes and budgets are global: they do not depend on the number of ranks.
@@ -296,9 +303,7 @@ class TrainConfig:
 
     def flat(self) -> dict[str, Any]:
         """Plain values with the architecture's axes and sizes among the run's own: one mapping of field to value."""
-        values = self.to_dict()
-        del values["architecture"]
-        return self.architecture.values() | values
+        return self.architecture.values() | flat(self.to_dict())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

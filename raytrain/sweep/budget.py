@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from raytrain.accounting.flops import flops_per_token, parameter_count
 from raytrain.config.run import TrainConfig
@@ -32,18 +33,19 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What the run of a model with so many `parameters` (an embedding counts; a tied head does once) is trained on."""
+    """What a run is trained on: `tokens`, of a model with so many `parameters` (an embedding counts; a tied head does
+    once) at `flops_per_token`. Of a study's runs, the medians, and then no `steps`."""
 
-    steps: int
-    tokens: int
-    parameters: int
-    flops_per_token: int
+    tokens: float
+    parameters: float
+    flops_per_token: float
+    steps: int | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Budget":
         arch = config.architecture
         tokens = config.total_sequences * arch.block_size
-        return cls(config.total_steps, tokens, parameter_count(arch)["total"], flops_per_token(arch).total)
+        return cls(tokens, parameter_count(arch)["total"], flops_per_token(arch).total, config.total_steps)
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -67,11 +69,9 @@ class Budget:
             )
         return lines
 
-    def to_dict(self) -> dict[str, float]:
-        return dataclasses.asdict(self) | {
-            "tokens_per_parameter": self.tokens_per_parameter,
-            "optimal_flops": self.optimal_flops,
-        }
+    def to_dict(self) -> dict[str, Any]:
+        derived = {"tokens_per_parameter": self.tokens_per_parameter, "optimal_flops": self.optimal_flops}
+        return {"steps": self.steps} | dataclasses.asdict(self) | derived
 
 
 def flops_spread(candidates: Sequence[Candidate]) -> Spread:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from raytrain.axes import plugin
-from raytrain.config.run import TrainConfig
+from raytrain.config.run import TrainConfig, flat
 from raytrain.errors import UserError
 from raytrain.rundir.cache import kept
 from raytrain.rundir.folders import read_json
@@ -46,8 +46,7 @@ def _measure(config: TrainConfig) -> float:
         flops=None, max_iters=_STEPS, rungs=(), rung_decay=0.0, eval_tokens=config.architecture.block_size,
         eval_data=(), log_interval=_STEPS, stats_interval=0, checkpoint_interval=None, parallel="auto",
     )  # fmt: skip
-    values = {k: v for k, v in short.to_dict().items() if k not in ("architecture", "rungs", "plugins")}
-    values |= short.architecture.to_dict()
+    values = {k: v for k, v in flat(short.to_dict()).items() if k not in ("rungs", "plugins")}
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         (Path(folder) / "run.yaml").write_text(json.dumps({"preset": "custom"} | values))  # JSON is YAML
         plugins = [f"--plugin={loaded.path}" for loaded in plugin.LOADED.values()]

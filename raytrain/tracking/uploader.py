@@ -30,6 +30,7 @@ from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.architecture import AXES
 from raytrain.axes.plugin import digests
+from raytrain.config.run import flat
 from raytrain.errors import UserError
 from raytrain.report.document import markdown
 from raytrain.rundir.folders import read_study_json
@@ -201,11 +202,10 @@ class Uploader:
         folder = RunFolder(self._dir / "trials" / trial["id"])
         reports, result = read_lines(folder.log), folder.result
         first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
-        config = dict(trial["config"])
+        config = flat(trial["config"])
         plugins = digests(config.pop("plugins", ()))
         usual = {axis: AXES[axis].default for axis in study.get("axes", ()) if axis in AXES}
-        values = usual | config.pop("architecture") | config | plugins
-        facts = {key: value for key, value in values.items() if value is not None}
+        facts = {key: value for key, value in (usual | config | plugins).items() if value is not None}
         labels = ", ".join(trial["labels"])
         run = self._run(study, trial["id"], labels, facts, first)
 

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.axes import plugin
-from raytrain.config.run import TrainConfig
+from raytrain.config.run import TrainConfig, flat
 from raytrain.errors import HostError, UserError, shown
 from raytrain.rundir.parse import parse_json
 from raytrain.training.optimizer import initial_state
@@ -286,9 +286,7 @@ class Checkpointer:
                     storage.delete(name)
 
     def _check_same_run(self, manifest: dict[str, Any]) -> None:
-        mine, theirs = json.loads(json.dumps(self._trajectory)), manifest["trajectory"]
-        mine, theirs = mine | mine.pop("architecture"), theirs | theirs["architecture"]
-        del theirs["architecture"]
+        mine, theirs = flat(json.loads(json.dumps(self._trajectory))), flat(manifest["trajectory"])
         unlike = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
         if unlike:
             differences = ", ".join(f"its {name} is {theirs.get(name)!r}, not {mine.get(name)!r}" for name in unlike)

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raytrain.analysis.enough import Training, late_sentences, shortfall, slope_per_doubling, training_of
+from raytrain.analysis.enough import late_sentences, shortfall, slope_per_doubling, training_of
 from raytrain.analysis.plain import answer_table, read_table
 from raytrain.report.__main__ import main
+from raytrain.sweep.budget import Budget
 
 REFERENCE = Path(__file__).parent / "reference"
 COMMAND = "python -m raytrain.tune --space full --design d_optimal --trials 128 --scale small --flops 2.5e14"
@@ -55,10 +56,10 @@ def test_tables_that_cannot_be_answered(tmp_path, capsys):
 def test_enough_training_is_not_remarked():
     """Bug: a warning for every study, or a study called unanswerable whose runs trained well for their length."""
     table = pd.DataFrame({"status": ["complete"] * 10, "tokens": 2e8, "parameters": 1e7, "flops_per_token": 6e7})
-    assert training_of(table) == Training(2e8, 1e7, 6e7)
+    assert training_of(table) == Budget(2e8, 1e7, 6e7)
     assert training_of(table.drop(columns="tokens")) is None
     assert shortfall(table, None, training_of(table)) == []
-    short = shortfall(table, None, Training(2e7, 1e7, 6e7))
+    short = shortfall(table, None, Budget(2e7, 1e7, 6e7))
     assert len(short) == 1
     assert short[0].startswith("Runs had 2 tokens a parameter: models still leave the plateau")
     assert "--flops 1.2e+16" in short[0]
