@@ -10,6 +10,7 @@ any two writes; `StudyJournal` makes good what that leaves.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -18,7 +19,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -63,7 +64,8 @@ def _written(method: Callable[P, T]) -> Callable[P, T]:
 class StudyJournal:
     """The study in `folder`, with its `trials` as study.json has them; takes it up where an earlier driver left it.
 
-    `grow` is asked for the next stage whenever all trials have ended; its trials then join.
+    `grow` is asked for the next stage whenever all trials have ended; its trials then join. `driver` is what is to be
+    known of this process: when it `started`, and how many `lanes` it has.
     """
 
     def __init__(
@@ -73,16 +75,17 @@ class StudyJournal:
         scheduler: dict[str, Any] | None = None,
         grow: Callable[[], Stage | None] = lambda: None,
         storage: str | None = None,
+        driver: Mapping[str, Any] | None = None,
     ) -> None:
         self._study, self._folder, self._storage = folder, folder / "trials", storage
         self._grow: Callable[[], Stage | None] = lambda: None
         self.trials = {trial["id"]: trial for trial in trials}
         self.schedule = Schedule(trials, scheduler)
-        self.timings: dict[tuple[str, int | None], Timing] = {}
         self.on_full_disk: Callable[[OSError], object] | None = None
         self.is_ending = False  # whether a signal has come that ends the study
         self._rung: dict[str, int | None] = {}  # that each trial on a lane trains for
         self._micro_batch: dict[str, int] = {}  # that each trial on a lane trains with
+        self._timings: dict[str, Timing] = {}  # of the trials on lanes
         self._logs: dict[str, JsonLog] = {}  # of the trials on lanes
         path = folder / "events.jsonl"
         self._events = JsonLog(path)
@@ -99,7 +102,7 @@ class StudyJournal:
         for trial in self.schedule.retried:  # before the event: what would say that it has ended must not outlive it
             (self._folder / trial / "result.json").unlink(missing_ok=True)
         self._grow = grow  # not before: what a new driver tries again comes first
-        self._apply(event="driver", host=socket.gethostname(), pid=os.getpid())
+        self._apply(event="driver", host=socket.gethostname(), pid=os.getpid(), **(driver or {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
@@ -140,7 +143,7 @@ class StudyJournal:
     def take(self, trial: str, report: Report, lane: str) -> None:
         """Write down what a trial reported. Its "end" may turn out to be a pause, or to be tried again."""
         report = dict(report)
-        self.timings.setdefault((trial, self._rung[trial]), Timing(lane, trial)).note(report, lane)
+        self._timings.setdefault(trial, Timing(lane, trial)).note(report, lane)
         self._micro_batch[trial] = report.get("micro_batch", self._micro_batch.get(trial, 0))
         trace = report.pop("traceback", None)
         if trace is not None:
@@ -148,6 +151,7 @@ class StudyJournal:
         if report["event"] != "end":
             self._log(trial, report)
             return
+        self._events.write({"event": "segment", **dataclasses.asdict(self._timings.pop(trial))})
         if self.is_ending and report["status"] in ("failed", "oom", "lost"):
             # A signal that ends the study may have reached the lane's processes too.
             self._log(trial, report | {"event": "lost"})

@@ -37,12 +37,13 @@ from raytrain.engine.progress import Progress, ranking_table, short_name
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
 from raytrain.engine.stages import grow
-from raytrain.engine.timing import overhead
+from raytrain.engine.timing import by_driver
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError, unwritable
 from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, find_study, read_study_json, write_json
+from raytrain.rundir.log import read_log
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
 from raytrain.uris import is_uri, joined, reopened, shown, stored
@@ -210,7 +211,8 @@ def _run(
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(study_lock(folder, session.give_up))
         next_stage = functools.partial(grow, folder, lanes, console)
-        record = StudyJournal(folder, study["trials"], study["scheduler"], next_stage, session.storage)
+        driver = {"started": started, "lanes": lanes.most}
+        record = StudyJournal(folder, study["trials"], study["scheduler"], next_stage, session.storage, driver)
         at_end.enter_context(session.heeding_signals(sync, record))
         if study.pop("interrupted", False):
             write_json(folder / "study.json", study)
@@ -241,7 +243,7 @@ def _run(
             if is_over:
                 _report(folder, console)
 
-    spent = overhead(record.timings.values(), started, lanes.most)
+    spent = by_driver(read_log(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
     for line in (spent, planned, sync.ui and f"compare     {sync.ui}"):
         if line:
@@ -251,7 +253,7 @@ def _run(
         result |= {
             "tracking_uri": sync.uri and shown(sync.uri),
             "ui": sync.ui,
-            "overhead": spent and dataclasses.asdict(spent),
+            "lane_seconds": spent and dataclasses.asdict(spent),
         }
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(result | {"trials": rows}))

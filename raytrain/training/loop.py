@@ -116,12 +116,13 @@ def _train(
                 state.evaluation, state.evaluated_step = evaluations(model), state.step
             stop = reports.evaluation()
         if outcomes.interruptions or pause or is_due:
-            with meter.paused():
+            with reports.saving():
                 checkpoints.save(reports.state())
         if (stop or pause or outcomes.interruptions) and not is_last:
             status = "paused" if pause else "interrupted" if outcomes.interruptions else "stopped"
             break
-    checkpoints.finish()
+    with reports.saving():
+        checkpoints.finish()
     return reports.end(status)
 
 

@@ -155,6 +155,7 @@ class Meter:
         self._started: float | None = None  # when the clock was started, if it runs
         self._new, self._steady = Interval(), Interval(**before)
         self.train_seconds = 0.0  # in this process, its first steps' included
+        self.first_steps_seconds = 0.0  # those alone
 
     def start(self) -> None:
         """Let the clock run, if it does not."""
@@ -195,7 +196,9 @@ class Meter:
         new.peak_flops = new.device_seconds * (self._peak or 0.0)
         if self._peak and self._flops.total * new.tokens > new.peak_flops:
             new.peak_flops = 0.0
-        if not warms_up:
+        if warms_up:
+            self.first_steps_seconds += new.seconds
+        else:
             self._steady += new
         return self._speed(new)
 

@@ -28,6 +28,7 @@ class Reports:
         self._flops_per_sequence = flops_per_token(config.architecture).per_sequence
         self._speed: Report = {}  # at the last step that was reported
         self._facts: Report = {}
+        self._checkpoint_seconds = 0.0  # in this process
 
     def start(self, facts: Report, notes: Report, startup_seconds: float) -> None:
         """The run's setting and `facts`, which the result repeats; and `notes`, which it does not."""
@@ -35,6 +36,7 @@ class Reports:
         start = monitor.start_report(self._config, self._world) | facts
         start |= {"first_step": state.step, "micro_batch": state.micro_batch, "startup_seconds": startup_seconds}
         start["restored_seconds"] = state.train_seconds + state.eval_seconds  # spent before this process
+        start["restored_eval_seconds"] = state.eval_seconds
         self._send(start | notes)
         self._facts = {key: value for key, value in start.items() if key != "event"}
 
@@ -80,6 +82,8 @@ class Reports:
         if self._config.rungs:
             result["decay_flops"] = state.decay_flops
         result |= self._meter.summary() | monitor.memory(self._world.device)
+        result |= {"first_steps_seconds": self._meter.first_steps_seconds}
+        result |= {"checkpoint_seconds": self._checkpoint_seconds}
         if "mfu" in result:
             ratio = monitor.reference_ratio(self._config, self._world)
             result["hardware_flops"] = result["train_flops"] / result["mfu"] * ratio
@@ -97,6 +101,14 @@ class Reports:
         clock = time.perf_counter()
         yield
         self._state.eval_seconds += time.perf_counter() - clock
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """The time that passes inside counts as what the run waits for its checkpoints, and not as training."""
+        with self._meter.paused():
+            clock = time.perf_counter()
+            yield
+            self._checkpoint_seconds += time.perf_counter() - clock
 
     def _position(self, steps: str) -> dict[str, Any]:
         """How far the run is; `steps` names the number of steps."""

@@ -395,8 +395,12 @@ def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.Captu
     budget = json.loads((tmp_path / "r" / "study.json").read_text())["budget_flops"]
     assert [trial["train_flops"] for trial in shown["trials"]] == pytest.approx([budget] * 4, rel=0.005)
     assert [trial["rank"] for trial in shown["trials"]] == [1, 2, 3, 4]
-    assert shown["overhead"]["lanes"] == 1
-    assert 0 <= shown["overhead"]["engine_median"] <= shown["overhead"]["turnaround_median"]
+    spent = shown["lane_seconds"]
+    assert (spent["lanes"], spent["segments"]) == (1, 4)
+    assert 0 <= spent["engine_median"] <= spent["turnaround_median"]
+    measured = [spent[kind] for kind in ("start", "first_steps", "steady", "evaluation", "set_up", "checkpoints")]
+    assert min(measured) > 0  # each is measured: the end is saved too
+    assert sum(measured) < spent["wall"]
     with pytest.raises(UserError, match="taken"):
         study.run_study(make(seeds=1), runs=tmp_path, name="r")
 
