@@ -1,8 +1,11 @@
-"""`python -m raytrain.export RUN --to huggingface DIR`: a run's weights as safetensors that `transformers` loads."""
+"""`python -m raytrain.export RUN --to huggingface DIR`: a run's model and tokenizer as `transformers` loads them."""
 
+import sys
 from pathlib import Path
 
 from raytrain.config.resolve import add_plugin_flag
+from raytrain.data import open_tokenizer
+from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import Parser, UserError, command
 from raytrain.plugins.loader import load_named
 from raytrain.training.pretrained import load_run, save_hugging_face
@@ -23,9 +26,21 @@ def main(argv: list[str] | None = None) -> None:
     form, folder = flags.to
     if form not in FORMATS:
         raise UserError(f"Unknown format: {form!r}. Available: {', '.join(FORMATS)}.")
-    _, model = load_run(Path(flags.run))
-    save_hugging_face(model, Path(folder), overwrite=flags.overwrite)
+    config, model = load_run(Path(flags.run))
+    save_hugging_face(model, Path(folder), _tokenizer(config.data), overwrite=flags.overwrite)
     print(f"wrote {model.arch.name} to {folder}")
+
+
+def _tokenizer(data: str) -> Tokenizer | None:
+    """That of the run's data. Weights are worth having without, so if there is none a note says why."""
+    try:
+        tokenizer = open_tokenizer(data)
+        why = f"data ({data}) has none"
+    except UserError as error:
+        tokenizer, why = None, str(error)
+    if tokenizer is None:
+        print(f"note: no tokenizer and no end token are written: {why}", file=sys.stderr)
+    return tokenizer
 
 
 if __name__ == "__main__":

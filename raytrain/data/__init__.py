@@ -3,7 +3,7 @@
 Read in the order corpora, tokenizer, shards, prepare, dataset, loader. Nothing here knows torch.
 """
 
-from raytrain.data.dataset import Dataset, Tokens, open_dataset
+from raytrain.data.dataset import Dataset, Tokens, open_dataset, open_tokenizer
 from raytrain.data.loader import Loader, validation_windows
 
-__all__ = ["Dataset", "Loader", "Tokens", "open_dataset", "validation_windows"]
+__all__ = ["Dataset", "Loader", "Tokens", "open_dataset", "open_tokenizer", "validation_windows"]

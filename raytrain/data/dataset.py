@@ -113,6 +113,15 @@ def open_dataset(spec: str) -> Dataset:
     return Dataset(name, digest.hexdigest(), None, train, val, None, None, largest)
 
 
+def open_tokenizer(spec: str) -> Tokenizer | None:
+    """The tokenizer of the data that `spec` names, whose shards are not read; None for nanoGPT's files.
+
+    Raises UserError as `locate` does, and for a tokenizer that is missing or damaged.
+    """
+    folder = locate(spec)
+    return load_tokenizer(folder, read_manifest(folder)) if (folder / MANIFEST).exists() else None
+
+
 def _prepared(name: str, folder: Path, manifest: Manifest) -> Dataset:
     dtype = np.dtype(manifest.dtype).newbyteorder("<")
     shards = [*manifest.train.shards, *manifest.val.shards]

@@ -1,10 +1,12 @@
 """Text to token ids and back: bytes, or a Hugging Face tokenizer, trained here or given as a `tokenizer.json`."""
 
 import hashlib
+import itertools
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -37,6 +39,12 @@ class Tokenizer(Protocol):
     def to_json(self) -> str | None:
         """The content of its `tokenizer.json`, if it has one."""
 
+    def to_hugging_face(self) -> tuple[dict[str, Any], str]:
+        """A `tokenizer.json`, parsed, that encodes as `encode_batch` by default; and the text of its end token.
+
+        That every text of a special token is text is not in the file: `transformers` calls it split_special_tokens.
+        """
+
 
 class ByteTokenizer:
     """A token is a byte of UTF-8, V = 256. Byte 0, which hardly any text holds, ends a document."""
@@ -54,6 +62,16 @@ class ByteTokenizer:
 
     def to_json(self) -> None:
         return None
+
+    def to_hugging_face(self) -> tuple[dict[str, Any], str]:
+        ids = {name: byte for byte, name in enumerate(_byte_names())}
+        ids[END_OF_DOCUMENT] = ids.pop(_byte_names()[self.end_of_document])
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
+        tokenizer.normalizer = tokenizers.normalizers.Replace(self.reserved, _REPLACEMENT)  # as in documents
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer.add_special_tokens([END_OF_DOCUMENT])
+        return json.loads(tokenizer.to_str()), END_OF_DOCUMENT
 
 
 class JsonTokenizer:
@@ -80,7 +98,7 @@ class JsonTokenizer:
         ends = [name for name in _END_NAMES if name in vocabulary]
         if not ends:
             raise UserError(f"The tokenizer has no end-of-document token; it needs one of {', '.join(_END_NAMES)}")
-        self.end_of_document = vocabulary[ends[0]]
+        self._end, self.end_of_document = ends[0], vocabulary[ends[0]]
         self._tokenizer.add_special_tokens([ends[0]])  # some files have it as a plain token, which any text can spell
         self._tokenizer.encode_special_tokens = True  # as text
 
@@ -93,6 +111,11 @@ class JsonTokenizer:
 
     def to_json(self) -> str:
         return self._content
+
+    def to_hugging_face(self) -> tuple[dict[str, Any], str]:
+        content = json.loads(self._tokenizer.to_str())  # the end token is special there
+        content["post_processor"] = None
+        return content, self._end
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
@@ -138,6 +161,16 @@ def encodable(text: str, reserved: str) -> tuple[str, int]:
         replaced += text.count(character)
         text = text.replace(character, _REPLACEMENT)
     return text, replaced
+
+
+def _byte_names() -> list[str]:
+    """The character that stands for each byte in a `tokenizer.json` (Radford et al., 2019: GPT-2's byte-level BPE).
+
+    It is the one of that number where that can be seen; the others follow from U+0100 in their order.
+    """
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = itertools.count(0x100)
+    return [chr(byte if byte in visible else next(hidden)) for byte in range(0x100)]
 
 
 def sha256_of(content: str) -> str:

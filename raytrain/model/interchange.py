@@ -84,22 +84,53 @@ def to_hf(arch: Architecture, state: Mapping[str, Tensor]) -> tuple[dict[str, An
 
 
 def from_hf(hf_config: Mapping[str, Any], hf_state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
-    """Our architecture and state dict for a `GPT2LMHeadModel`'s or a `LlamaForCausalLM`'s.
+    """Our architecture and state dict for a `GPT2LMHeadModel`'s, a `LlamaForCausalLM`'s or a `Qwen3ForCausalLM`'s.
 
-    Raises UserError for another model type, a setting that our model does not have, or a missing weight.
+    Also for those of the model without a head (`GPT2Model`), whose keys lack the first part; the published GPT-2 is one.
+
+    Raises UserError for another model type, a setting that our model does not have, and a weight that is missing, of
+    another shape than the settings say, or one that our model does not have.
     """
     arch = _architecture(hf_config)
     family = hf_config["model_type"]
+    hf_state = _with_prefix(family, hf_state)
+    _require_known(family, arch, hf_state)
     state: dict[str, Tensor] = {}
     for match in _matches(family, arch):
-        missing = [name for name in match.theirs if name not in hf_state]
-        if missing:
-            raise UserError(f"The Hugging Face weights have no {missing[0]!r}")
-        pieces = [hf_state[name].t() if match.transposed else hf_state[name] for name in match.theirs]
-        state[match.ours] = torch.cat(pieces)
+        state[match.ours] = _joined(match, hf_state)
     if arch.weight_tying:
         state["head.weight"] = state["embedding.weight"]
     return arch, state
+
+
+def _joined(match: "_Match", hf_state: Mapping[str, Tensor]) -> Tensor:
+    missing = [name for name in match.theirs if name not in hf_state]
+    if missing:
+        raise UserError(f"The Hugging Face weights have no {missing[0]!r}")
+    pieces = [hf_state[name].transpose(0, -1) if match.transposed else hf_state[name] for name in match.theirs]
+    for name, piece, rows in zip(match.theirs, pieces, match.rows, strict=True):
+        if piece.shape[:1] != (rows,) or piece.shape[1:] != pieces[0].shape[1:]:
+            shape = tuple(hf_state[name].shape)
+            raise UserError(
+                f"The Hugging Face weights have {name!r} of shape {shape}, which is not that of their config"
+            )
+    return torch.cat(pieces)
+
+
+def _with_prefix(family: str, hf_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    prefix = _EMBEDDING[family].partition(".")[0] + "."
+    if any(name.startswith(prefix) for name in hf_state):
+        return hf_state
+    return {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in hf_state.items()}
+
+
+def _require_known(family: str, arch: Architecture, hf_state: Mapping[str, Tensor]) -> None:
+    known = {name for match in _matches(family, arch) for name in match.theirs} | {"lm_head.weight"}
+    unknown = [name for name in hf_state if name not in known and not name.endswith(_BUFFERS)]
+    if unknown:
+        raise UserError(
+            f"The Hugging Face weights have {unknown[0]!r}, and the model of their config has no place for it"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +146,8 @@ class _Match:
 
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "llama": "model.embed_tokens.weight"}
 _EMBEDDING["qwen3"] = _EMBEDDING["llama"]
+# Not weights: the causal mask and RoPE's frequencies, which files of older versions hold.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def _matches(family: str, arch: Architecture) -> Iterator[_Match]:

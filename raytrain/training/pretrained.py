@@ -2,7 +2,9 @@
 
 import json
 import os.path
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -11,13 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from raytrain.architecture import Architecture
 from raytrain.config.run import TrainConfig
+from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import UserError
 from raytrain.model import Transformer, build
 from raytrain.model.interchange import from_hf, to_hf
+from raytrain.rundir.folders import write_json
 from raytrain.training.checkpoint import newest
 from raytrain.training.storage import open_storage
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
@@ -42,23 +47,49 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
     return config, model.eval()
 
 
-def save_hugging_face(model: Transformer, folder: Path, *, overwrite: bool = False) -> None:
+def save_hugging_face(
+    model: Transformer, folder: Path, tokenizer: Tokenizer | None = None, *, overwrite: bool = False
+) -> None:
     """Write `config.json` and `model.safetensors`, which `transformers` loads to the same logits.
+
+    With a `tokenizer` also that, whose ids there are the same, and the end token, at which `generate` stops.
 
     Raises UserError naming the axis that prevents it, a folder that holds such files unless these may be lost
     (`overwrite`), or one that cannot be written.
     """
-    if not overwrite and any(os.path.exists(folder / name) for name in (_CONFIG, _WEIGHTS)):
+    if not overwrite and any(os.path.exists(folder / name) for name in (_CONFIG, _WEIGHTS, *_TOKENIZER)):
         raise UserError(f"folder ({folder}) holds a model; choose another, or --overwrite it")
     hf_config, state = to_hf(model.arch, model.state_dict())
     if model.arch.weight_tying:
         del state["lm_head.weight"]
+    files: dict[str, Any] = {_CONFIG: hf_config}
+    if tokenizer is not None:
+        ends = {"bos_token_id": tokenizer.end_of_document, "eos_token_id": tokenizer.end_of_document}
+        files |= {_CONFIG: hf_config | ends} | _tokenizer_files(tokenizer, model.arch.block_size, ends)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).write_text(json.dumps(hf_config, indent=1))
+        for name in _TOKENIZER:  # of another model, which would be taken for this one's
+            (folder / name).unlink(missing_ok=True)
+        for name, content in files.items():
+            write_json(folder / name, content)
         save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
-    except OSError as error:
-        raise UserError(f"folder ({folder}) cannot be written: {error.strerror}") from None
+        shutil.copymode(folder / _CONFIG, folder / _WEIGHTS)  # it makes a file that only its owner may read
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"folder ({folder}) cannot be written: {getattr(error, 'strerror', error)}") from None
+
+
+def _tokenizer_files(tokenizer: Tokenizer, block_size: int, ends: dict[str, int]) -> dict[str, dict[str, Any]]:
+    content, end = tokenizer.to_hugging_face()
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,  # a document follows the end of another
+        "eos_token": end,
+        "split_special_tokens": True,  # as in training: the text of a special token is text
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": (content["pre_tokenizer"] or {}).get("add_prefix_space", False),
+        "model_max_length": block_size,
+    }
+    return dict(zip(_TOKENIZER, (content, config, ends | {"pad_token_id": tokenizer.end_of_document}), strict=True))
 
 
 def read_hugging_face(folder: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
@@ -83,4 +114,8 @@ def start_from(model: Transformer, folder: Path) -> None:
     for field in mine:
         if field != "dropout" and mine[field] != theirs[field]:
             raise UserError(f"{field} ({mine[field]}) must be {theirs[field]}, as in init_from ({folder})")
+    for name, parameter in model.state_dict().items():
+        if state[name].shape != parameter.shape:
+            shapes = tuple(parameter.shape), tuple(state[name].shape)
+            raise UserError(f"init_from ({folder}) is damaged: {name} has the shape {shapes[1]}, not {shapes[0]}")
     model.load_state_dict(state)

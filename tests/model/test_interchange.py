@@ -118,6 +118,22 @@ def test_their_models_load_here(model: torch.nn.Module):
     assert all(torch.equal(again[key], value) for key, value in hf_state.items())
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_layout_of_published_files(family: str):
+    """Catches: a refusal of the published GPT-2, whose keys have no `transformer.` and which holds causal masks."""
+    arch = ARCHITECTURES["gpt2" if family == "gpt2" else "llama-mqa-tied"]
+    hf_config, hf_state = to_hf(arch, randomised(build(arch)).state_dict())
+    model = theirs(hf_config, hf_state)
+    files = dict(model.base_model.state_dict())
+    assert "wte.weight" in files or "embed_tokens.weight" in files
+    if family == "gpt2":
+        del hf_config["tie_word_embeddings"]
+        for i in range(arch.n_layer):
+            files[f"h.{i}.attn.bias"] = torch.ones(1, 1, 48, 48).tril()
+            files[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    assert (ours(*from_hf(hf_config, files))(TOKENS) - model(TOKENS).logits).abs().max() < 1e-4
+
+
 def test_tied_files_leave_the_head_out():
     """Catches: a failure on published checkpoints, whose files do not hold a tied head."""
     arch = ARCHITECTURES["gpt2"]
@@ -164,10 +180,13 @@ def test_a_config_that_is_not_ours_is_named(family: str, changes: dict, named: s
 
 
 def test_missing_pieces_are_named():
-    """Catches: a KeyError for a user who took the wrong file."""
+    """Catches: a KeyError for a user who took the wrong file, and a larger model that is read in part."""
     arch = ARCHITECTURES["llama"]
     state = build(arch).state_dict()
     hf_config, hf_state = to_hf(arch, state)
+    for name, tensor in (("model.layers.3.mlp.up_proj.weight", torch.ones(2)), ("model.norm.weight", torch.ones(63))):
+        with pytest.raises(UserError, match=name):  # a fourth layer, and a norm of another width
+            from_hf(hf_config, hf_state | {name: tensor})
     del hf_state["model.layers.1.self_attn.k_proj.weight"], state["blocks.2.attention.qkv.weight"]
     with pytest.raises(UserError, match=r"no 'model.layers.1.self_attn.k_proj.weight'"):
         from_hf(hf_config, hf_state)

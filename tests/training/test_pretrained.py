@@ -3,12 +3,16 @@
 import json
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
 from raytrain import export, generate
+from raytrain.architecture import preset
+from raytrain.data.tokenizer import ByteTokenizer, JsonTokenizer, train_bpe
+from raytrain.model import build
 from raytrain.training.loop import train
-from raytrain.training.pretrained import load_run
+from raytrain.training.pretrained import load_run, save_hugging_face
 
 
 @pytest.fixture(scope="module", params=["llama", "openai_gpt2"])
@@ -33,6 +37,8 @@ def test_exported_weights_give_the_same_logits_and_start_a_run(run, tiny_run, tm
     tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("def ").input_ids == list(b"def ")
     reports = []
     train(config.replace(init_from=str(tmp_path), max_iters=1, learning_rate=1e-12), reports.append)
     first = next(report for report in reports if report["event"] == "eval")
@@ -58,3 +64,54 @@ def test_what_has_no_counterpart_is_named_by_axis(tiny_run, tmp_path, capsys):
     train(config, folder=tmp_path)
     assert export.main([str(tmp_path), "--to", "huggingface", str(tmp_path / "out")]) == 2
     assert "norm_position pre (not post)" in capsys.readouterr().err
+
+
+def given() -> JsonTokenizer:
+    """As published ones are: it adds tokens, cuts and pads, and its end token is one among several special ones."""
+    trained = tokenizers.Tokenizer.from_str(train_bpe(["the cat sat on the mat"] * 9, 280).to_json())
+    trained.add_special_tokens(["<s>", "</s>"])
+    trained.add_tokens(["sat on"])
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trained.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 273), ("</s>", 274)]
+    )
+    trained.enable_truncation(5)
+    trained.enable_padding(length=9)
+    return JsonTokenizer(trained.to_str())
+
+
+TEXTS = ["the cat sat on the\n\n\t mat,  caf\xe9 \u65e5\u672c \U0001f600", "<|endoftext|></s>\u0100", " .", ""]
+TEXTS.append("".join(map(chr, range(1, 0x300))))
+
+
+@pytest.mark.parametrize("make", [ByteTokenizer, lambda: train_bpe(TEXTS, 300), given], ids=["bytes", "bpe", "given"])
+def test_an_exported_tokenizer_gives_our_ids(make, tmp_path):
+    """Catches ids that differ from those of training: by tokens that are added, cut or cleaned up, by the text of a
+    special token, or by bytes that are named in another order."""
+    tokenizer = make()
+    model = build(preset("llama", n_layer=1, n_head=2, n_embd=16, block_size=2048, vocab_size=tokenizer.vocab_size))
+    save_hugging_face(model, tmp_path, tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = [ids.tolist() for ids in tokenizer.encode_batch(TEXTS)]
+    assert theirs(TEXTS).input_ids == ids
+    assert theirs.batch_decode(ids) == [tokenizer.decode(of_text) for of_text in ids]
+    assert theirs.eos_token_id == tokenizer.end_of_document
+    save_hugging_face(model, tmp_path, overwrite=True)
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_hugging_face_stops_at_the_end_of_a_document(tmp_path):
+    """Catches an export without the end token, whose text goes on to the longest length."""
+    tokenizer = ByteTokenizer()
+    model = build(preset("llama", n_layer=1, n_head=2, n_embd=32, block_size=32, vocab_size=256))
+    with torch.no_grad():
+        model.blocks[0].attention.output.weight.zero_()
+        model.blocks[0].feed_forward.down.weight.zero_()  # so that the next token follows from the last one alone
+        model.embedding.weight.normal_()
+        for token, following in ((65, 66), (66, tokenizer.end_of_document)):
+            model.head.weight[following] = 9 * model.embedding.weight[token]
+    save_hugging_face(model, tmp_path, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    written = theirs.generate(torch.tensor([[65]]), do_sample=False, max_new_tokens=9)
+    assert written.tolist() == [[65, 66, tokenizer.end_of_document]]
+    assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == tokenizer.end_of_document
