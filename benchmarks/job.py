@@ -45,7 +45,8 @@ def main() -> int:
             done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=900)
             asked = [sys.executable, "-c", STATUS.format(address)]
             status = subprocess.run(asked, env=env, capture_output=True, text=True).stdout.strip()
-    print(done.stdout[done.stdout.find(HEADING) :], done.stderr[-500:] if done.returncode else "")
+    ranking = HEADING + done.stdout.partition(HEADING)[2]
+    print(ranking if done.returncode == 0 else done.stdout[-3000:] + done.stderr[-500:])
     print(f"status: {status}")
     return int(not (refused.returncode and done.returncode == 0 and status == "SUCCEEDED" and HEADING in done.stdout))
 

@@ -30,13 +30,15 @@ from raytrain.rundir.run import RunFolder
 from raytrain.training.launch import launched
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
+from raytrain.training.plugin_check import check
 from raytrain.training.pretrained import read_hugging_face
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Train one run."""
-    load_named(argv, checked=True)
+    for plugin in load_named(argv):
+        check(plugin)
     parser = Parser("python -m raytrain.train", __doc__)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")

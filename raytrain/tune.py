@@ -21,7 +21,11 @@ from raytrain.uris import shown_command
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Plan, run or resume a sweep."""
-    load_named(argv, checked=True)
+    if plugins := load_named(argv):
+        from raytrain.training.plugin_check import check  # torch takes seconds to import
+
+        for plugin in plugins:
+            check(plugin)
     flags = _parser().parse_args(argv)
     if flags.resume is not None:
         _check_resume(flags)

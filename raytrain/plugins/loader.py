@@ -161,11 +161,11 @@ def load_installed() -> None:
         _load(file, f"{entry.name}.py", file.read_text(encoding="utf-8"))
 
 
-def load_named(argv: Sequence[str] | None, *, checked: bool = False) -> None:
+def load_named(argv: Sequence[str] | None) -> list[Plugin]:
     """Load the plugins that a command line names: with --plugin, or in the YAML files of its --config and --space.
 
-    Before it is parsed, since a plugin's axes are flags. With `checked`, what each declares is held against what it
-    builds (`plugins.check`). Raises UserError for what `load` and `check` do.
+    Before it is parsed, since a plugin's axes are flags. Returns those that were not loaded before, which what trains
+    or plans holds against what they build (`training.plugin_check`). Raises UserError for what `load` does.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     before = set(LOADED)
@@ -177,11 +177,7 @@ def load_named(argv: Sequence[str] | None, *, checked: bool = False) -> None:
             if file.suffix in (".yaml", ".yml") and file.is_file():
                 for name in _listed(file):
                     load(file.parent / name)
-    if checked and set(LOADED) - before:
-        from raytrain.plugins.check import check  # here: torch takes seconds to import
-
-        for name in LOADED.keys() - before:
-            check(LOADED[name])
+    return [plugin for name, plugin in LOADED.items() if name not in before]
 
 
 def _values(words: Sequence[str], flag: str) -> Iterator[str]:

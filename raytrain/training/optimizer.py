@@ -11,7 +11,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.axes import RUN_AXES, load
 from raytrain.config.run import TrainConfig
-from raytrain.errors import UserError
+from raytrain.errors import UserError, shown
 from raytrain.training.parallel import World
 
 Parameters = Iterable[tuple[str, nn.Parameter]]
@@ -31,11 +31,16 @@ class OptimizerChoice:
 
 def make_optimizer(model: nn.Module, config: TrainConfig, world: World) -> torch.optim.Optimizer:
     """The run's optimizer over all parameters that train."""
-    choose = load(RUN_AXES["optimizer"].level(config.optimizer).make)
-    choice: OptimizerChoice = choose([(n, p) for n, p in model.named_parameters() if p.requires_grad], config)
+    choice = chosen([(n, p) for n, p in model.named_parameters() if p.requires_grad], config)
     if world.strategy == "zero1":
         return ZeroRedundancyOptimizer(choice.groups, optimizer_class=choice.kind, **choice.options)
     return choice.kind(choice.groups, **choice.options)
+
+
+def chosen(parameters: Parameters, config: TrainConfig) -> OptimizerChoice:
+    """What the run's optimizer is made of."""
+    choice: OptimizerChoice = load(RUN_AXES["optimizer"].level(config.optimizer).make)(list(parameters), config)
+    return choice
 
 
 def initial_state(
@@ -80,12 +85,21 @@ def decay_groups(parameters: Parameters, config: TrainConfig) -> list[dict[str, 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of optimizer step `step` (the first is 0) of `config.total_steps`: a linear warm-up, then as
-    the run's schedule gives."""
+    the run's schedule gives.
+
+    Raises UserError if that is no number, 0 or above.
+    """
     warmup = round(config.warmup_fraction * config.total_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     schedule = load(RUN_AXES["schedule"].level(config.schedule).make)
-    return config.learning_rate * float(schedule(config, step, warmup))
+    fraction = schedule(config, step, warmup)
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < math.inf:
+        raise UserError(
+            f"at step {step} of {config.total_steps} the schedule returns {shown(fraction)}: "
+            "it must be a finite number, 0 or above"
+        )
+    return config.learning_rate * fraction
 
 
 def cosine(config: TrainConfig, step: int, warmup: int) -> float:

@@ -15,6 +15,7 @@ from raytrain.errors import UserError
 from raytrain.plugins import loader
 from raytrain.rundir.folders import read_json
 from raytrain.training import loop
+from raytrain.training.plugin_check import check
 
 pytestmark = pytest.mark.usefixtures("registry")
 
@@ -42,6 +43,17 @@ def written(tmp_path: Path, body: str, name: str = "mine.py") -> str:
     return str(path)
 
 
+OPTIMIZER = """
+from raytrain.training.optimizer import OptimizerChoice
+@plugins.optimizer("odd")
+def odd(parameters, config):
+    return OptimizerChoice({kind}, [{{"params": {groups}}}], {{{options}}})
+"""
+SCHEDULE = """
+@plugins.schedule("mine")
+def mine(config, step, warmup):
+    return {}
+"""
 MISTAKES = {
     "fails": ("\n1 / 0\n", "plugin mine.py, line 15: ZeroDivisionError: division by zero"),
     "syntax": ("\ndef f(:\n", "plugin mine.py, line 15: SyntaxError"),
@@ -118,6 +130,93 @@ def wide(x):
 """,
         "plugin mine.py, activation 'wide' does not run: RuntimeError",
     ),
+    "loss term": (
+        """
+from raytrain.model.hooks import ModelHook
+class PerToken(ModelHook):
+    def loss(self, hidden, targets, head):
+        return hidden.square().mean(-1)
+plugins.axis("even", off=False, levels=[plugins.option("even", True, model_hook=PerToken)])
+""",
+        "plugin mine.py, even True: its loss term must be a finite scalar, in nats per token, and is tensor([[",
+    ),
+    "loss term fails": (
+        """
+from raytrain.model.hooks import ModelHook
+class Failing(ModelHook):
+    def loss(self, hidden, targets):
+        return hidden.mean()
+plugins.axis("even", off=False, levels=[plugins.option("even", True, model_hook=Failing)])
+""",
+        "plugin mine.py, even True does not run: TypeError",
+    ),
+    "optimizer raises": (
+        """
+@plugins.optimizer("odd")
+def odd(parameters, config):
+    return config.momentum
+""",
+        "plugin mine.py, line 17, optimizer 'odd' does not run: AttributeError: 'TrainConfig' object has no attribute",
+    ),
+    "optimizer's arguments": (
+        """
+@plugins.optimizer("odd")
+def odd(model):
+    return torch.optim.AdamW(model.parameters())
+""",
+        "plugin mine.py, optimizer 'odd' does not run: TypeError: odd() takes 1 positional argument but 2 were given",
+    ),
+    "optimizer's options": (
+        OPTIMIZER.format(kind="torch.optim.AdamW", groups="[p for _, p in parameters]", options='"momentum": 0.9'),
+        "plugin mine.py, optimizer 'odd' does not run: TypeError: AdamW.__init__() got an unexpected keyword argument",
+    ),
+    "no choice": (
+        """
+@plugins.optimizer("odd")
+def odd(parameters, config):
+    return torch.optim.AdamW([p for _, p in parameters])
+""",
+        "plugin mine.py, optimizer 'odd': it must return a training.optimizer.OptimizerChoice, and returns AdamW",
+    ),
+    "left out": (
+        OPTIMIZER.format(
+            kind="torch.optim.AdamW", groups="[p for n, p in parameters if 'norm' not in n]", options='"lr": 1.0'
+        ),
+        "plugin mine.py, optimizer 'odd': its groups leave out the parameter model.blocks.0.attention_norm.weight",
+    ),
+    "left as it was": (
+        """
+class Lazy(torch.optim.AdamW):
+    def step(self, closure=None):
+        self.param_groups[0]["params"][0].grad = None
+        return super().step(closure)
+"""
+        + OPTIMIZER.format(kind="Lazy", groups="[p for _, p in parameters]", options='"lr": 1.0'),
+        "plugin mine.py, optimizer 'odd': its steps leave model.embedding.weight as it was",
+    ),
+    "no state": (
+        OPTIMIZER.format(kind="torch.optim.SGD", groups="[p for _, p in parameters]", options='"momentum": 0.9'),
+        "plugin mine.py, optimizer 'odd': optimizer SGD cannot be kept in checkpoints: it needs initial_state",
+    ),
+    "state of its own": (
+        """
+class Momentum(torch.optim.SGD):
+    def initial_state(self, parameter, group):
+        return {"momentum": torch.zeros_like(parameter)}
+"""
+        + OPTIMIZER.format(kind="Momentum", groups="[p for _, p in parameters]", options='"momentum": 0.9'),
+        "plugin mine.py, optimizer 'odd': its state after a step is {'momentum_buffer': (11, 24)}, and initial_state",
+    ),
+    "schedule": (SCHEDULE.format("(1 - step / config.total_steps) ** 0.5 * float('nan')"), "returns nan: it must be"),
+    "schedule below zero": (
+        SCHEDULE.format("1 - 2 * step / config.total_steps"),
+        "plugin mine.py, schedule 'mine': at step 26 of 50 the schedule returns -0.04",
+    ),
+    "schedule of text": (SCHEDULE.format("'1.0'"), "at step 0 of 1 the schedule returns '1.0': it must be"),
+    "schedule fails": (
+        SCHEDULE.format("1 / (config.total_steps - step - 1)"),
+        "plugin mine.py, line 17, schedule 'mine' does not run: ZeroDivisionError",
+    ),
 }
 
 
@@ -140,13 +239,45 @@ def test_a_plugin_that_is_wrong_is_one_line_before_anything_starts(kind, tmp_pat
 def test_a_gradient_that_is_meant_to_be_another_is_left(tmp_path):
     """Catches: a straight-through estimator that cannot be tried."""
     body = MISTAKES["gradient"][0].replace('"twice"', '"twice", is_slope=False')
-    loader.load_named(["--plugin", written(tmp_path, body)], checked=True)
+    check(loader.load(written(tmp_path, body)))
+
+
+def test_an_optimizer_a_schedule_and_a_loss_term_that_are_right(tmp_path):
+    """Catches: a check that refuses what trains, such as state of an optimizer's own, or a loss term with a weight."""
+    body = """
+from raytrain.model.hooks import ModelHook
+from raytrain.training.muon import muon
+from raytrain.training.optimizer import OptimizerChoice, decay_groups
+
+class Sign(torch.optim.SGD):
+    def initial_state(self, parameter, group):
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+
+plugins.optimizer("muon2")(muon)
+plugins.optimizer("sign")(
+    lambda parameters, config: OptimizerChoice(
+        Sign, decay_groups(parameters, config), {"lr": config.learning_rate, "momentum": 0.9}
+    )
+)
+plugins.schedule("constant")(lambda config, step, warmup: 1)
+
+class Small(ModelHook):
+    def __init__(self, arch):
+        super().__init__(arch)
+        self.scale = nn.Parameter(torch.empty(arch.n_embd))
+    def reset_parameters(self):
+        nn.init.ones_(self.scale)
+    def loss(self, hidden, targets, head):
+        return (self.scale * hidden).square().mean()
+plugins.axis("small", off=False, levels=[plugins.option("small", True, model_hook=Small)])
+"""
+    check(loader.load(written(tmp_path, body)))
 
 
 @pytest.mark.parametrize("example", ["dyt_norm", "value_residual"])
 def test_the_examples_pass_their_check(example):
     """Catches: an example whose parameters, FLOPs or gradient are wrong."""
-    loader.load_named([f"--plugin={EXAMPLES / example}.py"], checked=True)
+    check(loader.load(EXAMPLES / f"{example}.py"))
 
 
 def test_an_axis_is_a_flag_and_a_record(tmp_path, capsys, monkeypatch):
