@@ -86,7 +86,7 @@ def to_hf(arch: Architecture, state: Mapping[str, Tensor]) -> tuple[dict[str, An
 def from_hf(hf_config: Mapping[str, Any], hf_state: Mapping[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
     """Our architecture and state dict for a `GPT2LMHeadModel`'s, a `LlamaForCausalLM`'s or a `Qwen3ForCausalLM`'s.
 
-    Also for those of the model without a head (`GPT2Model`), whose keys lack the first part; the published GPT-2 is one.
+    Also for those of the model without a head (`GPT2Model`), whose keys lack the first part, as the published GPT-2's.
 
     Raises UserError for another model type, a setting that our model does not have, and a weight that is missing, of
     another shape than the settings say, or one that our model does not have.
@@ -128,9 +128,7 @@ def _require_known(family: str, arch: Architecture, hf_state: Mapping[str, Tenso
     known = {name for match in _matches(family, arch) for name in match.theirs} | {"lm_head.weight"}
     unknown = [name for name in hf_state if name not in known and not name.endswith(_BUFFERS)]
     if unknown:
-        raise UserError(
-            f"The Hugging Face weights have {unknown[0]!r}, and the model of their config has no place for it"
-        )
+        raise UserError(f"The Hugging Face weights have {unknown[0]!r}, for which their config's model has no place")
 
 
 @dataclasses.dataclass(frozen=True)
