@@ -1,9 +1,12 @@
 """A full disk is one line: what could not be written, what to free, how to go on. Nothing that was written is lost."""
 
+import contextlib
 import errno
 import io
 import json
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import rich.console
 from raytrain import train
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.session import Session
-from raytrain.errors import command, unwritable
+from raytrain.errors import UserError, command, unwritable
+from raytrain.report.sections import write_report
 from raytrain.rundir import folders
 from raytrain.rundir.log import JsonLog
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.schedule import Segment
+from tests.studies import write_study
 
 SMALL = [
     "--n_layer",
@@ -90,15 +95,35 @@ def test_a_run_that_has_trained_says_how_it_goes_on(
     assert (tmp_path / "r" / "checkpoints").is_dir()
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes, which the system answers as it does a full disk, amid a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     """Would catch a study.json of zero bytes, and partial files that fill the disk up further."""
     folders.write_json(tmp_path / "a.json", {"a": 1})
-    monkeypatch.setattr(folders.json, "dumps", full)
-    with pytest.raises(OSError, match="No space left") as error:
+    with room_for(5), pytest.raises(OSError, match="File too large") as error:
         folders.write_json(tmp_path / "a.json", {"a": 2})
     assert error.value.filename == str(tmp_path / "a.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_a_report_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    """Would catch a page of zero bytes, or of half a study, in the place of a whole one."""
+    folder = write_study(tmp_path / "s")
+    files = write_report(folder)
+    before = {file: file.read_bytes() for file in files}
+    with room_for(5), pytest.raises(UserError, match=r"index\.html cannot be written: File too large; free space"):
+        write_report(folder)
+    assert {file: file.read_bytes() for file in (folder / "report").iterdir()} == before
 
 
 def test_a_study_ends_with_its_resume_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

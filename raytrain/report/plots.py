@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from raytrain.analysis.gain import Frontier
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
+from raytrain.rundir.folders import write_whole
 
 BLUE, VERMILLION, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676", "#222222"
 _PALE = "#E4E4E4"
@@ -73,7 +74,7 @@ class Picture:
         path = Path(path)
         files = [path.with_suffix(".svg"), path.with_suffix(".png")]
         for file, content in zip(files, (self.svg, self.png), strict=True):
-            file.write_bytes(content)
+            write_whole(file, content)
         return files
 
 

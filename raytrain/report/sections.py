@@ -20,10 +20,11 @@ from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.plateau import PLATEAU
 from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
-from raytrain.errors import UserError
+from raytrain.errors import UserError, unwritable
 from raytrain.report import plots
 from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
 from raytrain.report.rates import rates_section
+from raytrain.rundir.folders import write_whole
 from raytrain.sweep.estimate import duration
 from raytrain.sweep.factorial import live
 
@@ -53,16 +54,15 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
     files = [out / "index.html", out / "summary.md", out / "table.csv"]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in PICTURES:  # of an earlier report on less of the study
-            for ending in (".svg", ".png"):
-                (out / f"{name}{ending}").unlink(missing_ok=True)
-        files[0].write_text(page(title, parts), encoding="utf-8")
-        files[1].write_text(summary(title, parts), encoding="utf-8")
-        answer.table.to_csv(files[2], index=False)
+        texts = page(title, parts), summary(title, parts), answer.table.to_csv(index=False)
+        for file, text in zip(files, texts, strict=True):
+            write_whole(file, text.encode())
         for image in (block for part in parts for block in part.blocks if isinstance(block, Image)):
             files += image.picture.save(out / image.name)
+        for picture in {out / f"{name}{ending}" for name in PICTURES for ending in (".svg", ".png")} - {*files}:
+            picture.unlink(missing_ok=True)  # of an earlier report on less of the study
     except OSError as error:
-        raise UserError(f"out ({out}) cannot be written: {error.strerror}") from None
+        raise UserError(unwritable(error, out) or f"out ({out}) cannot be written: {error.strerror}") from None
     return files
 
 

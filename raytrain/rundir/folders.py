@@ -29,12 +29,17 @@ def check_name(name: str) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` whole, or leave the file as it was. Raises OSError, which names `path`."""
     # Another process or thread may write the same.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     partial.unlink(missing_ok=True)  # a link that somebody has put there leads to another file
     try:
-        with partial.open("x") as file:
-            file.write(json.dumps(content, indent=1))
+        with partial.open("xb") as file:
+            file.write(content)
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from raytrain.architecture import Architecture
 from raytrain.config.run import TrainConfig
 from raytrain.data.tokenizer import Tokenizer
-from raytrain.errors import UserError
+from raytrain.errors import UserError, unwritable
 from raytrain.model import Transformer, build
 from raytrain.model.interchange import from_hf, to_hf
 from raytrain.rundir.folders import write_json
@@ -75,7 +75,8 @@ def save_hugging_face(
         save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(folder / _CONFIG, folder / _WEIGHTS)  # it makes a file that only its owner may read
     except (OSError, SafetensorError) as error:
-        raise UserError(f"folder ({folder}) cannot be written: {getattr(error, 'strerror', error)}") from None
+        full = unwritable(error, folder) if isinstance(error, OSError) else ""
+        raise UserError(full or f"folder ({folder}) cannot be written: {getattr(error, 'strerror', error)}") from None
 
 
 def _tokenizer_files(tokenizer: Tokenizer, block_size: int, ends: dict[str, int]) -> dict[str, dict[str, Any]]:
