@@ -145,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--workers_per_trial", type=int, help="ranks of each trial on CPUs [1; on GPUs, one a GPU]")
     sweep.add_argument("--trials_per_gpu", type=int, help="small trials that share a GPU [1]")
     sweep.add_argument("--concurrent", type=int, help="most trials at a time [as many as fit]")
+    sweep.add_argument(
+        "--compile_ahead",
+        type=int,
+        help="processes of each node that compile trials before they come [as many as cores are idle beside lanes of "
+        "GPUs, else 0]",
+    )
     add_flags(parser)
     return parser
 

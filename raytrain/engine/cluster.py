@@ -44,11 +44,13 @@ _RAY_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """The shape of lane that each trial takes, how many there are of each, and why some trials fit in none."""
+    """The shape of lane that each trial takes, how many there are of each, why some trials fit in none, and how many
+    processes of a node compile ahead of them, if that was asked for."""
 
     shapes: dict[str, LaneShape]
     counts: dict[LaneShape, int]
     infeasible: dict[str, str]
+    compile_ahead: int | None = None
 
     def take_in(self, trials: Iterable[Mapping[str, Any]]) -> None:
         """Give further trials the shape of the one that each is `like`; none, and so no lane, if that fits in none."""
@@ -249,4 +251,4 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], request: ResourceRequest, *,
             shape = LaneShape(workers=ranks, cpus=max(1, min(cpus // (count * ranks), largest)))
         shapes |= dict.fromkeys(names, shape)
         counts[shape] = count
-    return Lanes(shapes, counts, infeasible)
+    return Lanes(shapes, counts, infeasible, request.compile_ahead)

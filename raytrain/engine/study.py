@@ -27,6 +27,7 @@ from raytrain import version
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.axes.plugin import LOADED, check_loaded
+from raytrain.engine.ahead import ahead_of
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
 from raytrain.engine.ending import listening
 from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fingerprints, to_run
@@ -271,12 +272,14 @@ def _tune(
     to_stderr: bool,
 ) -> None:
     """Have Tune run segments until none is left that fits. A Ctrl-C, or a SIGTERM, makes it stop and return."""
+    waiting = [trial for name, trial in record.trials.items() if not record.schedule.has_ended(name)]
+    ahead = ahead_of([trial for trial in waiting if trial["id"] in lanes.shapes], lanes)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(lanes.most)  # else lanes start one after another
     tuner = tune.Tuner(
         trainable(train),
         tune_config=tune.TuneConfig(
             num_samples=-1,  # until SegmentSearcher reports that it is over
-            search_alg=SegmentSearcher(record, lanes.shapes, lanes.counts),
+            search_alg=SegmentSearcher(record, lanes.shapes, lanes.counts, ahead.programs),
             scheduler=SegmentScheduler(record),
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial"]["name"],
@@ -298,7 +301,7 @@ def _tune(
             mark_interrupted(session.folder)
         session.give_up("Ray died on this machine")
 
-    with tune_heeds_sigterm(), watching_ray(on_death):
+    with tune_heeds_sigterm(), watching_ray(on_death), ahead:
         tuner.fit()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raytrain.engine.ahead import Programs
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.progress import short_name
@@ -23,15 +24,19 @@ _OUT_OF_MEMORY = "RAY_memory_usage_threshold"  # the setting that Ray names wher
 
 
 class SegmentSearcher(Searcher):
-    """The next segment for Tune. `lanes` says of each shape how many lanes there may be, `shapes` which a trial takes.
+    """The next segment for Tune. `lanes` says of each shape how many lanes there may be, `shapes` which a trial takes,
+    and `programs` what is compiled.
 
     Lanes of different shapes take the same GPUs, so those of one shape are at work at a time.
     """
 
-    def __init__(self, record: StudyJournal, shapes: dict[str, LaneShape], lanes: dict[LaneShape, int]) -> None:
+    def __init__(
+        self, record: StudyJournal, shapes: dict[str, LaneShape], lanes: dict[LaneShape, int], programs: Programs
+    ) -> None:
         super().__init__()
-        self._record, self._shapes, self._lanes = record, shapes, lanes
+        self._record, self._shapes, self._lanes, self._programs = record, shapes, lanes, programs
         self._live: dict[str, LaneShape] = {}  # Tune's trials that have not ended
+        self._segments: dict[str, str] = {}  # their trials of the study
 
     def suggest(self, trial_id: str) -> Any:
         """A config for Tune's trial `trial_id`; None if there is none now.
@@ -45,12 +50,13 @@ class SegmentSearcher(Searcher):
         open_shapes = [
             shape for shape, most in self._lanes.items() if taken[shape] < most and (not taken or shape in taken)
         ]
-        segment = schedule.next(lambda trial: self._shapes.get(trial) in open_shapes)
+        segment = schedule.next(lambda trial: self._shapes.get(trial) in open_shapes, self._programs.order)
         if segment is None:
             return None if self._live else Searcher.FINISHED
         planned, shape = self._record.trials[segment.trial], self._shapes[segment.trial]
-        self._live[trial_id] = shape
+        self._live[trial_id], self._segments[trial_id] = shape, segment.trial
         self._record.begin(segment)
+        self._programs.begun(segment.trial)
         config = planned["config"]
         if segment.micro_batch is not None:
             config = config | {"micro_batch": segment.micro_batch}
@@ -63,6 +69,7 @@ class SegmentSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         del self._live[trial_id]
+        self._programs.ended(self._segments.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's own events are what a restart reads."""

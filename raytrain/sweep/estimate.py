@@ -49,6 +49,7 @@ class ResourceRequest:
     workers_per_trial: int | None = None
     trials_per_gpu: int | None = None
     concurrent: int | None = None
+    compile_ahead: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def estimate(
     share = (request.trials_per_gpu or 1) if gpus else 1
     lanes = max(1, min(most, len(gpus) * share // ranks if gpus else machine.cores // ranks))
     precision = "fp32" if config.precision == "fp32" or not gpus else "bf16"
-    memory = max(_memory(trial.config, trial.workers or ranks, precision, on_gpu=bool(gpus)) for trial in trials)
+    memory = max(rank_memory(trial.config, trial.workers or ranks, precision, on_gpu=bool(gpus)) for trial in trials)
     limit = machine.gpu_bytes / share if gpus else machine.cpu_bytes / (lanes * ranks)
 
     devices = min(len(gpus), -(-lanes * ranks // share)) if gpus else machine.cores
@@ -106,8 +107,8 @@ def estimate(
     return Estimate(seconds, devices, "GPU" if gpus else "core", basis, lanes, memory, limit)
 
 
-def _memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:
-    """Bytes of one rank at its peak."""
+def rank_memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:
+    """Bytes of one of a run's `ranks` at its peak, in `precision` (bf16 or fp32)."""
     parallel = config.parallel if config.parallel != "auto" else "ddp" if ranks > 1 else "single"
     per_rank = max(1, config.batch_sequences // ranks)
     usual = max(1, DEFAULT_TOKENS["cuda" if on_gpu else "cpu"] // config.architecture.block_size)

@@ -40,6 +40,7 @@ _LEAST = {
     "workers_per_trial": 1,
     "trials_per_gpu": 1,
     "concurrent": 1,
+    "compile_ahead": 0,
     "factor": 2,
     "confirm": 0,
 }
@@ -68,6 +69,7 @@ def plan(
     workers_per_trial: int | None = None,
     trials_per_gpu: int | None = None,
     concurrent: int | None = None,
+    compile_ahead: int | None = None,
     **run: Any,
 ) -> Plan:
     """Plan a sweep over `space`; nothing starts, and nothing is written.
@@ -97,12 +99,14 @@ def plan(
         workers_per_trial: ranks of each trial on CPUs; on GPUs there is one a GPU.
         trials_per_gpu: small trials that share a GPU.
         concurrent: most trials at a time; None: as many as fit.
+        compile_ahead: processes of each node that compile trials before they come; None: as many as cores are idle
+            beside lanes of GPUs.
         run: any field of `TrainConfig` or `Architecture` that all trials share, such as `flops=1e13` (model FLOPs of
             each trial), `scale="small"` or `learning_rate=1e-3`. Text is read as on the command line.
 
     Raises UserError, one line, for any mistake in the arguments, the space and the data.
     """
-    request = ResourceRequest(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent)
+    request = ResourceRequest(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent, compile_ahead)
     _check_counts({"max_trials": max_trials, "trials": trials, "seeds": seeds, "factor": factor, "confirm": confirm})
     _check_counts(dataclasses.asdict(request))
     _check_options(max_trials, design, trials, reference, scheduler, frontier_budgets, request)

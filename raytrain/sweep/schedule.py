@@ -106,15 +106,18 @@ class Schedule:
             if trial.status == "lost" and (trial.rung == trial.rungs or trial.rung == furthest)
         ]
 
-    def next(self, fits: Callable[[str], bool] = lambda trial: True) -> Segment | None:
+    def next(
+        self, fits: Callable[[str], bool] = lambda trial: True, order: Callable[[str], int] = lambda trial: 0
+    ) -> Segment | None:
         """The segment to run next among trials that `fits`; None if there is none now.
 
-        Those of the lowest rung first, since decisions wait for them; then in the order of the plan.
+        Those of the lowest rung first, since decisions wait for them; then by `order`; then in the order of the plan.
         """
         waiting = [name for name, trial in self._trials.items() if trial.state == "waiting" and fits(name)]
         if not waiting:
             return None
-        return self.target(min(waiting, key=lambda name: self._trials[name].rung))  # min keeps the first of equals
+        first = min(waiting, key=lambda name: (self._trials[name].rung, order(name)))  # min keeps the first of equals
+        return self.target(first)
 
     def target(self, name: str) -> Segment:
         """The segment that trial `name` is at."""

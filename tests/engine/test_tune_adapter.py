@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.search import Searcher
 
+from raytrain.engine.ahead import Programs
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
@@ -16,7 +17,7 @@ def test_trials_that_fit_in_no_lane_wait_for_another_driver(tmp_path: Path) -> N
     """Would catch a study that hangs, or breaks, on a trial too large for the cluster, and one that ends while a trial
     is on a lane; also where the rest pause at a rung that waits for it."""
     record = StudyJournal(tmp_path, [trial | {"labels": ["gpt2"]} for trial in trials(2)], {"keep": [1]})
-    suggestions = SegmentSearcher(record, {"t1": LaneShape()}, {LaneShape(): 2})
+    suggestions = SegmentSearcher(record, {"t1": LaneShape()}, {LaneShape(): 2}, Programs())
     assert suggestions.suggest("first")["trial"]["id"] == "t1"
     assert suggestions.suggest("second") is None
     finish(record, "t1", status="paused", val_loss=1.0)
