@@ -127,12 +127,13 @@ def _first_missing(needs: list[tuple[dict[str, Any], str | None]], wanted: Mappi
 
 def _ask_nodes(needs: list[tuple[dict[str, Any], str | None]], wanted: Mapping[str, str]) -> dict[str, str]:
     """What each node that has CPUs lacks, by its name."""
-    ask = ray.remote(_first_missing).options(num_cpus=0, max_retries=0)
+    ask = ray.remote(_first_missing)
     answers = {}
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU", 0) > 0:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answers[ask.options(scheduling_strategy=here).remote(needs, wanted)] = node["NodeManagerHostname"]
+            asked = ask.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+            answers[asked.remote(needs, wanted)] = node["NodeManagerHostname"]
     problems = {}
     for answer, name in answers.items():
         try:

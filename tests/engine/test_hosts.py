@@ -54,6 +54,16 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "cannot be reached" in hosts.missing(config, "s3nope://bucket/t0")
 
 
+def test_every_node_of_a_cluster_is_asked(ray_here: None, tmp_path: Path) -> None:
+    """Would catch a question that Ray does not take: then no study starts on a cluster."""
+    place = data(tmp_path / "a")
+    study = study_of(place)
+    hosts.check_hosts(study, None, is_local=False)
+    os.rename(place, tmp_path / "b")
+    with pytest.raises(UserError, match=rf"^node .* lacks what the trials need: Unknown data: '{place}'"):
+        hosts.check_hosts(study, None, is_local=False)
+
+
 def test_moved_data_is_known_by_its_fingerprint(tmp_path: Path) -> None:
     """Would catch a study that cannot go on with its folder renamed, and one that goes on with other data."""
     place = data(tmp_path / "a")
