@@ -58,10 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _chunks(len(targets_N), weight.size(0) * dtype.itemsize):
             hidden = hidden_ND[rows].to(dtype)
             logits = hidden @ weight.t()
-            if softcap or z_loss:
-                loss += _capped_gradient_(logits, targets_N[rows], softcap, z_loss)
-            else:
-                loss += softmax_gradient_(logits, targets_N[rows], wants_gradient)
+            loss += softmax_gradient_(logits, targets_N[rows], wants_gradient, softcap, z_loss)
             if hidden_gradient is not None:
                 torch.mm(logits, weight, out=hidden_gradient[rows])
                 weight_gradient = _add_product(weight_gradient, logits.t(), hidden)
@@ -94,42 +91,31 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
 
 
-def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor, wants_gradient: bool) -> Tensor:
+def softmax_gradient_(
+    logits_NV: Tensor, targets_N: Tensor, wants_gradient: bool, softcap: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
     """The summed cross-entropy in fp32; in the place of the logits, if wanted, its gradient for them.
 
-    A row whose target is PADDING has no loss and a gradient of zero.
+    A row whose target is PADDING has no loss and a gradient of zero. With x the logits, c the cap, l = c tanh(x / c),
+    p = softmax(l) and Z = logsumexp(l): the gradient for l is p (1 + 2 z_loss Z) less 1 at the target, and
+    dl/dx = 1 - (l / c)^2.
     """
     if logits_NV.is_cuda:
         from raytrain.kernels.softmax import softmax_gradient_ as fused
 
-        return fused(logits_NV, targets_N, PADDING, wants_gradient)
+        return fused(logits_NV, targets_N, PADDING, wants_gradient, softcap, z_loss)
     counts_N1 = (targets_N != PADDING).unsqueeze(1)
     targets_N1 = targets_N.clamp(min=0).unsqueeze(1)
-    log_p_NV = torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
-    loss = -(log_p_NV.gather(1, targets_N1) * counts_N1).sum()
+    l_NV = logits_NV.float().div_(softcap).tanh_().mul_(softcap) if softcap else logits_NV
+    log_p_NV = torch.log_softmax(l_NV, dim=-1, dtype=torch.float32)
+    log_p_N1 = log_p_NV.gather(1, targets_N1)
+    loss = -(log_p_N1 * counts_N1).sum()
     if wants_gradient:
         gradient_NV = log_p_NV.exp_()
+        if z_loss:
+            gradient_NV *= 1 + 2 * z_loss * (l_NV.gather(1, targets_N1) - log_p_N1)  # the difference is Z
         gradient_NV.scatter_add_(1, targets_N1, gradient_NV.new_full((1, 1), -1.0).expand_as(targets_N1))
+        if softcap:
+            gradient_NV *= l_NV.div_(softcap).square_().neg_().add_(1)
         logits_NV.copy_(gradient_NV.mul_(counts_N1))
-    return loss
-
-
-def _capped_gradient_(logits_NV: Tensor, targets_N: Tensor, softcap: float, z_loss: float) -> Tensor:
-    """As `softmax_gradient_`, of capped logits or with a z-loss, in PyTorch's own operations.
-
-    With l = c tanh(x / c), p = softmax(l) and Z = logsumexp(l): the gradient for l is p (1 + 2 z Z) less 1 at the
-    target, and dl/dx = 1 - (l / c)^2.
-    """
-    counts_N1 = (targets_N != PADDING).unsqueeze(1)
-    targets_N1 = targets_N.clamp(min=0).unsqueeze(1)
-    l_NV = logits_NV.float()
-    if softcap:
-        l_NV = softcap * (l_NV / softcap).tanh()
-    z_N1 = l_NV.logsumexp(dim=-1, keepdim=True)
-    loss = ((z_N1 - l_NV.gather(1, targets_N1)) * counts_N1).sum()
-    gradient_NV = (l_NV - z_N1).exp() * (1 + 2 * z_loss * z_N1)
-    gradient_NV.scatter_add_(1, targets_N1, gradient_NV.new_full((1, 1), -1.0).expand_as(targets_N1))
-    if softcap:
-        gradient_NV *= 1 - (l_NV / softcap).square()
-    logits_NV.copy_(gradient_NV * counts_N1)
     return loss

@@ -4,6 +4,7 @@ The matrices of the blocks take it. What is no matrix, or is embedding, position
 Its products are no model FLOPs; the time that they take is in hardware FLOPs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from raytrain.config.run import TrainConfig
 from raytrain.training.optimizer import OptimizerChoice, Parameters, adamw_state, decay_groups
+from raytrain.training.parallel import local
 
 MOMENTUM = 0.95  # with Nesterov's step, as published
 _STEPS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # brings singular values of 0.001 to 1 into SINGULAR_VALUES in five steps
 SINGULAR_VALUES = (0.65, 1.25)
+STACKED = 2**25  # numbers in a stack of matrices: so many that GPUs are busy, and no more, for the memory that it takes
 _RMS = 0.2  # of an update's entries, about AdamW's: one learning rate suits both (Liu et al., section 2.2)
 
 
@@ -59,24 +62,63 @@ class Muon(torch.optim.AdamW):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         rate, decay = group["lr"], group["weight_decay"]
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state.update(self.initial_state(parameter, group))
-            momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-            update = _orthogonal_like(parameter, parameter.grad.lerp(momentum, MOMENTUM))
-            parameter.mul_(1 - rate * decay).sub_(update * rate)
+        mine = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not mine:
+            return
+        for parameter in mine:
+            if not self.state[parameter]:
+                self.state[parameter].update(self.initial_state(parameter, group))
+        momenta = [local(self.state[parameter]["momentum"]) for parameter in mine]
+        gradients = [local(parameter.grad) for parameter in mine]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        steps = _steps(mine, list(torch._foreach_lerp(gradients, momenta, MOMENTUM)))
+        torch._foreach_mul_(steps, rate)
+        weights = [local(parameter) for parameter in mine]
+        torch._foreach_mul_(weights, 1 - rate * decay)
+        torch._foreach_sub_(weights, steps)
 
 
-def _orthogonal_like(parameter: Tensor, update: Tensor) -> Tensor:
-    """The step for a unit learning rate, laid out as `parameter` is."""
-    whole: Tensor = update.full_tensor() if isinstance(update, DTensor) else update
-    step: Tensor = orthogonalize(whole).type_as(whole) * (_RMS * max(whole.shape[-2:]) ** 0.5)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return step
+def _steps(parameters: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
+    """The steps for a unit learning rate, of this rank's parts of the updates; those too are of this rank's parts.
+
+    Matrices of one shape are stacked, as far as STACKED goes, since products of small ones take longer to launch than
+    to compute.
+    """
+    steps: list[Tensor] = list(updates)
+    for shape, indices in _by_shape(parameters).items():
+        scale = _RMS * max(shape[-2:]) ** 0.5
+        most = max(1, STACKED // math.prod(shape))
+        for some in (indices[first : first + most] for first in range(0, len(indices), most)):
+            whole = torch.stack([_whole(parameters[index], updates[index]) for index in some])
+            made = orthogonalize(whole).type_as(whole) * scale
+            for index, step in zip(some, made, strict=True):
+                steps[index] = _part(parameters[index], step)
+    return steps
+
+
+def _by_shape(parameters: list[Tensor]) -> dict[tuple[int, ...], list[int]]:
+    """The places of the parameters of each shape."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for index, parameter in enumerate(parameters):
+        places.setdefault(tuple(parameter.shape), []).append(index)
+    return places
+
+
+def _whole(parameter: Tensor, part: Tensor) -> Tensor:
+    """All of what this rank has a part of, laid out as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return part
+    mesh, placements = parameter.device_mesh, parameter.placements
+    spread = DTensor.from_local(part, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+    whole: Tensor = spread.full_tensor()
+    return whole
+
+
+def _part(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of `whole`, which every rank has."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -86,7 +128,9 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     By five steps of a quintic Newton-Schulz iteration in `dtype`: by default in bf16 on GPUs, where it is fast, and
     exact enough, as errors do not add up; elsewhere in fp32.
     """
-    x: Tensor = matrix.to(dtype or (torch.bfloat16 if matrix.is_cuda else torch.float32))
+    x: Tensor = matrix.to(dtype or (torch.bfloat16 if matrix.is_cuda else torch.float32)).reshape(
+        -1, *matrix.shape[-2:]
+    )
     is_tall = x.size(-2) > x.size(-1)
     if is_tall:
         x = x.mT
@@ -94,5 +138,5 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     a, b, c = _QUINTIC
     for _ in range(_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if is_tall else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if is_tall else x).reshape(matrix.shape)

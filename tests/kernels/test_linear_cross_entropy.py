@@ -63,9 +63,12 @@ def test_without_gradients_it_computes_the_loss_alone():
 
 @pytest.mark.parametrize(("softcap", "z_loss"), [(5.0, 0.0), (0.0, 0.1), (3.0, 0.01)])
 def test_softcap_and_z_loss_equal_autograds(softcap, z_loss):
-    """Catches a cap that the gradient does not pass through, and a z-loss in the loss that is reported."""
+    """Catches a cap that the gradient does not pass through, or an evaluation leaves out, and a z-loss in the loss that
+    is reported."""
     hidden, weight, targets = draw(300)
     found = linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z_loss)
+    with torch.no_grad():
+        assert linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z_loss).equal(found)
     logits = hidden @ weight.t()
     if softcap:
         logits = softcap * (logits / softcap).tanh()

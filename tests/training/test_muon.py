@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raytrain.model import build
+from raytrain.training import muon as muon_module
 from raytrain.training import optimizer, parallel
 from raytrain.training.muon import SINGULAR_VALUES, muon, orthogonalize
 from raytrain.training.objective import NextTokenLoss
@@ -24,6 +25,34 @@ def test_singular_values_are_brought_near_one(shape, dtype):
     off = inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))
     assert off.abs().max() < 0.05
     assert inside.diagonal(dim1=-2, dim2=-1).min() > SINGULAR_VALUES[0] - 0.05
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2**-6), (torch.float32, 1e-5)])
+def test_a_stack_is_each_of_its_matrices(dtype, tolerance):
+    """Catches a norm or a product over the whole stack."""
+    torch.manual_seed(0)
+    stack = torch.randn(2, 3, 24, 40) * torch.tensor([1e-3, 1.0, 1e3]).view(3, 1, 1)
+    each = torch.stack([orthogonalize(matrix, dtype) for matrix in stack.flatten(0, 1)]).view_as(stack)
+    torch.testing.assert_close(orthogonalize(stack, dtype), each, rtol=0, atol=tolerance)
+
+
+def test_steps_in_stacks_are_those_of_single_matrices(tiny_run, monkeypatch):
+    """Catches a matrix that gets another's step, where those of one shape are stacked."""
+    config = tiny_run(preset="llama", optimizer="muon", ffn_type="moe", n_layer=3)
+    world = parallel.World(0, 1, torch.device("cpu"), "single", torch.float32)
+    after = []
+    for stacked in (2**25, 1, 2 * 32 * 32):  # all of a shape, one, and two of the smallest
+        monkeypatch.setattr(muon_module, "STACKED", stacked)
+        torch.manual_seed(0)
+        model = NextTokenLoss(build(config.architecture))
+        made = optimizer.make_optimizer(model, config, world)
+        for _ in range(2):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+            made.step()
+        after.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(after[0], after[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(after[2], after[1], rtol=1e-5, atol=1e-6)
 
 
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(tiny_run):
