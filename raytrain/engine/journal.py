@@ -163,9 +163,10 @@ class StudyJournal:
             score = report.get("val_loss")
             self._log(trial, report | {"event": "pause", "rung": rung})
             self._apply(event="rung", trial=trial, rung=rung, score=_finite(score))
-        elif status == "lost" and schedule.retries_after_loss(trial):
+        elif status == "lost" and (report.get("preempted") or schedule.retries_after_loss(trial)):
             self._log(trial, report | {"event": "lost"})
-            self._apply(event="lost", trial=trial, reason=report.get("reason"))
+            facts = {"preempted": True} if report.get("preempted") else {}
+            self._apply(event="lost", trial=trial, reason=report.get("reason"), **facts)
         elif status == "oom" and schedule.retries_after_oom(trial) and self._micro_batch[trial] > 1:
             sequences = self._micro_batch[trial]
             # Twice the accumulation; of an odd number, as little more as its divisors allow.

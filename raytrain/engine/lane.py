@@ -14,6 +14,9 @@ A failed job is an outcome that is reported, and a lane of one rank goes on to t
 may wait in a collective for the one that failed, so the group is torn down: the lane is broken, as it is when a worker
 dies, hangs, or is poisoned by a CUDA error.
 
+When Ray is told that a node will go, the job is interrupted, which saves a checkpoint, and is lost: it goes on in a
+lane elsewhere, however often that happens.
+
 What torch.compile made is kept below the user's cache folder on the node (`raytrain.rundir.cache`), which all lanes
 there share and which outlives them.
 """
@@ -30,16 +33,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
 import torch
 from ray.train.torch import TorchTrainer
 
 from raytrain.config.run import TrainConfig
 from raytrain.engine.hosts import missing
 from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report, one_line
+from raytrain.engine.mailbox import Mailbox, RemoteMailbox
+from raytrain.engine.nodes import Notice, Ranks, going, meet
 from raytrain.errors import HostError
 from raytrain.plugins.loader import line_in_plugin, load_source
 from raytrain.uris import without_secrets
@@ -51,66 +58,6 @@ _CLOSE_SECONDS = 3.0  # what a lane may take to end its job when it is closed
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _DEVICE = ("CUDA error", "CUDA driver error", "cuDNN error", "NCCL error")
 _PEER = ("gloo/", "Connection closed by peer", "Connection reset by peer")
-
-
-class Mailbox:
-    """What the owner of a lane and its ranks say to one another. Any thread may call; an actor when ranks are many."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._number = 0
-        self._job: Job | None = None
-        self._is_cancelled = self._is_closed = False
-        self._reports: list[Report] = []
-
-    def submit(self, job: Job) -> None:
-        """Hand over the next job; one that still runs is cancelled."""
-        with self._changed:
-            self._number, self._job, self._is_cancelled, self._reports = self._number + 1, job, False, []
-            self._changed.notify_all()
-
-    def take(self, seconds: float) -> list[Report]:
-        """The job's reports since the last call; waits up to `seconds` for one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._reports, seconds)
-            reports, self._reports = self._reports, []
-            return reports
-
-    def close(self) -> None:
-        """Cancel the job and let the ranks return."""
-        with self._changed:
-            self._is_cancelled = self._is_closed = True
-            self._changed.notify_all()
-
-    def next_job(self, after: int, seconds: float) -> tuple[int, Job | None]:
-        """The job that follows number `after`, with its number; None if `seconds` pass without, and -1 once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._number > after, seconds)
-            if self._is_closed:
-                return -1, None
-            return (self._number, self._job) if self._number > after else (after, None)
-
-    def report(self, number: int, report: Report) -> bool:
-        """Pass on a report of job `number`. True: stop that job."""
-        with self._changed:
-            if number != self._number:
-                return True
-            self._reports.append(report)
-            self._changed.notify_all()
-            return self._is_cancelled
-
-
-class RemoteMailbox:
-    """A Mailbox in an actor, called as if it were here."""
-
-    def __init__(self, workers: int) -> None:
-        # Every rank may be waiting inside a call, beside the owner.
-        self._actor = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=workers + 2).remote()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_"):
-            raise AttributeError(name)  # while it is being unpickled there is no actor yet
-        return lambda *args: ray.get(getattr(self._actor, name).remote(*args))
 
 
 class JobFailed(Exception):
@@ -146,6 +93,7 @@ class Lane:
                 "train": train,
                 "threads": shape.cpus,
                 "hang_timeout": hang_timeout,
+                "owner": ray.get_runtime_context().get_node_id(),
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=shape.workers if shape.workers > 1 else 0,
@@ -156,7 +104,9 @@ class Lane:
                 name="lane",
                 storage_path=storage,
                 # Train's own retries would multiply with Tune's, and run a job that always fails again and again.
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
             ),
         )
         self._end: Report | None = None
@@ -168,7 +118,10 @@ class Lane:
             self._trainer.fit()
             self._end = {"status": "lost", "reason": "the lane's worker group ended"}
         except BaseException as error:
-            self._end = explain(error)
+            ranks: Ranks = {}
+            with contextlib.suppress(ray.exceptions.RayError):
+                ranks = self._mailbox.told()
+            self._end = explain(error, ranks)
 
     @property
     def is_broken(self) -> bool:
@@ -207,26 +160,34 @@ def _serve(settings: dict[str, Any]) -> None:
     mailbox, train = settings["mailbox"], settings["train"]
     if train is None:
         from raytrain.training.loop import train
-    is_alone = ray.train.get_context().get_world_size() == 1
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(settings["threads"])
     floor = _TorchState.read()
     watch = Watchdog(settings["hang_timeout"], mailbox)
+    here = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
+    mailbox.tell(rank, here | {"state": "has not begun"})
     gc.freeze()  # what is here stays, so collecting after each job need not look at it
-    number = 0
-    while number >= 0:
-        number, job = mailbox.next_job(number, _POLL_SECONDS)
-        if job is None:
-            continue
-        with watch.over(number):
-            outcome = _run(job, number, train, mailbox, watch)
-        floor.restore()
-        if outcome is not None:
-            if not is_alone or outcome.pop("needs_restart"):
-                raise JobFailed(outcome)
-            mailbox.report(number, {"event": "end", "time": time.time(), **outcome})
+    number, has_met = 0, size == 1
+    with Notice({here["node"], settings["owner"]}) as notice:
+        while number >= 0:
+            number, job = mailbox.next_job(number, _POLL_SECONDS)
+            if job is None:
+                continue
+            with watch.over(number):
+                outcome = None if has_met else meet(rank, size, mailbox, here, ray.train.torch.get_device())
+                has_met = True
+                outcome = outcome or _run(job, number, train, mailbox, watch, notice)
+            floor.restore()
+            if outcome is not None:
+                if size > 1 or outcome.pop("needs_restart"):
+                    raise JobFailed(outcome)
+                mailbox.report(number, {"event": "end", "time": time.time(), **outcome})
 
 
-def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "Watchdog") -> Report | None:
+def _run(
+    job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, watch: "Watchdog", notice: Notice
+) -> Report | None:
     """Train one job. Returns what went wrong, in plain values: the exception would keep the job's tensors alive."""
     stop = False
 
@@ -235,12 +196,14 @@ def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, 
         watch.note()
         if report["event"] == "step" and "memory_peak_gb" not in report:
             report = report | _resident_memory()
+        if report.get("status") == "interrupted" and not stop:
+            report = report | _preempted(mailbox, job)
         stop = mailbox.report(number, {**report, "time": time.time()}) or stop
         return stop or (report["event"] == "rung" and report["rung"] == job.rung)
 
     def interrupted() -> bool:
         watch.note()
-        return stop
+        return stop or notice.has_come
 
     try:
         for name, source in job.plugins.items():
@@ -254,6 +217,13 @@ def _run(job: Job, number: int, train: Callable[..., Report], mailbox: Mailbox, 
             outcome[name] = without_secrets(outcome[name], job.folder)
         return outcome
     return None
+
+
+def _preempted(mailbox: Mailbox, job: Job) -> Report:
+    """What the end of a job is that a notice alone interrupted: no fault of the trial's, so it spends no retry."""
+    kept = "no checkpoint is kept" if job.folder is None else "a checkpoint was saved"
+    reason = f"{going(mailbox.told())} is to go, as Ray was told; {kept}"
+    return {"status": "lost", "reason": reason, "preempted": True}
 
 
 class Watchdog:
@@ -320,7 +290,8 @@ def describe(error: Exception) -> Report:
     text = str(error)
     is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY)
     is_device = isinstance(error, torch.AcceleratorError) or any(words in text for words in _DEVICE)
-    is_peer = isinstance(error, torch.distributed.DistError) or any(words in text for words in _PEER)
+    is_peer = isinstance(error, torch.distributed.DistError | ray.exceptions.RayError)
+    is_peer = is_peer or any(words in text for words in _PEER)
     is_host = isinstance(error, HostError | OSError)  # a disk that is full, a folder that is gone
     return {
         "status": "oom" if is_oom else "lost" if is_device or is_peer or is_host else "failed",
@@ -330,8 +301,8 @@ def describe(error: Exception) -> Report:
     }
 
 
-def explain(error: BaseException) -> Report:
-    """The outcome of the job that ran when `fit()` raised `error`.
+def explain(error: BaseException, ranks: Ranks = MappingProxyType({})) -> Report:
+    """The outcome of the job that ran when `fit()` raised `error`, on nodes that its `ranks` told of.
 
     A worker that died outweighs what the other ranks say, who only lost their peer; then memory, then a failure of the
     trial's own, then the first rank.
@@ -345,7 +316,8 @@ def explain(error: BaseException) -> Report:
     for rank, failure in sorted(error.worker_failures.items()):
         if not isinstance(failure, JobFailed):
             cause = getattr(failure, "health_check_failure", failure)
-            return {"status": "lost", "reason": f"the lane lost rank {rank}: {one_line(cause)}"}
+            place = f" on node {ranks[rank]['host']}" if rank in ranks else ""
+            return {"status": "lost", "reason": f"the lane lost rank {rank}{place}: {one_line(cause)}"}
         outcomes.append(failure.outcome | {"rank": rank})
     return min(outcomes, key=lambda outcome: ("oom", "failed", "lost").index(outcome["status"]))
 

@@ -5,7 +5,7 @@ The state is what a list of events makes of it, so a driver that starts again re
     driver   a driver took the study up: what ran under the one before waits again, and so do `retried`
     begin    a lane has the trial
     rung     the trial is paused at `rung`, with `score` (val_loss; None where there is none)
-    lost     its lane died; it waits again
+    lost     its lane died; it waits again. If it was `preempted` by notice of that, it is not held against it
     oom      it ran out of memory; it waits again, with `micro_batch` sequences a pass
     end      it has ended, with `status`
     stage    `trials` of a later stage join, which earlier results decided (see raytrain.sweep.stages)
@@ -152,7 +152,7 @@ class Schedule:
             score = event["score"]
             self._scores[event["rung"]][name] = math.nan if score is None else score
         elif kind == "lost":
-            trial.state, trial.losses = "waiting", trial.losses + 1
+            trial.state, trial.losses = "waiting", trial.losses + (not event.get("preempted"))
         elif kind == "oom":
             trial.state, trial.micro_batch = "waiting", event["micro_batch"]
         elif kind == "end":

@@ -107,8 +107,10 @@ def test_a_driver_that_dies_between_two_writes(tmp_path: Path, lost: int) -> Non
 
 def test_a_lost_trial_that_is_tried_again(tmp_path: Path) -> None:
     """Would catch a study that counts as ended while a new driver trains what was lost: MLflow would get final ranks,
-    and a Ctrl-C a word of success."""
+    and a Ctrl-C a word of success. Would also catch a long trial that is given up as spot nodes come and go."""
     record = StudyJournal(tmp_path, trials(1))
+    for _ in range(LOST_RETRIES + 1):  # none of which is held against it: nodes that are taken away say so before
+        finish(record, start(record), status="lost", preempted=True)
     for _ in range(LOST_RETRIES + 1):
         record.lane_died(start(record), "lost", "the lane died")
     assert (status(tmp_path, "t0"), record.schedule.is_over) == ("lost", True)

@@ -1,5 +1,6 @@
 import os
 import pickle
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch._inductor.runtime.runtime_utils import cache_dir
 
 from raytrain.config.resolve import resolve
 from raytrain.engine.job import Job, LaneShape
-from raytrain.engine.lane import JobFailed, Lane, Mailbox, describe, explain
+from raytrain.engine.lane import JobFailed, Lane, describe, explain
+from raytrain.engine.mailbox import Mailbox
 from raytrain.errors import UserError
 
 CONFIG = resolve([("test", {"max_iters": 1})], data_vocab_size=256)[0]
@@ -74,6 +76,7 @@ def test_mailbox_wakes_those_who_wait() -> None:
         (RuntimeError("CUDA error: out of memory"), "oom", "out of memory", True),
         (dist.DistBackendError("NCCL error in: x.cpp"), "lost", "NCCL error in: x.cpp", True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "lost", "closed by peer", False),
+        (ray.exceptions.ActorDiedError(), "lost", "ActorDiedError", False),
         (UserError("micro_batch (3) must divide 8"), "failed", "micro_batch (3) must divide 8", False),
         (KeyError("x"), "failed", "KeyError: 'x'", False),
     ],
@@ -174,7 +177,7 @@ def test_lane_of_two_ranks(ray_here: None, tmp_path: Path) -> None:
     lane.submit(three)
     end = finish(lane)[-1]
     assert end["status"] == "lost"
-    assert "rank 1" in end["reason"]
+    assert f"rank 1 on node {socket.gethostname()}: " in end["reason"]
     assert lane.is_broken
     lane.close()
 
