@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The figures of docs/benchmarks.md for one GPU, in three parts of ten minutes at most. Where there are several GPUs,
+# The figures of docs/benchmarks.md for one GPU, in four parts of ten minutes at most. Where there are several GPUs,
 # CUDA_VISIBLE_DEVICES picks one.
 #
 #     bash benchmarks/gpu.sh OUT speed
 #     bash benchmarks/gpu.sh OUT losses
 #     bash benchmarks/gpu.sh OUT small
+#     bash benchmarks/gpu.sh OUT axes
 #
 # OUT gets a text file a part. Each part has a limit of its own; one that fails leaves the others alone.
 set -u
@@ -36,8 +37,12 @@ small)
     part loader 40 benchmarks/loader.py
     part monitor 110 benchmarks/monitor.py --steps 150 --repeats 1
     ;;
+axes)
+    part check_axes 340 benchmarks/check_gpu.py --axes
+    part optional 220 benchmarks/step.py --axes attention_window z_loss logit_softcap moe muon
+    ;;
 *)
-    echo "$2: speed, losses or small" >&2
+    echo "$2: speed, losses, small or axes" >&2
     exit 2
     ;;
 esac

@@ -1,6 +1,6 @@
 """The training step: ours and Hugging Face's on the same work, what each axis costs, and where the time goes.
 
-    python benchmarks/step.py [--models gpt2 llama 1.3b] [--variants ...] [--axes] [--roofline] [--smoke]
+    python benchmarks/step.py [--models gpt2 llama 1.3b] [--variants ...] [--axes [LEVEL ...]] [--roofline] [--smoke]
 
 Every row is a process of its own, but those of --axes. The work of a row: random tokens, the model compiled, bf16
 autocast over fp32 weights, sdpa, gradients of several micro-batches, clipped, and fused AdamW. "x HF" is tokens/s over
@@ -11,7 +11,6 @@ there.
 import argparse
 import gc
 import json
-import math
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from axes import optional, split
 
 from raytrain.accounting import memory
 from raytrain.accounting.flops import flops_per_token
@@ -52,20 +52,25 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=[""], choices=VARIANTS, help="ours, changed in one thing")
     parser.add_argument("--micro", type=int, help="sequences of a micro-batch, in place of the usual number")
     parser.add_argument("--no-peer", action="store_true", help="without Hugging Face's")
-    parser.add_argument("--axes", action="store_true", help="instead: every level of every axis, at 124m")
+    parser.add_argument(
+        "--axes",
+        nargs="*",
+        metavar="LEVEL",
+        help="instead: every named level at 124m, or these optional ones, as benchmarks/axes.py calls them",
+    )
     parser.add_argument("--roofline", action="store_true", help="instead: where the time of ours goes")
     parser.add_argument("--smoke", action="store_true", help="a toy size, not compiled: does it run?")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.case:
         case = json.loads(flags.case)
-        if flags.axes:
+        if flags.axes is not None:
             return measure_each(case)
         print(json.dumps(roofline(case) if flags.roofline else measure(case)))
         return
     heading()
-    if flags.axes:
-        return show_axes(flags.smoke)
+    if flags.axes is not None:
+        return show_axes(flags.axes, flags.smoke)
     if flags.roofline:
         for name in flags.models:
             show_roofline(name, flags.smoke)
@@ -89,11 +94,12 @@ def heading() -> None:
 def case_of(name: str, smoke: bool, **changes: Any) -> dict[str, Any]:
     """What one process is to measure, as plain values."""
     kind, scale, micro, repeats = MODELS[name]
+    changes, rest = split(changes)
     axes = PRESETS[kind] | changes
     if smoke:
-        return {"family": kind, "arch": axes | SMOKE, "micro": 4, "repeats": 2, "smoke": True}
+        return {"family": kind, "arch": axes | SMOKE, "rest": rest, "micro": 4, "repeats": 2, "smoke": True}
     sizes = {"vocab_size": 50304} | SCALES[scale] | changes
-    return {"family": kind, "arch": axes | sizes, "micro": micro, "repeats": repeats}
+    return {"family": kind, "arch": axes | sizes, "rest": rest, "micro": micro, "repeats": repeats}
 
 
 def run(case: Any, *flags: str) -> Any:
@@ -165,6 +171,7 @@ def timed(case: dict[str, Any]) -> dict[str, Any]:
         "micro": case["micro"],
         "speed": speed,
         "seconds": seconds,
+        "flops": flops_per_token(arch).total,
         "mfu": speed * flops_per_token(arch).total / (peak or float("inf")),
         "peak_gb": memory,
         "first": first,
@@ -189,10 +196,14 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
         parallel="single",
         activation_checkpointing="selective" if variant == "selective" and compiled else "none",
         precision="fp8" if variant == "fp8" else "auto",
+        **case.get("rest", {}),
     )
     world = parallel.World(0, 1, device, "single", torch.bfloat16)
     torch.manual_seed(0)
-    model = their_model(case["family"], arch, compiled) if case.get("peer") else our_model(arch, variant, compiled)
+    if case.get("peer"):
+        model = their_model(case["family"], arch, compiled)
+    else:
+        model = our_model(arch, variant, compiled, run_config.z_loss)
     model = model.to(device)
     if not case.get("peer"):
         model = parallel.parallelize(model, run_config, world)
@@ -224,7 +235,7 @@ def make_step(case: dict[str, Any]) -> tuple[Architecture, Callable[[], None], C
     return arch, step, evaluate
 
 
-def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss:
+def our_model(arch: Architecture, variant: str, compiled: bool, z_loss: float) -> NextTokenLoss:
     if variant == "plain head":
         NextTokenLoss.head_loss = torch.compile(plain_head) if compiled else plain_head
     if variant.startswith("chunks of "):
@@ -235,7 +246,7 @@ def our_model(arch: Architecture, variant: str, compiled: bool) -> NextTokenLoss
         activations.gelu, feed_forward.silu_product = F.gelu, plain_silu_product
     if variant == "flash attention":
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return NextTokenLoss(build(arch))
+    return NextTokenLoss(build(arch), z_loss)
 
 
 def plain_head(self: NextTokenLoss, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -279,36 +290,48 @@ def their_model(family: str, arch: Architecture, compiled: bool) -> torch.nn.Mod
     return torch.compile(model.train()) if compiled else model.train()
 
 
-def show_axes(smoke: bool) -> None:
-    """Every level of every axis alone, from llama at 124m; activations with the standard FFN."""
-    levels: list[dict[str, Any]] = [{}]
+def every_level() -> list[dict[str, Any]]:
+    """Every level that is a text alone, and some others; activations with the standard FFN."""
+    levels: list[dict[str, Any]] = []
     for axis, values in ((name, axis.levels) for name, axis in AXES.items() if axis.kind is str):
         also = {"ffn_type": "standard"} if axis == "activation" else {}
         usual = PRESETS["llama"].get(axis, AXES[axis].default)
         levels += [{axis: value, **also} for value in values if also or value != usual]
-    levels += [{"bias": True}, {"weight_tying": True}, {"dropout": 0.1}]
-    cases = [case_of("llama", smoke, **level) | {"repeats": 2} for level in levels]
-    print("change from llama                        micro   tokens/s    MFU   x llama   peak GB   first step")
-    speeds: dict[str, float] = {}  # all have the same FLOPs
+    return [*levels, {"bias": True}, {"weight_tying": True}, {"dropout": 0.1}]
+
+
+def show_axes(names: list[str], smoke: bool) -> None:
+    """Levels alone, each a change to llama at 124m: speed, and model FLOP/s, over llama's."""
+    known = optional((SMOKE if smoke else SCALES["124m"])["block_size"])
+    levels = {name: known[name] for name in names} or {
+        ", ".join(f"{axis} {value}" for axis, value in level.items()): level for level in every_level()
+    }
+    levels = {"none": {}} | levels
+    cases = [case_of("llama", smoke, **level) | {"repeats": 2} for level in levels.values()]
+    print(
+        "change from llama                        micro   tokens/s    MFU   x llama   x FLOP/s   peak GB   first step"
+    )
+    classes: dict[str, float] = {}  # FLOP/s
+    base: dict[str, Any] = {}
     command = [sys.executable, __file__, "--axes", "--case", json.dumps(cases)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for level, line in zip(levels, process.stdout or (), strict=False):
+        for words, line in zip(levels, process.stdout or (), strict=False):
             outcome = json.loads(line)
-            words = ", ".join(f"{axis} {value}" for axis, value in level.items()) or "none"
             if outcome is None:
                 print(f"{words:46} failed", flush=True)
                 continue
-            speeds[words] = outcome["speed"]
-            ratio = outcome["speed"] / speeds.get("none", math.nan)
+            base = base or outcome
+            ratio = outcome["speed"] / base["speed"]
+            classes[words] = ratio * outcome["flops"] / base["flops"]
             print(
                 f"{words:40} {outcome['micro']:5} {outcome['speed']:10,.0f} {outcome['mfu']:6.1%} {ratio:9.2f} "
-                f"{outcome['peak_gb']:9.1f} {outcome['first']:10.1f} s",
+                f"{classes[words]:10.2f} {outcome['peak_gb']:9.1f} {outcome['first']:10.1f} s",
                 flush=True,
             )
-    slow = {words: speed / max(speeds.values()) for words, speed in speeds.items()}
-    print("below 0.9 of the fastest: " + "; ".join(f"{words} {x:.2f}" for words, x in slow.items() if x < 0.9))
-    if len(speeds) < len(levels):
-        sys.exit(f"{len(levels) - len(speeds)} of {len(levels)} levels failed")
+    slow = {words: x / max(classes.values()) for words, x in classes.items()}
+    print("below 0.9 of the most FLOP/s: " + "; ".join(f"{words} {x:.2f}" for words, x in slow.items() if x < 0.9))
+    if len(classes) < len(levels):
+        sys.exit(f"{len(levels) - len(classes)} of {len(levels)} levels failed")
 
 
 # What a kernel's name says about it; the first that matches.

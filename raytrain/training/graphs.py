@@ -1,6 +1,7 @@
 """CUDA graphs: many launches as one, where kernels are so small that launching them takes longer than running them.
 
-A step becomes three replays: the passes of a micro-batch, the clipping of the gradients, and the update. Everything
+A step becomes three replays: the passes of a micro-batch, the clipping of the gradients, and the update; the last not
+for a plugin's optimizer whose groups have no `capturable`, which torch's optimizers say that they can with. Everything
 that they touch lies at fixed addresses: the inputs, the gradients, the weights and the optimizer's state. Dropout draws
 anew at each replay, from the seed that `torch.manual_seed` set last, as it does without.
 """
@@ -76,6 +77,7 @@ class GraphedStep:
         self._replay_passes = Replay(self._passes, world.device)
         self._replay_clip = Replay(self._clip, world.device)
         self._replay_update = Replay(self._update, world.device)
+        self._updates_in_graph = all("capturable" in group for group in optimizer.param_groups)
 
     def passes(self, tokens_BT: Tensor, targets_BT: Tensor, factor: float) -> Tensor:
         """Add the gradients of `factor` times the loss; returns the loss, which the next call overwrites."""
@@ -94,9 +96,15 @@ class GraphedStep:
         return self._norm
 
     def update(self, learning_rate: float) -> None:
-        """Take the optimizer's step, and set the gradients to zero."""
-        self._rate.fill_(learning_rate)
-        self._replay_update()
+        """Take the optimizer's step, as a replay where the optimizer can be captured, and set the gradients to zero."""
+        if self._updates_in_graph:
+            self._rate.fill_(learning_rate)
+            self._replay_update()
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self.drop()
 
     def drop(self) -> None:
         """Set the gradients to zero."""
