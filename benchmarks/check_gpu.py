@@ -173,7 +173,7 @@ def check_gradients(levels: list[dict[str, Any]], precisions: tuple[str, ...], *
         axes, rest = split(level)
         arch = Architecture(**(PRESETS["llama"] | small | axes))
         for precision in precisions:
-            if precision == "fp8" and arch.ffn_type == "moe":  # refused: docs/decisions.md
+            if precision == "fp8" and arch.ffn_type == "moe":  # which a run refuses
                 continue
             gradients = []
             for compiled, dtype in ((not smoke, precision), (False, precision), (False, "fp32")):
