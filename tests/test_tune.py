@@ -39,6 +39,17 @@ def test_mistakes(flags: str, words: str, capsys: pytest.CaptureFixture[str], tm
     assert not runs.exists()
 
 
+@pytest.mark.parametrize("name", ["w?at", "100%41"])
+def test_a_folder_that_mlflow_s_address_cannot_name(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch results that go to a database `w` beside the folder, or nowhere, once all trials have run."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tune.main(["--runs", str(tmp_path / name), "--max_iters", "1"]) == 2
+    assert f"{name}) has a '?' or '%' in its path" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == []
+
+
 @pytest.mark.parametrize("axis", ["flops: [1e12]", "max_iters: [5, 6]", "seed: [1, 2]"])
 def test_what_cannot_be_an_axis(axis: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Would catch a space whose trials have different budgets, so that the ranking would be by budget."""

@@ -43,7 +43,7 @@ from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError, unwritable
 from raytrain.plugins.loader import sources, write_sources
-from raytrain.rundir.folders import check_name, find_study, read_study_json, write_json
+from raytrain.rundir.folders import check_name, find_study, read_study_json, tracking_address, write_json
 from raytrain.rundir.log import read_log
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
@@ -75,6 +75,7 @@ def run_study(
     """
     started = time.time()
     console = _console(as_json=as_json)
+    tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
     folder = _free_folder(home(runs), name or study_name(plan))
     console.print(str(plan), markup=False)
     storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)

@@ -7,6 +7,7 @@ import re
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from raytrain.axes import plugin
 from raytrain.errors import UserError, short, unknown_value
@@ -65,6 +66,22 @@ def in_runs(given: str | Path, runs: Path) -> Path:
     """The path that `given` means: the folder of that name in `runs`, else the path itself, which may not exist."""
     is_name = os.path.basename(given) == str(given)
     return runs / given if is_name and os.path.isdir(runs / given) else Path(given)
+
+
+def tracking_address(runs: Path, given: str | None) -> str:
+    """Where results go: `given`, else MLFLOW_TRACKING_URI, else a SQLite database in the folder `runs`.
+
+    Raises UserError for a folder that an address means another place by.
+    """
+    if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    path = str(runs.absolute() / "mlflow.db")
+    if "?" in path or unquote(path) != path:
+        raise UserError(
+            f"runs ({runs}) has a '?' or '%' in its path, which the address of MLflow's database there cannot have; "
+            "give another, or a --tracking_uri"
+        )
+    return f"sqlite:///{path}"
 
 
 def find_study(study: str | Path, runs: Path, field: str = "study") -> Path:

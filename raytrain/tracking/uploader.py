@@ -33,7 +33,7 @@ from raytrain.axes.plugin import digests
 from raytrain.config.run import flat
 from raytrain.errors import UserError
 from raytrain.report.document import markdown
-from raytrain.rundir.folders import read_study_json
+from raytrain.rundir.folders import read_study_json, tracking_address
 from raytrain.rundir.log import first_reports, read_lines
 from raytrain.rundir.run import RunFolder
 from raytrain.uris import shown, without_secrets
@@ -56,11 +56,8 @@ _COLUMN_WIDTH = 100  # pixels
 
 
 def resolve_uri(runs: str | Path, given: str | None = None) -> str:
-    """Where results go: `given`, else MLFLOW_TRACKING_URI, else a SQLite database in the folder `runs`.
-
-    A SQLite path comes out absolute, since Ray changes the working directory of its processes.
-    """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs) / 'mlflow.db'}"
+    """As `tracking_address`; a SQLite path comes out absolute, since Ray changes its processes' working directory."""
+    uri = tracking_address(Path(runs), given)
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return uri
