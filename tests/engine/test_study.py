@@ -20,6 +20,7 @@ from raytrain.engine.cluster import Lanes
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import Sync
 from raytrain.errors import UserError
+from raytrain.rundir.folders import check_name
 from raytrain.rundir.log import JsonLog, read_log
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.halving import Halving
@@ -301,6 +302,13 @@ def test_resumed_where_a_trial_fits_in_no_lane(
     assert f"interrupted: 1 of {len(names)} trials have not ended" in out
     assert "running" not in out
     assert not (folder / "trials" / "t1" / "result.json").exists()
+
+
+def test_a_space_s_file_may_be_called_anything() -> None:
+    """Would catch a study of `my sweep.yaml` that is refused for a name which nobody gave it."""
+    name = study.study_name(dataclasses.replace(make(1), space="my sweep?"))
+    assert name.startswith("my_sweep_-")
+    assert check_name(name) == name
 
 
 def test_the_estimate_beside_what_it_took() -> None:
