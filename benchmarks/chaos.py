@@ -53,7 +53,7 @@ def descendants(root: int) -> dict[int, str]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+            commands[int(path.name)] = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:  # it ended meanwhile
             continue
     found, new = set(), {root}
