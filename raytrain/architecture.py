@@ -30,6 +30,7 @@ __all__ = [
     "from_yaml",
     "preset",
     "preset_axes",
+    "preset_of",
 ]
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "n_kv_head", "d_ff")
@@ -306,6 +307,13 @@ def preset(name: str, **changes: Any) -> Architecture:
     if str(name) not in PRESETS:
         raise unknown_value("preset", name, PRESETS)
     return from_dict(PRESETS[name] | changes)
+
+
+def preset_of(arch: Architecture) -> str | None:
+    """The first preset whose axes `arch` has, as a variant; None if there is none."""
+    size = {name: getattr(arch, name) for name in SIZES if name != "d_ff"}
+    made = ((name, preset(name, **size)) for name, axes in PRESETS.items() if axes)
+    return next((name for name, other in made if other.replace(d_ff=arch.d_ff).hash == arch.hash), None)
 
 
 def divisors_near(whole: int, wanted: int) -> list[int]:

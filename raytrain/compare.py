@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raytrain import architecture
+from raytrain.accounting.flops import flops_per_token
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.architecture import AXES
 from raytrain.axes import may_kill, plugin
@@ -28,8 +29,11 @@ from raytrain.errors import Parser, UserError, command
 from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import in_runs
 from raytrain.rundir.run import LOG, RESULT, RunFolder
+from raytrain.tables import fit
 
 _FILES = (RESULT, LOG)
+# Columns that a narrow terminal can do without, the first goes first.
+_DISPENSABLE = ("time", "FLOPs/token", "tokens/s", "preset", "FLOPs", "val_bpb", "by hw", "MFU", "status", "run")
 _SHOWN = ("name", "status", "seed", "val_loss", "val_bpb", "mfu", "train_flops", "tokens_per_second")
 # Fields of a run that change how it is carried out, not what it learns; and scale, which only names other fields.
 _MEANS = {"scale", "micro_batch", "device", "compile", "parallel", "fsdp_shard_size", "activation_checkpointing"}
@@ -91,7 +95,7 @@ def read_run(folder: Path) -> Run:
     """Raises UserError for files that cannot be read."""
     run = RunFolder(folder)
     facts = {key: run.facts.get(key) for key in (*_SHOWN, "hash", "vocab_size", "data_fingerprint")}
-    facts["seconds"] = run.result.get("train_seconds")
+    facts |= {"preset": None, "flops_per_token": None, "seconds": run.result.get("train_seconds")}
     if not run.has_ended:
         facts |= {"status": "unfinished", "seconds": run.seconds}
     if run.config is None:
@@ -105,6 +109,7 @@ def read_run(folder: Path) -> Run:
     axes = {axis: program.value(axis) for axis in AXES if axis not in arch.dead}
     setting = {field: value for field, value in config.flat().items() if field not in (*AXES, *_MEANS)}
     setting |= {size: getattr(program, size) for size in architecture.SIZES if size != "d_ff"}
+    facts |= {"preset": architecture.preset_of(arch), "flops_per_token": flops_per_token(arch).total}
     setting["d_ff"] = None if plain.ffn_width == arch.ffn_width else arch.ffn_width
     return Run(folder, facts, axes, setting)
 
@@ -245,7 +250,7 @@ def main(argv: list[str] | None = None) -> int | None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(_run_table(runs))
+    console.print(fit(_run_table(runs), console, _DISPENSABLE))
     if differences:
         console.print(
             "What each axis value seems to bring: val_loss with it less val_loss without (below 0 is better)."
@@ -253,7 +258,7 @@ def main(argv: list[str] | None = None) -> int | None:
         console.print(
             "all runs: other axes differ too, so it may be theirs; paired: runs that differ in this axis alone."
         )
-        console.print(_effect_table(differences))
+        console.print(fit(_effect_table(differences), console, ("without", "with", "pairs", "all runs")))
     if scope := rate_scope(runs):
         console.print(f"All of this is {scope}.")
     for warning in found_warnings:
@@ -274,9 +279,9 @@ def _run_table(runs: list[Run]) -> Table:
     )
     for heading in ("rank", "by hw") if is_ranked else ():
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("name", "run"):
+    for heading in ("name", "preset", "run"):
         table.add_column(heading, overflow="fold")
-    for heading in ("val_loss", "val_bpb", "MFU", "FLOPs", "tokens/s", "time"):
+    for heading in ("val_loss", "val_bpb", "MFU", "FLOPs", "FLOPs/token", "tokens/s", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status")
     for run in runs:
@@ -287,11 +292,13 @@ def _run_table(runs: list[Run]) -> Table:
         table.add_row(
             *(ranks if is_ranked else ()),
             name,
+            facts["preset"] or "-",
             f"{study} {run.folder.absolute().name.removeprefix(name + '-')}".strip(),
             _text("{:.4f}", facts["val_loss"]),
             _text("{:.4f}", facts["val_bpb"]),
             _text("{:.1%}", facts["mfu"]),
             _text("{:.4g}", facts["train_flops"]),
+            _text("{:.4g}", facts["flops_per_token"]),
             _text("{:,.0f}", facts["tokens_per_second"]),
             _text("{:.1f} s", facts["seconds"]),
             facts["status"],

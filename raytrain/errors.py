@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import io
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable
@@ -108,10 +109,15 @@ def command(main: Callable[[list[str] | None], int | None]) -> Command:
             if isinstance(stream, io.TextIOWrapper):  # a terminal or pipe that cannot show a character gets its escape
                 stream.reconfigure(errors="backslashreplace")
         try:
-            return main(argv) or 0
+            code = main(argv) or 0
+            sys.stdout.flush()
+            return code
         except UserError as error:
             print(f"error: {short(without_secrets(str(error)), _LINE_CHARACTERS)}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # the reader has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python raises it again as it exits
+            return 1
         except OSError as error:
             if not (reason := unwritable(error)):
                 raise

@@ -13,6 +13,7 @@ from raytrain.axes import RUN_AXES
 from raytrain.config.resolve import add_plugin_flag
 from raytrain.errors import Parser, command, unknown_value
 from raytrain.plugins.loader import load_named
+from raytrain.tables import fit
 
 _BYTES = 256  # the vocabulary of the default corpus, for the scales that leave it to the data
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int | None:
             f"{row['attention_ffn_ratio']:.2f}",
         )
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table, soft_wrap=False)
+    console.print(fit(table, console, ("attn\n/FFN", "bias", "tied", "parameters")), soft_wrap=False)
     for preset_name, note in PRESET_NOTES.items():
         console.print(f"  {preset_name:<12} {note}")
     console.print(

@@ -64,14 +64,17 @@ def main(argv: list[str] | None = None) -> int | None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m raytrain.tune", __doc__)
     sweep = parser.add_argument_group("sweep")
-    sweep.add_argument("--space", default="presets", help="presets, one_factor, full, or a YAML file [presets]")
+    sweep.add_argument(
+        "--space",
+        default="quickstart",
+        help="quickstart, presets, one_factor, full, modern, or a YAML file [quickstart]",
+    )
     sweep.add_argument("--base", help="preset that the space varies around [the space's own]")
     sweep.add_argument("--max_trials", type=int, help="train a fixed random part of the space, the base first")
     sweep.add_argument(
         "--seeds",
         type=int,
-        default=1,
-        help="trials of each variant, from --seed upwards; of the base 3 or more under --design [1]",
+        help="trials of each variant, from --seed upwards; of the base 3 or more under --design [the space's, or 1]",
     )
     sweep.add_argument("--design", help=f"which points to run: {', '.join(DESIGNS)} [every one, or --max_trials]")
     sweep.add_argument("--reference", default="gpt2", help="preset that leave_one_out puts each choice back to [gpt2]")

@@ -2,13 +2,15 @@ import json
 import os
 
 import pytest
+from rich.console import Console
 
 from raytrain import architecture
 from raytrain.analysis.ranking import rank, read_study
-from raytrain.compare import effects, find_runs, main, read_run, warnings
+from raytrain.compare import _DISPENSABLE, _run_table, effects, find_runs, main, read_run, warnings
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.rundir.log import JsonLog
+from raytrain.tables import fit
 from tests.studies import BUDGET, write_study
 
 
@@ -245,3 +247,17 @@ def test_no_runs_yet(tmp_path):
     """Would catch: an empty table where there is nothing to compare."""
     with pytest.raises(UserError, match="holds no runs"):
         find_runs([], str(tmp_path))
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_narrow_table_keeps_its_digits(make_run, capsys, monkeypatch, width):
+    """Would catch: numbers that are cut where the terminal is narrow."""
+    run = make_run("a-long-name-of-a-run", 1.23456, learning_rate=1e-3)
+    console = Console(width=width)
+    table = fit(_run_table([read_run(run)]), console, _DISPENSABLE)
+    console.print(table)
+    out = capsys.readouterr().out
+    assert "1.2346" in out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= width
+    assert ("gpt2" in out) == (width == 160)

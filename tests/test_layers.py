@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "raytrain"
 # From the bottom up. A module imports its own layer and those above it in this list, never one further down.
 # "top" are the modules beside the packages that are no commands.
 LAYERS = (
-    ("version", "interrupts", "uris"),
+    ("version", "interrupts", "tables", "uris"),
     ("errors",),
     ("axes", "rundir"),
     ("architecture",),

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,12 @@ def test_unknown_scale(capsys, scale):
     """Would catch: a traceback for a mistyped scale."""
     assert main(["--scale", scale]) == 2
     assert capsys.readouterr().err.startswith(f"error: Unknown scale: '{scale}'. Available: tiny, small, 124m")
+
+
+def test_output_to_a_reader_that_leaves():
+    """Would catch: a traceback from `raytrain.presets | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "raytrain.presets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b""

@@ -12,7 +12,7 @@ from raytrain import train, tune
         ("--flops -1", "flops (-1.0) must be above 0"),
         ("--max_iters 10 --tokens 5", "Give one of max_iters, tokens, flops"),
         ("--data /nowhere", "/nowhere"),
-        ("--space nowhere", "Available: full, modern, one_factor, presets"),
+        ("--space nowhere", "Available: full, modern, one_factor, presets, quickstart"),
         ("--base lama", "Did you mean llama?"),
         ("--n_embd 100 --n_head 12", "n_embd (100) must be divisible by n_head (12)"),
         ("--space full --normalization rmsnorm", "normalization (rmsnorm) is an axis of space full"),

@@ -19,6 +19,7 @@ from raytrain.errors import UserError
 from raytrain.sweep.factorial import Effect, Model, Point, live, population
 
 WITH_LOSS, WITHOUT_LOSS = ("complete", "stopped"), ("diverged", "oom", "failed", PLATEAU)
+_UNDECIDED_LISTED = 6  # main effects
 _INTERACTIONS_LISTED = 3
 
 
@@ -236,6 +237,7 @@ def _sentences(
         ]
         out += _unequal_sentences(effects)
         if not claims.empty:
+            out += _undecided(known[known["other_axis"].isna() & (known["p_holm"] >= SIGNIFICANCE)], len(known))
             out += [sentence] if (sentence := _expected(effects, baseline, len(full.points))) else []
         if claims.empty:
             finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
@@ -250,6 +252,18 @@ def _sentences(
         counts = ", ".join(f"{count} {status}" for status, count in lost.items())
         out.append(f"Trials without a loss, in no effect above: {counts}.")
     return out
+
+
+def _undecided(rows: pd.DataFrame, tested: int) -> list[str]:
+    """The main effects in `rows`, of `tested` effects in all, that cannot be distinguished from 0."""
+    texts = []
+    for row in rows.head(_UNDECIDED_LISTED).to_dict("records"):
+        alone = f", without 0 by itself, but not after adjustment for {tested} effects"
+        excludes = alone if row["low"] > 0 or row["high"] < 0 else ""
+        interval = f"95% {row['low']:+.4f} to {row['high']:+.4f}{excludes}"
+        texts.append(f"{row['effect']} against {row['reference']} ({row['estimate']:+.4f} nats, {interval})")
+    more = f"; and {len(rows) - len(texts)} more" if len(rows) > len(texts) else ""
+    return [f"Undecided: {'; '.join(texts)}{more}."] if texts else []
 
 
 def _expected(effects: Effects, baseline: Point, count: int) -> str:

@@ -149,6 +149,14 @@ def may_kill(axis: str) -> set[str]:
     return {field for level in choice.levels.values() for field in level.dead} if choice else set()
 
 
+def implied(axis: str, value: Any) -> set[str]:
+    """The fields that count with level `value` of `axis`, and without effect with another: a standard FFN, unlike
+    SwiGLU, has an activation."""
+    choice = find(axis)
+    level = choice.levels.get(value) if choice else None
+    return may_kill(axis) - level.dead.keys() if level else set()
+
+
 def load(target: Any) -> Any:
     """What a level is built of: itself, or the object that its text "module:name" names."""
     if not isinstance(target, str):

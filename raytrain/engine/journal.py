@@ -232,6 +232,7 @@ class Sync:
         self._folder, self._tracking_uri, self._console = folder, tracking_uri, console
         self.uri: str | None = None
         self.ui: str | None = None
+        self.link: str | None = None  # to the ranking, once MLflow has it
         self.patience = _LAST_SYNC_SECONDS
         self._error: str | None = None
         self._is_on, self._is_over = threading.Event(), threading.Event()
@@ -282,7 +283,7 @@ class Sync:
             is_last = self._is_over.wait(_SYNC_SECONDS)
             try:
                 uploader.sync()
-                self._error = None
+                self._error, self.link = None, uploader.link
             except Exception as error:  # whatever a tracking server does, the sweep goes on
                 self._error = one_line(error)
 

@@ -1,27 +1,38 @@
-"""What is shown of a study: Tune's progress table while it runs, and the ranking at the end."""
+"""What is shown of a study: how far it is while it runs, and the ranking at the end."""
 
-import contextlib
-import io
+import math
+import shutil
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import rich.box
+import rich.console
 import rich.markup
+import rich.padding
 import rich.table
+import rich.text
 from ray import tune
 
 from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.ranking import budget_noise
 from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
 from raytrain.sweep.schedule import Schedule
+from raytrain.tables import fit
 
-# Between two progress tables: at least this, and this part of the time so far, so a long sweep does not fill its log.
-_TABLE_SECONDS, _TABLE_PART = 15.0, 0.05
+# Between two lines: at least this, and this part of the time so far, so that a long sweep does not fill its log.
+_LINE_SECONDS, _LINE_PART = 15.0, 0.05
+_VIEW_SECONDS = 1.0  # between two views on a terminal
+_LEAST_PART = 0.02  # of the study, before the time left is estimated
 
-# Columns of Tune's table that are not called as the metric is.
-_SHORT = {"tokens_per_second": "tokens/s", "memory_gb": "GB"}
+# What the view shows of a trial that runs.
+_LANE = (("train_loss", "loss {:.4f}"), ("tokens_per_second", "{:,.0f} tokens/s"), ("mfu", "MFU {:.1%}"))
+
+# Columns that a narrow terminal can do without, the first goes first.
+_DISPENSABLE = (
+    *("GB", "s", "tokens/s", "hw EFLOP", "FLOPs", "MFU", "nats/EFLOP", "by hw", "seed", "gain (95%)", "status"),
+)
 
 # Columns of the ranking, those that any trial has: metric, heading, form.
 _RANKING = (
@@ -42,44 +53,86 @@ _RANKING = (
 )
 
 
-class Progress(tune.CLIReporter):
-    """Tune's progress table, on stdout or stderr. It names the stream, since Tune pickles it and a stream cannot be.
+class Progress(tune.ProgressReporter):
+    """How far a study is: a short line now and then; on a terminal a view with a line for each lane, drawn in place.
 
-    Tune counts its own trials, the segments; its `schedule` knows how many trials of the study have ended.
+    It names the stream, since Tune pickles it and a stream cannot be. Tune counts its own trials, the segments; the
+    `schedule` of the study knows how many of its trials have ended. `budget` is the model FLOPs of a trial.
     """
 
-    def __init__(self, schedule: Schedule, *, to_stderr: bool) -> None:
-        columns = ("train_loss", "val_loss", "train_flops", "mfu")
-        super().__init__(
-            metric_columns={"outcome": "outcome", **{name: name for name in columns}, **_SHORT},
-            parameter_columns={"trial/seed": "seed"},
-            print_intermediate_tables=True,
-            max_progress_rows=16,
-            max_column_length=40,
-        )
-        self._schedule, self._to_stderr = schedule, to_stderr
+    def __init__(self, schedule: Schedule, budget: float, *, to_stderr: bool) -> None:
+        self._schedule, self._budget, self._to_stderr = schedule, budget, to_stderr
         self._began = self._shown = time.monotonic()
+        self._best: tuple[float, str] | None = None
+        self._drawn = 0  # lines of the view on the screen
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Tune gives what its own tables need."""
 
     def should_report(self, trials: list[Any], done: bool = False) -> bool:
         now = time.monotonic()
-        is_due = now - self._shown >= max(_TABLE_SECONDS, _TABLE_PART * (now - self._began))
+        every = _VIEW_SECONDS if self._stream.isatty() else max(_LINE_SECONDS, _LINE_PART * (now - self._began))
+        is_due = now - self._shown >= every
         if is_due:
             self._shown = now
         return done or is_due
 
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self._to_stderr else sys.stdout
+
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            super().report(trials, done)
-        text = printed.getvalue().partition("Number of errored trials")[0]  # reasons are in the ranking
-        left_out = ("Number of trials", "Result logdir")
-        lines = [line for line in text.splitlines() if line and not line.startswith(left_out)]
-        lines.insert(2, self._schedule.progress)
-        print(*lines, sep="\n", end="\n\n", file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
+        self._note_best(trials)
+        running = [trial for trial in trials if trial.status == "RUNNING" and not trial.last_result.get("is_over")]
+        lines = [self._summary(running), *map(self._lane, running)]
+        if not self._stream.isatty():
+            print(lines[0], file=self._stream, flush=True)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        print(back + "\n".join(line[:width] for line in lines), file=self._stream, flush=True)
+        self._drawn = 0 if done else len(lines)
+
+    def _note_best(self, trials: list[Any]) -> None:
+        for trial in trials:
+            loss, planned = trial.last_result.get("val_loss"), trial.config["trial"]
+            if trial.last_result.get("outcome") == "complete" and planned["is_ranked"] and loss is not None:
+                self._best = min(self._best or (math.inf, ""), (loss, planned["name"]))
+
+    def _summary(self, running: list[Any]) -> str:
+        spent = time.monotonic() - self._began
+        done = self._schedule.part_ended + sum(map(self._part, running)) / len(self._schedule)
+        left = f"; about {_clock(spent * (1 - done) / done)} left" if done >= _LEAST_PART else ""
+        best = f"; best val_loss {self._best[0]:.4f} ({self._best[1]})" if self._best else ""
+        return f"{_clock(spent)}  {self._schedule.progress}{left}{best}"
+
+    def _part(self, trial: Any) -> float:
+        """Of the budget, what the trial has spent."""
+        return min(1.0, float(trial.last_result.get("train_flops", 0)) / self._budget)
+
+    def _lane(self, trial: Any) -> str:
+        planned, result = trial.config["trial"], trial.last_result
+        known = [(name, form) for name, form in _LANE if result.get(name) is not None]
+        figures = "  ".join(form.format(result[name]) for name, form in known)
+        return f"  {self._part(trial):4.0%}  {figures}  {planned['name']} seed {planned['seed']}"
 
 
-def ranking_table(table: pd.DataFrame) -> rich.table.Table:
-    """The trials of a study, as `analysis.ranking.rank` orders them, with the gains of `analysis.answer` if it has any.
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def findings(sentences: list[str]) -> rich.console.Group:
+    """The answer in words, the headline first, as wide as the console."""
+    headline, *others = sentences
+    points = (rich.padding.Padding(rich.text.Text(f"- {sentence}"), (0, 0, 0, 2)) for sentence in others)
+    return rich.console.Group("", rich.text.Text(headline), *points, "")
+
+
+def ranking_table(table: pd.DataFrame, console: rich.console.Console) -> rich.table.Table:
+    """The trials of a study, as `analysis.ranking.rank` orders them, with the gains of `analysis.answer` if it has any,
+    in as many columns as `console` has room for.
 
     Trials that share a rank do not differ beyond the noise; without replicates, the title warns that chance may have
     made the order. A trial with another place by hardware FLOPs has a bold row and a star. The reasons of
@@ -103,14 +156,15 @@ def ranking_table(table: pd.DataFrame) -> rich.table.Table:
     known = [*_RANKING[:5], *((name, name, "{:.4f}") for name in further_losses(table)), *_RANKING[5:]]
     columns = [column for column in known if column[0] in table and table[column[0]].notna().any()]
     for metric, heading, _ in columns:
-        shown.add_column(heading, justify="left" if metric in ("short_name", "status") else "right", no_wrap=True)
+        is_text = metric in ("short_name", "status")
+        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for row, is_moved in zip(table.to_dict("records"), moved, strict=True):
         texts = [_text(row, metric, form) for metric, _, form in columns]
         if is_moved:
             place = [metric for metric, _, _ in columns].index("hardware_rank")
             texts[place] = "*" + texts[place]
         shown.add_row(*map(rich.markup.escape, texts), style="bold yellow" if is_moved else None)
-    return shown
+    return fit(shown, console, _DISPENSABLE)
 
 
 def _text(row: dict[Any, Any], metric: str, form: str) -> str:

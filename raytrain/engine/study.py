@@ -34,7 +34,7 @@ from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fin
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
-from raytrain.engine.progress import Progress, ranking_table, short_name
+from raytrain.engine.progress import Progress, findings, ranking_table, short_name
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
 from raytrain.engine.stages import grow
@@ -230,7 +230,7 @@ def _run(
                 console.print("nothing is left to run", markup=False)
             elif record.schedule.next(lanes.shapes.__contains__) is not None:
                 with contextlib.suppress(KeyboardInterrupt):  # a second one, or one before Tune listens
-                    _tune(session, record, lanes, train, to_stderr=as_json)
+                    _tune(session, record, lanes, study["budget_flops"], train, to_stderr=as_json)
                 session.ending.is_interrupted = session.ending.has_come
             is_over = record.schedule.is_over
             if not is_over:  # all are to know that nobody works on the rest any more, MLflow at the last sync
@@ -239,15 +239,16 @@ def _run(
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
             if found:
-                console.print(found.sentences[0], markup=False)
+                console.print(findings(found.sentences), soft_wrap=False)
             if unfinished < len(table):
-                console.print(ranking_table(table))
+                console.print(ranking_table(table, console))
             if is_over:
                 _report(folder, console)
 
     spent = by_driver(read_log(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
-    for line in (spent, planned, sync.ui and f"compare     {sync.ui}"):
+    ranking = sync.link and f"then open   {sync.link}"
+    for line in (spent, planned, sync.ui and f"compare     {sync.ui}", ranking):
         if line:
             console.print(str(line), markup=False)
     if as_json:
@@ -268,6 +269,7 @@ def _tune(
     session: Session,
     record: StudyJournal,
     lanes: Lanes,
+    budget: float,
     train: Callable[..., Report] | None,
     *,
     to_stderr: bool,
@@ -289,7 +291,7 @@ def _tune(
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(session.folder),
-            progress_reporter=Progress(record.schedule, to_stderr=to_stderr),
+            progress_reporter=Progress(record.schedule, budget, to_stderr=to_stderr),
             callbacks=[InterruptNotice()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the default for a class Trainable is to
             failure_config=tune.FailureConfig(max_failures=0),  # what is to be tried again, the schedule says

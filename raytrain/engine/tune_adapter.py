@@ -61,7 +61,7 @@ class SegmentSearcher(Searcher):
         if segment.micro_batch is not None:
             config = config | {"micro_batch": segment.micro_batch}
         name = short_name(planned) + (f"-rung{segment.rung}" if segment.rung is not None else "")
-        trial = {"id": planned["id"], "seed": planned["seed"], "name": name}
+        trial = {"id": planned["id"], "seed": planned["seed"], "name": name, "is_ranked": not planned.get("role")}
         trial["shape"] = json.dumps(dataclasses.asdict(shape))
         # As text, since Tune flattens and copies what a config holds, and keeps it for as long as the study runs.
         job = {"config": config, "folder": planned.get("folder"), "rung": segment.rung, "plugins": sources(config)}

@@ -20,6 +20,7 @@ from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
 from raytrain.analysis.plateau import PLATEAU
 from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
+from raytrain.config.run import flat
 from raytrain.errors import UserError, unwritable
 from raytrain.report import plots
 from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
@@ -27,6 +28,7 @@ from raytrain.report.rates import rates_section
 from raytrain.rundir.folders import write_whole
 from raytrain.sweep.estimate import duration
 from raytrain.sweep.factorial import live
+from raytrain.sweep.factors import held_fixed, level_text
 
 PICTURES = ("effects", "interactions", "frontier", "hardware_frontier", "speed")
 _DASH = "\N{EN DASH}"
@@ -96,13 +98,15 @@ def _question(answer: Answer) -> list[Block]:
         )
     ]
     if answer.axes:
-        seen = {axis: [*dict.fromkeys(map(str, answer.table[axis]))] for axis in answer.axes}
+        runs = [flat(trial["config"]) for trial in study["trials"]]
         rows = []
         for axis in answer.axes:
-            base = str(answer.baseline[axis])
-            others = [level for level in map(str, levels.get(axis, seen[axis])) if level != base]
-            rows.append([axis, base, ", ".join(others)])
+            base, seen = answer.baseline[axis], dict.fromkeys(answer.table[axis])
+            others = [level_text(axis, level, runs) for level in levels.get(axis, seen) if str(level) != str(base)]
+            rows.append([axis, level_text(axis, base, runs), ", ".join(others)])
         blocks.append(Table(["axis", "baseline", "varied to"], rows, texts=(0, 1, 2)))
+        fixed = held_fixed(runs, answer.axes)
+        blocks.append(Text(f"Alike in all trials: {', '.join(f'{name} {value}' for name, value in fixed.items())}."))
     else:
         blocks.append(Missing("No axis varies: all trials are one variant, so any difference is noise (an A/A study)."))
     sizes = " -> ".join(f"{counts[name]:,}" for name in ("points", "programs", "variants"))

@@ -14,7 +14,7 @@ from raytrain.errors import UserError
 from raytrain.sweep.budget import Budget, Spread, flops_spread
 from raytrain.sweep.design import SAMPLED, Design, choose, resolution
 from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
-from raytrain.sweep.factors import factors_of, is_speed_only, levels_of
+from raytrain.sweep.factors import compared, factors_of, is_speed_only, levels_of
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
 from raytrain.sweep.trial import PlannedTrial, own_seeds, without_seed
@@ -133,6 +133,7 @@ class Plan:
             f"space       {self.space} around {self.base}, scale {self.scale}",
             f"points      {self.points} -> {self.programs} -> {self.variants} (points, programs, variants)",
             f"trials      {len(self.trials)}{extra}",
+            *compared([trial.config.flat() for trial in self._own], self.factors),
             *([f"design      {self.design.describe()}"] if self.design else []),
             *([f"tune        {self.tuning.describe()}"] if self.tuning else []),
             *([f"extend      {self._extends()}"] if self.tune_extend else []),

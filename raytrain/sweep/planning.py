@@ -47,11 +47,11 @@ _LEAST = {
 
 
 def plan(
-    space: str | Path | Space | Mapping[str, Any] = "presets",
+    space: str | Path | Space | Mapping[str, Any] = "quickstart",
     *,
     base: str | None = None,
     config: str | Path | None = None,
-    seeds: int = 1,
+    seeds: int | None = None,
     max_trials: int | None = None,
     design: str | None = None,
     trials: int | None = None,
@@ -75,11 +75,12 @@ def plan(
     """Plan a sweep over `space`; nothing starts, and nothing is written.
 
     Args:
-        space: the name of a space in search_spaces/ (presets, one_factor, full), a YAML file, a `Space`, or a mapping:
-            of axes to levels, such as `{"normalization": ["layernorm", "rmsnorm"]}`, or of what such a file holds.
+        space: the name of a space in search_spaces/ (quickstart, presets, one_factor, full, modern), a YAML file, a
+            `Space`, or a mapping: of axes to levels, such as `{"normalization": ["layernorm", "rmsnorm"]}`, or of what
+            such a file holds.
         base: preset that the space varies around, instead of the space's own.
         config: YAML file of fields of a run; `run` overrides it.
-        seeds: trials of each distinct model, with the seeds `seed`, `seed` + 1, ...
+        seeds: trials of each distinct model, with the seeds `seed`, `seed` + 1, ...; None: the space's own, or 1.
         max_trials: train a fixed random part of the space, the base first.
         design: which points to run: full, one_at_a_time, leave_one_out, random or d_optimal; None: every one.
         trials: runs in all, for the designs random and d_optimal.
@@ -107,10 +108,11 @@ def plan(
     Raises UserError, one line, for any mistake in the arguments, the space and the data.
     """
     request = ResourceRequest(gpus_per_trial, workers_per_trial, trials_per_gpu, concurrent, compile_ahead)
+    the_space = _read_space(space, base)
+    seeds = the_space.seeds if seeds is None else seeds
     _check_counts({"max_trials": max_trials, "trials": trials, "seeds": seeds, "factor": factor, "confirm": confirm})
     _check_counts(dataclasses.asdict(request))
     _check_options(max_trials, design, trials, reference, scheduler, frontier_budgets, request)
-    the_space = _read_space(space, base)
     if tune:
         the_space = the_space.tuned(tune)
     _check_tune(the_space, design, scheduler, tune_extend=tune_extend)
@@ -223,8 +225,9 @@ def _layers(space: Space, config: str | Path | None, run: Mapping[str, Any]) -> 
     layers: list[tuple[str, Mapping[str, Any]]] = [("argument", run)]
     if config is not None:
         layers.insert(0, (str(config), read_file(str(config))))
-    if space.eval_data:
-        layers.insert(0, (f"space {space.name}", {"eval_data": dict(space.eval_data)}))
+    shared = dict(space.run) | ({"eval_data": dict(space.eval_data)} if space.eval_data else {})
+    if shared:
+        layers.insert(0, (f"space {space.name}", shared))
     for _, values in layers:
         if "preset" in values:
             raise UserError(f"preset ({values['preset']}) is for one run; a sweep varies around base (--base)")

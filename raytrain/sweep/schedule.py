@@ -77,10 +77,18 @@ class Schedule:
 
     @property
     def progress(self) -> str:
-        """Such as `trials: 12 running, 40 waiting, 3 paused, 9 ended of 64`."""
+        """Such as `9 of 64 trials ended, 12 running, 40 waiting, 3 paused`."""
         counts = Counter(trial.state for trial in self._trials.values())
-        states = (f"{counts[state]} {state}" for state in ("running", "waiting", "paused", "ended") if counts[state])
-        return f"trials: {', '.join(states)} of {len(self._trials)}"
+        states = (f", {counts[state]} {state}" for state in ("running", "waiting", "paused") if counts[state])
+        return f"{counts['ended']} of {len(self._trials)} trials ended{''.join(states)}"
+
+    @property
+    def part_ended(self) -> float:
+        """Of the trials that are known now, the part that has ended."""
+        return sum(trial.state == "ended" for trial in self._trials.values()) / len(self._trials)
+
+    def __len__(self) -> int:
+        return len(self._trials)
 
     def __contains__(self, trial: str) -> bool:
         """Whether the trial is of the first stage, or has joined."""

@@ -5,6 +5,8 @@ from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may
 
     when        for an axis the levels of others that it counts with; elsewhere it is dead, and the base's value stands
     placement   for trials of some levels the ranks that each takes
+    seeds       trials of each variant, where --seeds is not given
+    run         fields that all trials share, such as `max_iters: 400`; --config and flags override them
     eval_data   further validation sets for all trials, name -> folder
     tune        fields of the recipe and their levels, at each of which every variant runs: no axes, as their levels are
                 not ranked against each other; each variant counts at its own best
@@ -25,7 +27,7 @@ from raytrain.config.resolve import field_type, fields, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 
-_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "tune", "eval_data", "plugins")
+_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "seeds", "run", "tune", "eval_data", "plugins")
 _VARY = ("all", "one_at_a_time")
 _LEVELS = 1000  # of an axis
 _POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms
@@ -67,7 +69,7 @@ class Space:
     `when` holds the conditions of conditional axes, each after those that its own condition names. `placement` are
     conditions, and the ranks of a trial that meets one; the first that holds counts. `tune` are the fields that are
     tuned for each variant, with their levels in ascending order. `eval_data` are further validation sets (see
-    TrainConfig).
+    TrainConfig). `seeds` are the trials of each variant, and `run` the fields of all, where nothing else gives them.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Space:
     when: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
     placement: tuple[tuple[Condition, int], ...] = ()
     eval_data: tuple[tuple[str, str], ...] = ()
+    seeds: int = 1
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tune: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -229,6 +233,8 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
         when=_when(spec, content.get("when") or {}, levels),
         placement=_placement(spec, content.get("placement") or [], levels),
         eval_data=read_value("eval_data", content.get("eval_data")),
+        seeds=content.get("seeds", 1),
+        run=_run(spec, content.get("run") or {}),
         tune=_tune(spec, content.get("tune") or {}, levels),
     )
 
@@ -268,6 +274,19 @@ def _tune(spec: str, given: Any, axes: Container[str]) -> dict[str, tuple[float,
             raise UserError(f"tune in space {spec}: learning_rate ({min(levels):g}) must be above 0")
         tuned[field] = tuple(sorted(levels))
     return tuned
+
+
+def _run(spec: str, given: Any) -> dict[str, Any]:
+    """The fields that all trials share, as their types."""
+    if not isinstance(given, dict):
+        raise UserError(f"run in space {spec} must be a mapping of field to value, not {shown(given)}")
+    for field in given:
+        if field not in fields():
+            raise unknown_value(f"field in run of space {spec}", field, fields())
+    try:
+        return {field: read_value(field, value) for field, value in given.items()}
+    except UserError as error:
+        raise UserError(f"run in space {spec}: {error}") from None
 
 
 def _placement(spec: str, given: Any, levels: Mapping[str, list[Any]]) -> tuple[tuple[Condition, int], ...]:

@@ -50,6 +50,8 @@ _FINAL = ["rank", "hardware_rank"]  # what is sent once all trials have ended
 _FINAL += [f"{kind}_gain{end}" for kind in ("compute", "hardware") for end in ("", "_low", "_high")]
 # What MLflow's menu "Views" offers for the table of runs: a tag of the experiment, as the UI itself saves one.
 _VIEW = "mlflow.sharedViewState.ranking"
+_LOCAL_UI = "http://127.0.0.1:5000"  # of `mlflow ui`, by default
+_RANKING = "/#/experiments/{}/runs?viewStateShareKey=ranking&workflowType=machine_learning"
 _COLUMNS = ["rank", "hardware_rank", "val_loss", "loss_per_flop", "mfu"]
 _COLUMNS += ["compute_gain", "compute_gain_low", "compute_gain_high"]
 _COLUMN_WIDTH = 100  # pixels
@@ -118,6 +120,12 @@ class Uploader:
                     self._seen[trial] = seen
             whole = "complete" if ended.all() else "interrupted" if study.get("interrupted") else "running"
             self._set_status(parent, whole, time.time())  # last: a parent that is finished has all its trials
+
+    @property
+    def link(self) -> str | None:
+        """Where a browser shows the ranking, with `ui_command` or at the server; None before the first sync."""
+        server = shown(self.uri).rstrip("/") if self.uri.startswith(("http://", "https://")) else _LOCAL_UI
+        return f"{server}{_RANKING.format(self._experiment)}" if self._experiment else None
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:

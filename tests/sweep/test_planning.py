@@ -58,3 +58,24 @@ def test_mistakes(arguments: dict[str, Any], words: str) -> None:
         plan(**({"space": AXES} | arguments))
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_seeds_and_fields_of_a_space() -> None:
+    """Would catch a space's own seeds or fields that are ignored, or that win over what the call gives."""
+    space = {"base": "llama", "axes": {"normalization": ["rmsnorm"]}, "seeds": 2, "run": {"max_iters": 30}}
+    one = plan(space)
+    assert (len(one.trials), round(one.trials[0].config.learning_rate, 6)) == (2, 1e-3)
+    assert one.budget_flops == plan(space, max_iters=30).budget_flops == 3 * plan(space, max_iters=10).budget_flops
+    assert len(plan(space, seeds=3).trials) == 3
+
+
+def test_what_a_level_implies_and_what_is_fixed() -> None:
+    """Would catch SwiGLU compared with a standard FFN without a word on the activation that this has."""
+    text = str(plan({"ffn_type": ["swiglu", "standard"], "bias": [False, True]}, base="llama", max_iters=10))
+    assert "compares    ffn_type: swiglu, standard (silu); bias: False, True" in text
+    fixed = next(line for line in text.splitlines() if line.startswith("fixed"))
+    assert "normalization rmsnorm" in fixed
+    assert "learning_rate 0.001" in fixed
+    assert not any(f" {name} " in fixed for name in ("activation", "ffn_type", "bias"))
+    both = str(plan({"ffn_type": ["swiglu", "standard"], "activation": ["gelu", "relu"]}, base="llama", max_iters=10))
+    assert "standard (" not in both

@@ -175,7 +175,9 @@ def test_a_combination_that_cannot_be(space_file, text, message):
 
 def test_no_such_space(tmp_path):
     """Would catch: a traceback for a mistyped name, or a message without the names that there are."""
-    with pytest.raises(UserError, match=r"'ful'. Available: full, modern, one_factor, presets. Did you mean full\?"):
+    with pytest.raises(
+        UserError, match=r"Available: full, modern, one_factor, presets, quickstart. Did you mean full\?"
+    ):
         load_space("ful")
     with pytest.raises(UserError, match="cannot be read: No such file"):
         load_space(str(tmp_path / "none.yaml"))
