@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int | None:
         )
     if flags.name is not None:
         check_name(flags.name)
+    if flags.on is not None and not flags.plan:
+        raise UserError(f"on ({flags.on}) goes with --plan: a sweep runs on this machine or the cluster that it is in")
     planned = _plan(flags)
     if flags.plan:
         print(json.dumps(planned.to_dict() | {"functions": planned.variants}) if flags.json else planned)
@@ -131,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the study of this name under --runs, or in this folder, after an interruption",
     )
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
+    sweep.add_argument("--on", metavar="NxDEVICE", help="plan for 16xB200, 8xH100, 64xcpu [this machine]")
+    sweep.add_argument("--price", type=float, help="of an hour of one device, for the plan [none]")
     sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
     sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")
     sweep.add_argument(

@@ -123,3 +123,18 @@ PARTS = (
     _part("TPU V6 LITE", f"{_TPU}/v6e", bf16=918, fp8=918),
 )
 # fmt: on
+
+# Bytes of memory of parts that a plan may be for, from the pages above.
+MEMORY = {
+    "A100": 80e9,
+    "H100": 80e9,
+    "H200": 141e9,
+    "B200": 180e9,
+    "GB200": 186e9,
+    "L4": 24e9,
+    "L40S": 48e9,
+    "GEFORCE RTX 4090": 24e9,
+    "GEFORCE RTX 5090": 32e9,
+    "INSTINCT MI300X": 192e9,
+    "INSTINCT MI325X": 256e9,
+}

@@ -7,28 +7,46 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 
-from raytrain.accounting.hardware import peak_flops
+from raytrain.accounting.hardware import MEMORY, peak_flops
 from raytrain.accounting.memory import peak_memory
 from raytrain.config.run import DEFAULT_TOKENS, TrainConfig
+from raytrain.errors import UserError, unknown_value
 from raytrain.sweep.trial import PlannedTrial
 
+_MOST_DEVICES = 100_000  # of a cluster
 _ASSUMED_MFU = 0.4  # on a GPU whose peak is known
+_LEAST_WIDTH = 768  # of models that reach it
 _ASSUMED_GPU_FLOPS = 50e12  # FLOP/s of one GPU whose peak is not
 _ASSUMED_CORE_FLOPS = 50e9  # FLOP/s of one CPU core; the tiny scale in fp32 was measured at 60 to 70
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What this machine has to train on: the names and memory (bytes) of its NVIDIA GPUs, as the driver's own tool
-    gives them, its CPU cores and memory."""
+    """What a machine, or a cluster of them, has to train on: the names and memory (bytes) of its GPUs, its CPU cores
+    and memory (infinite if unknown); `name` is what a plan calls it, if anything."""
 
     gpus: tuple[str, ...]
     gpu_bytes: float
     cores: int
     cpu_bytes: float
+    name: str = "this machine"
+
+    @classmethod
+    def named(cls, text: str) -> "Machine":
+        """Of a text such as `16xB200` or `64xcpu`. Raises UserError for another, and for an unknown GPU."""
+        count, _, part = text.partition("x")
+        if not count.isdecimal() or not 1 <= int(count) <= _MOST_DEVICES:
+            raise UserError(f"on ({text}) must be a number of devices and their name, such as 16xB200, 8xH100 or 2xcpu")
+        if part.lower() == "cpu":
+            return cls((), 0.0, int(count), math.inf, "")
+        gpu = next((name for name in MEMORY if part.upper() in (name, name.split()[-1])), None)
+        if gpu is None:
+            raise unknown_value("device in on", part, ["cpu", *(name.split()[-1] for name in MEMORY)])
+        return cls((gpu,) * int(count), MEMORY[gpu], 0, math.inf, "")
 
     @classmethod
     def here(cls) -> "Machine":
+        """This machine: its NVIDIA GPUs as the driver's own tool lists them."""
         cpu_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         names, memory = [], []
         if tool := shutil.which("nvidia-smi"):
@@ -55,7 +73,7 @@ class ResourceRequest:
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """Seconds of training, `lanes` trials at a time, on so many `devices` ("GPU" or "core"); what the guess rests on;
-    and the memory (bytes) of the largest trial's rank at its peak beside what there is for it."""
+    and the memory (bytes) of the largest trial's rank at its peak beside what there is for it, if that is known."""
 
     seconds: float
     devices: int
@@ -63,7 +81,24 @@ class Estimate:
     basis: str
     lanes: int
     memory: float
-    memory_limit: float
+    memory_limit: float | None
+
+    @property
+    def device_hours(self) -> float:
+        return self.seconds * self.devices / 3600
+
+    def describe(self, price: float | None = None) -> list[str]:
+        """The lines of a plan; `price` is that of an hour of one device."""
+        memory, unit = f"memory      about {self.memory / 1e9:.2g} GB a rank at most", f"{self.device}-hour"
+        if self.memory_limit is not None:
+            fit = "fits" if self.memory <= self.memory_limit else "does NOT fit"
+            memory += f"; that {fit} in the {self.memory_limit / 1e9:.3g} GB there are for it"
+        time = (
+            f"time        about {duration(self.seconds)} of training, {self.device_hours:.3g} {unit}s, {self.lanes} "
+            f"trial{'s' * (self.lanes > 1)} at a time: {self.basis}"
+        )
+        cost = [] if price is None else [f"{self.device_hours * price:,.2f}, at {price:g} a {unit}"]
+        return [memory, time, *(f"price       about {text}" for text in cost)]
 
 
 NO_REQUEST = ResourceRequest()
@@ -88,7 +123,9 @@ def estimate(
     limit = machine.gpu_bytes / share if gpus else machine.cpu_bytes / (lanes * ranks)
 
     devices = min(len(gpus), -(-lanes * ranks // share)) if gpus else machine.cores
-    place = f"{devices} x {gpus[0]} of this machine" if gpus else f"{devices} CPU cores of this machine"
+    place = (f"{devices} x {gpus[0]}" if gpus else f"{devices} CPU cores") + f" of {machine.name}" * bool(machine.name)
+    if request.gpus_per_trial and not gpus:
+        place += ", which has no GPU (--on 8xH100 plans for one that has),"
     rate = measured(config)
     if rate is not None:
         basis = f"{place}, measured at {rate / 1e12:.3g} TFLOP/s each"
@@ -103,8 +140,11 @@ def estimate(
         else:
             rate = peak * _ASSUMED_MFU
             basis = f"{place} at an assumed MFU of {_ASSUMED_MFU:.0%} of {peak / 1e12:g} TFLOP/s"
+            basis += ", which models this small do not reach" * (config.architecture.n_embd < _LEAST_WIDTH)
     seconds = total_flops / (devices * rate)
-    return Estimate(seconds, devices, "GPU" if gpus else "core", basis, lanes, memory, limit)
+    return Estimate(
+        seconds, devices, "GPU" if gpus else "core", basis, lanes, memory, limit if math.isfinite(limit) else None
+    )
 
 
 def rank_memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:

@@ -13,7 +13,7 @@ from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.sweep.budget import Budget, Spread, flops_spread
 from raytrain.sweep.design import SAMPLED, Design, choose, resolution
-from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, duration, estimate
+from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, estimate
 from raytrain.sweep.factors import compared, factors_of, is_speed_only, levels_of
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
@@ -56,6 +56,7 @@ class Plan:
     independent_seeds: bool = False
     tune_extend: bool = False
     budget: Budget | None = None  # of the base
+    price: float | None = None  # of an hour of one device
 
     @property
     def grows(self) -> list[dict[str, Any]]:
@@ -127,8 +128,6 @@ class Plan:
     def __str__(self) -> str:
         frontier = len(self.trials) - len(self._own)
         extra = f", {frontier} of them the base at other budgets" if frontier else ""
-        estimate = self.estimate
-        fit = "fits" if estimate.memory <= estimate.memory_limit else "does NOT fit"
         lines = [
             f"space       {self.space} around {self.base}, scale {self.scale}",
             f"points      {self.points} -> {self.programs} -> {self.variants} (points, programs, variants)",
@@ -143,11 +142,7 @@ class Plan:
             f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
             *(self.budget.describe() if self.budget else []),
             f"FLOPs/token {self.spread}",
-            f"memory      about {estimate.memory / 1e9:.2g} GB a rank at most; that {fit} in the "
-            f"{estimate.memory_limit / 1e9:.3g} GB there are for it here",
-            f"time        about {duration(estimate.seconds)} of training, "
-            f"{estimate.seconds * estimate.devices / 3600:.3g} {estimate.device}-hours, {estimate.lanes} "
-            f"trial{'s' * (estimate.lanes > 1)} at a time: {estimate.basis}",
+            *self.estimate.describe(self.price),
         ]
         return "\n".join(lines)
 
@@ -222,6 +217,8 @@ def make_plan(
     confirm: int = 0,
     independent_seeds: bool = False,
     tune_extend: bool = False,
+    machine: Machine | None = None,
+    price: float | None = None,
 ) -> Plan:
     """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
 
@@ -235,8 +232,8 @@ def make_plan(
     `max_trials` then keeps whole variants.
 
     `frontier` are multiples of the budget at which the base runs too, with two seeds or more, last of all. `measured`
-    gives the FLOP/s of one device in a run, or None, which leaves it to assumptions. Raises UserError for what does not
-    fit.
+    gives the FLOP/s of one device in a run, or None, which leaves it to assumptions. The estimate is for `machine`, by
+    default this one, at `price` an hour of one device. Raises UserError for what does not fit.
     """
 
     tuned_fields = {} if base is None else {field: getattr(base, field) for field in space.tune}
@@ -324,7 +321,7 @@ def make_plan(
         baseline=levels_of(space, base),
         factors=factors_of(space, [trial.config for trial in chosen], base),
         spread=flops_spread(expansion.candidates),
-        estimate=estimate(total, [*chosen, *extra], request, Machine.here(), measured),
+        estimate=estimate(total, [*chosen, *extra], request, machine or Machine.here(), measured),
         total_flops=total,
         design=chosen_design,
         halving=halving,
@@ -332,6 +329,7 @@ def make_plan(
         independent_seeds=independent_seeds,
         tune_extend=tune_extend,
         budget=Budget.of(base),
+        price=price,
         request=request,
         tuning=_tuning(space, base, [*chosen, *extra], seeds, spreads=spreads) if space.tune else None,
     )

@@ -20,7 +20,7 @@ from raytrain.data.corpora import STDLIB
 from raytrain.data.eval_data import open_eval_data
 from raytrain.errors import UserError, shown, unknown_value
 from raytrain.sweep.design import SAMPLED
-from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.estimate import Machine, ResourceRequest
 from raytrain.sweep.halving import Halving
 from raytrain.sweep.measure import measured_rate
 from raytrain.sweep.plan import Plan, make_plan
@@ -65,6 +65,8 @@ def plan(
     independent_seeds: bool = False,
     confirm: int | None = None,
     measure: bool = False,
+    on: str | None = None,
+    price: float | None = None,
     gpus_per_trial: int | None = None,
     workers_per_trial: int | None = None,
     trials_per_gpu: int | None = None,
@@ -95,6 +97,8 @@ def plan(
         confirm: fresh seeds of the leader, the runner-up and the baseline once all trials have ended; None: 3 with a
             design without replicates, else 0.
         tune_extend: whether variants that are best at the last learning rate tried run at one more, up to twice.
+        on: the devices that the estimate is for, such as "16xB200", "8xH100" or "64xcpu"; None: this machine.
+        price: of an hour of one device, for the estimate.
         measure: time a few steps on this machine for the plan's estimate.
         gpus_per_trial: GPUs of each trial; 0 trains on CPUs; None: 1 where there are GPUs.
         workers_per_trial: ranks of each trial on CPUs; on GPUs there is one a GPU.
@@ -113,6 +117,7 @@ def plan(
     _check_counts({"max_trials": max_trials, "trials": trials, "seeds": seeds, "factor": factor, "confirm": confirm})
     _check_counts(dataclasses.asdict(request))
     _check_options(max_trials, design, trials, reference, scheduler, frontier_budgets, request)
+    _check_cost(on, price, measure=measure)
     if tune:
         the_space = the_space.tuned(tune)
     _check_tune(the_space, design, scheduler, tune_extend=tune_extend)
@@ -155,7 +160,9 @@ def plan(
         tune_extend=tune_extend,
         independent_seeds=independent_seeds,
         confirm=(CONFIRM if design is not None and seeds == 1 else 0) if confirm is None else confirm,
-        measured=functools.partial(measured_rate, now=measure),
+        measured=functools.partial(measured_rate, now=measure) if on is None else (lambda config: None),
+        machine=None if on is None else Machine.named(on),
+        price=price,
     )
 
 
@@ -263,6 +270,14 @@ def _check_counts(given: Mapping[str, Any]) -> None:
             raise UserError(f"{name} ({shown(value)}) must be {_LEAST[name]} or more")
         if value > _MOST.get(name, 2**31):
             raise UserError(f"{name} ({shown(value)}) must be {_MOST.get(name, 2**31):,} or less")
+
+
+def _check_cost(on: str | None, price: float | None, *, measure: bool) -> None:
+    """Raises UserError for what cannot be of an estimate."""
+    if measure and on is not None:
+        raise UserError(f"measure times steps on this machine; it cannot be combined with on ({on})")
+    if price is not None and not 0 <= price < math.inf:
+        raise UserError(f"price ({price:g}) must be 0 or more, and finite")
 
 
 def _check_options(

@@ -157,7 +157,7 @@ def test_interrupted_before_tune_listens(
 class NoSync(contextlib.AbstractContextManager["NoSync"]):
     """Sends nothing to MLflow."""
 
-    uri = ui = None
+    uri = ui = link = None
 
     def __init__(self, *args: Any) -> None:
         pass

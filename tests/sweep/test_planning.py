@@ -1,5 +1,6 @@
 """`plan` as a Python user calls it; tests/test_tune.py tries the same mistakes as flags."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,29 @@ def test_what_a_level_implies_and_what_is_fixed() -> None:
     assert not any(f" {name} " in fixed for name in ("activation", "ffn_type", "bias"))
     both = str(plan({"ffn_type": ["swiglu", "standard"], "activation": ["gelu", "relu"]}, base="llama", max_iters=10))
     assert "standard (" not in both
+
+
+def test_a_plan_for_another_machine() -> None:
+    """Would catch a plan for B200s with the speed, the memory or the number of this machine's devices."""
+    flops = 16 * 3600 * 0.4 * 2250e12  # an hour of 16 B200s at the MFU assumed of GPUs
+    shown = plan("quickstart", seeds=4, flops=flops / 16, on="16xB200", price=2.5, gpus_per_trial=1)
+    cost = shown.estimate
+    assert (cost.lanes, cost.devices, cost.device, cost.memory_limit) == (16, 16, "GPU", 180e9)
+    assert cost.seconds == pytest.approx(3600, rel=1e-3)
+    assert "price       about 40.00, at 2.5 a GPU-hour" in str(shown)
+    assert plan("quickstart", on="64xcpu", max_iters=1).estimate.devices == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on": "16xB2000"}, "Unknown device in on: 'B2000'"),
+        ({"on": "B200"}, "on (B200) must be a number of devices and their name"),
+        ({"on": "8xH100", "measure": True}, "measure times steps on this machine"),
+        ({"price": -1.0}, "price (-1) must be 0 or more"),
+    ],
+)
+def test_bad_costs(options: dict[str, object], words: str) -> None:
+    """Would catch a plan for this machine in the place of the one that was asked about."""
+    with pytest.raises(UserError, match=re.escape(words)):
+        plan("quickstart", **options)  # type: ignore[arg-type]
