@@ -54,17 +54,23 @@ def meet(
     GPU that hangs) cannot be interrupted.
     """
     errors: list[str] = []
+    ready = threading.Event()
 
     def tell(state: str) -> None:
         board.tell(rank, {**here, "state": state})
 
+    def is_ready() -> None:
+        tell(_READY)
+        ready.set()
+
     def run() -> None:
         try:
-            if (total := add_up(device, lambda: tell(_READY))) != size:
+            if (total := add_up(device, is_ready)) != size:
                 raise RuntimeError(f"the ones of {size} ranks add up to {total:g}")
         except Exception as error:
             errors.append(one_line(error))
-            tell(errors[0])
+            if not ready.is_set():  # else it may be the echo of another's
+                tell(errors[0])
 
     tell("its device does not answer")
     thread = threading.Thread(target=run, name="meet", daemon=True)

@@ -16,16 +16,31 @@ from raytrain.training.loop import train
 CPU = torch.device("cpu")
 
 
-def all_meet(add_up: Callable[[int, Callable[[], object]], float], seconds: float = 60.0) -> list[Any]:
-    """What `meet` says on each of three ranks, on nodes a, b and c, whose ones `add_up(rank, ready)` adds up."""
-    mailbox, said = Mailbox(), [None] * 3
+class Watched(Mailbox):
+    """A mailbox that says when a rank has told of an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = threading.Event()
+
+    def tell(self, rank: int, facts: dict[str, str]) -> None:
+        super().tell(rank, facts)
+        if "Error" in facts["state"]:
+            self.failed.set()
+
+
+def all_meet(add_up: Callable[[int, Callable[[], object], Watched], float], ranks: range = range(3)) -> list[Any]:
+    """What `meet` says on each of three ranks, on nodes a, b and c, whose ones `add_up(rank, ready, mailbox)` adds up.
+
+    Those in `ranks` have all the time that they need.
+    """
+    mailbox, said = Watched(), [None] * 3
 
     def run(rank: int) -> None:
         here = {"host": "abc"[rank], "node": f"id-{rank}"}
-        said[rank] = meet(rank, 3, mailbox, here, CPU, lambda device, ready: add_up(rank, ready), seconds)
+        seconds = 60.0 if rank in ranks else 0.01
+        said[rank] = meet(rank, 3, mailbox, here, CPU, lambda device, ready: add_up(rank, ready, mailbox), seconds)
 
-    for rank in range(3):
-        mailbox.tell(rank, {"host": "abc"[rank], "node": f"id-{rank}", "state": "has not begun"})
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
@@ -35,53 +50,60 @@ def all_meet(add_up: Callable[[int, Callable[[], object]], float], seconds: floa
 
 
 def test_ranks_that_meet() -> None:
-    """Would catch a lane that never trains, and one that trains with ranks that are in no group: ones add up to 1."""
+    """Would catch a lane that never trains, and one whose ranks are in no group, so that ones add up to 1."""
     barrier = threading.Barrier(3)
 
-    def add_up(rank: int, ready: Callable[[], object]) -> float:
+    def add_up(rank: int, ready: Callable[[], object], mailbox: Watched) -> float:
         ready()
         barrier.wait()
         return 3.0
 
+    def alone(rank: int, ready: Callable[[], object], mailbox: Watched) -> float:
+        add_up(rank, ready, mailbox)
+        return 1.0
+
     assert all_meet(add_up) == [None] * 3
-    alone = all_meet(lambda rank, ready: 1.0)
-    assert all("the ones of 3 ranks add up to 1" in outcome["reason"] for outcome in alone)
+    assert all("the ones of 3 ranks add up to 1" in outcome["reason"] for outcome in all_meet(alone))
 
 
 def test_who_does_not_come_is_named_with_its_node() -> None:
-    """Would catch a broken GPU on one node of many that shows only as a time limit of the others, and no limit."""
-    ready_others, for_ever = threading.Barrier(2), threading.Event()
+    """Would catch a broken GPU on one node of many that shows only as the others' lost connections, and no limit."""
+    barrier, for_ever = threading.Barrier(3), threading.Event()
 
-    def broken(rank: int, ready: Callable[[], object]) -> float:
+    def broken(rank: int, ready: Callable[[], object], mailbox: Watched) -> float:
         if rank == 1:
             raise RuntimeError("CUDA error: uncorrectable ECC error\nmore")
         ready()
-        ready_others.wait()
-        for_ever.wait()
-        return 3.0
+        mailbox.failed.wait()
+        raise RuntimeError("Connection closed by peer")
 
-    for outcome in all_meet(broken, 0.5):
+    for outcome in all_meet(broken)[::2]:
         assert outcome["status"] == "lost"
         assert "do not meet: rank 1 on node b: RuntimeError: CUDA error: uncorrectable ECC error" in outcome["reason"]
 
-    def hangs(rank: int, ready: Callable[[], object]) -> float:
-        if rank != 2:
-            ready()
-        for_ever.wait()
-        return 3.0
-
-    for outcome in all_meet(hangs, 0.5):
-        assert outcome["reason"] == "the ranks of the lane do not meet: rank 2 on node c: its device does not answer"
-
-    def walled(rank: int, ready: Callable[[], object]) -> float:
+    def hangs(rank: int, ready: Callable[[], object], mailbox: Watched) -> float:
+        if rank == 2:
+            barrier.wait()
+            for_ever.wait()
+            return 3.0
         ready()
-        for_ever.wait()
-        return 3.0
+        barrier.wait()
+        raise RuntimeError("Timed out")
+
+    *others, hung = all_meet(hangs, range(2))
+    for outcome in others:
+        assert outcome["reason"] == "the ranks of the lane do not meet: rank 2 on node c: its device does not answer"
+    assert "rank 2 on node c: its device does not answer" in hung["reason"]
+    for_ever.set()
+
+    def walled(rank: int, ready: Callable[[], object], mailbox: Watched) -> float:
+        ready()
+        barrier.wait()
+        raise RuntimeError("Timed out")
 
     places = "node a (rank 0) and node b (rank 1) and node c (rank 2)"
-    for outcome in all_meet(walled, 0.5):
-        assert outcome["reason"] == f"no all-reduce between the ranks on {places}: none for 0.5 s"
-    for_ever.set()
+    for outcome in all_meet(walled):
+        assert outcome["reason"] == f"no all-reduce between the ranks on {places}: RuntimeError: Timed out"
 
 
 def test_a_notice_is_of_the_lane_s_own_nodes_and_outlives_an_error() -> None:
