@@ -131,7 +131,8 @@ class Study:
         return answer(self.folder)
 
     def ranking(self) -> pd.DataFrame:
-        """A row a variant (a distinct model with one recipe), best first: the mean of its ranked seeds.
+        """A row a variant (a distinct model with one recipe), best first: the mean of its ranked seeds. The scales of a
+        ladder, in the column `scale`, follow one another, with ranks of their own.
 
         - `rank` by model FLOPs and `hardware_rank` by hardware FLOPs, shared within the noise; `rank_note`
         - `label`, `short_name`, `hash`, `is_ranked`, `outcomes` (such as "2 complete, 1 diverged")
@@ -151,13 +152,18 @@ class Study:
         - `p`, and `p_holm`, adjusted for all effects together; NaN where no variant has two seeds
         - `aliased_with`: what the effect is confounded with, and then it has no estimate
 
-        Raises UserError with the reason if the study has none yet, such as fewer than two trials with a loss.
+        Those of a ladder are for each `scale`, a column of theirs. Raises UserError with the reason if the study has
+        none yet, such as fewer than two trials with a loss.
         """
-        return self._effects(answer(self.folder))
+        answered = answer(self.folder)
+        if not answered.scales:
+            return self._effects(answered)
+        by_scale = [self._effects(own).assign(scale=own.study["scale"]) for own in answered.scales]
+        return pd.concat(by_scale, ignore_index=True)
 
     def plot_effects(self) -> Picture:
         """The main effects with their 95% intervals: a forest plot, which a notebook shows; `.save(path)` writes it as
-        SVG and PNG. Raises UserError as `effects` does."""
+        SVG and PNG; of a ladder at its largest scale. Raises UserError as `effects` does."""
         answered = answer(self.folder)
         return effects_picture(self._effects(answered), answered.noise)
 

@@ -126,6 +126,21 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run variants that are best at the last learning rate tried at one more, up to twice",
     )
+    sweep.add_argument(
+        "--ladder",
+        default=(),
+        metavar="SCALE,SCALE",
+        help="run every variant at these scales, each with its own budget, for gains by size [the space's, or none]",
+    )
+    sweep.add_argument(
+        "--tokens_per_parameter",
+        type=float,
+        metavar="N",
+        help="the budget, as training tokens for each parameter of the base [20 with --ladder; else the scale's FLOPs]",
+    )
+    sweep.add_argument(
+        "--project_to", metavar="SCALE", help="the scale that a ladder's gains are projected to [the largest]"
+    )
     sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
     sweep.add_argument(
         "--resume",

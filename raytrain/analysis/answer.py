@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from raytrain import architecture
+from raytrain.accounting.flops import flops_per_token
 from raytrain.analysis.confirmed import Confirmation, confirmation, shrunken
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
 from raytrain.analysis.enough import late_sentences, shortfall, training_of
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
+from raytrain.analysis.ladder import Ladder, Mean, Scale, ladder
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
 from raytrain.analysis.plateau import mark_plateaus, plateau_sentences
 from raytrain.analysis.ranking import (
@@ -25,7 +28,7 @@ from raytrain.analysis.ranking import (
     numbers,
     programs,
     rank,
-    read_study,
+    read_trials,
     unlike_devices,
 )
 from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, common_rung, curves, points, rung_table
@@ -34,6 +37,7 @@ from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.sweep.factorial import Array, Point, live
+from raytrain.sweep.ladder import by_scale
 
 _TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
 _LISTED = 3  # of the gains, and of the trials whose two ranks differ
@@ -70,12 +74,67 @@ class Answer:
     tuned: Tuned | None = None
     late: Sequence[str] = ()  # how much runs still change late
     confirmed: Confirmation | None = None  # where the leader ran anew with fresh seeds: the winner is theirs
+    scales: Sequence["Answer"] = ()  # of a ladder, from the smallest up: all but `table` and `sentences` is the last's
+    ladder: Ladder | None = None
+
+    @property
+    def headlines(self) -> list[str]:
+        """What is to be known first: of a ladder, all of its sentences, as those of each scale are the scales' own."""
+        return self.sentences if self.scales else self.sentences[:1]
 
 
 def answer(folder: str | Path) -> Answer:
     """Read the study in `folder`, ended or not, and answer its question. Raises UserError if it holds none."""
     folder = Path(folder)
-    study, table = read_study_json(folder), read_study(folder)
+    study = read_study_json(folder)
+    scales = [_answer(folder, own) for own in by_scale(study)]
+    return scales[0] if len(scales) == 1 else _over_scales(study, scales)
+
+
+def _over_scales(study: dict[str, Any], scales: Sequence[Answer]) -> Answer:
+    """The answer of a ladder, of those of its scales."""
+    over_sizes, reasons, target = None, dict(scales[-1].reasons), study["plan"]["ladder"]["project_to"]
+    try:
+        over_sizes = ladder([_scale(own) for own in scales], target["scale"], target["flops_per_token"])
+        sentences = over_sizes.describe()
+    except UserError as error:
+        reasons["ladder"] = str(error)
+        sentences = [f"No gains by size: {error}."]
+    sentences += [f"At {own.study['scale']}: {own.sentences[0]}" for own in scales]
+    table = pd.concat([own.table for own in scales], ignore_index=True)
+    return dataclasses.replace(
+        scales[-1], study=study, table=table, sentences=sentences, reasons=reasons, scales=scales, ladder=over_sizes
+    )
+
+
+def _scale(own: Answer) -> Scale:
+    """What a ladder needs of one scale. Raises UserError if its noise is not known."""
+    table, name = own.table, own.study["scale"]
+    groups, is_base = _groups(table), _is_baseline(table, own.axes, own.baseline)
+    done = groups >= 0
+    noise = pooled(table.loc[done, "val_loss"], groups[done])
+    if noise is None:
+        raise UserError(f"no variant was completed with two seeds at scale {name}")
+    flops = {
+        trial["id"]: flops_per_token(architecture.from_dict(trial["config"]["architecture"])).total
+        for trial in own.study["trials"]
+    }
+    table = table.assign(size=table["trial"].map(flops).astype(float))
+    baseline = [_mean(runs) for _, runs in table[done & is_base].groupby(groups[done & is_base])]
+    others = table[done & at_budget(table) & ~is_base]
+    return Scale(
+        name, baseline, {str(label): _mean(runs) for label, runs in others.groupby("label", sort=False)}, noise
+    )
+
+
+def _mean(runs: pd.DataFrame) -> Mean:
+    size = float(runs["size"].iloc[0])
+    return Mean(size, float(runs["train_flops"].mean()) / size, float(runs["val_loss"].mean()), len(runs))
+
+
+def _answer(folder: Path, study: dict[str, Any]) -> Answer:
+    """The answer of `study`, the one in `folder` or one scale of it."""
+    table = read_trials(folder, study)
     table["val_loss"] = numbers(table, "val_loss")
     trained = mark_plateaus(table, programs(table))
     table = rank(trained)
@@ -120,7 +179,7 @@ def answer(folder: str | Path) -> Answer:
     if trends.empty:
         reasons["trends"] = reasons.get("frontier", "no variant but the baseline ran at two budgets or more")
         try:
-            trends, rungs = _rung_trends(rung_table(folder), table, is_base)
+            trends, rungs = _rung_trends(rung_table(folder, study), table, is_base)
         except UserError as error:
             reasons["trends"] = str(error)
     out = Answer(
@@ -154,7 +213,7 @@ def _effects(
     flops = float(study["budget_flops"])
     table = table[table["role"].isin(OWN_ROLES)]
     if (table["status"] == "stopped").any():
-        table = common_rung(rung_table(folder), axes)
+        table = common_rung(rung_table(folder, study), axes)
         flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
     space = candidates(study, axes)
     estimated = effects(table, axes, baseline, candidates=space)

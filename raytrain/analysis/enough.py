@@ -53,7 +53,9 @@ def _again(command: str, flops: float, rate: float) -> str:
     """`command` with the budget `flops`, and three learning rates about `rate` if one is given."""
     words = shlex.split(command) or ["python", "-m", "raytrain.tune"]
     tune = f"learning_rate={rate / 3:.2g},{rate:.2g},{3 * rate:.2g}"
-    for flag, value in (("--flops", f"{flops:.2g}"), *([("--tune", tune)] if rate else [])):
+    by_size = {"--ladder", "--tokens_per_parameter"} & {*words}
+    budget = ("--tokens_per_parameter", f"{OPTIMAL}") if by_size else ("--flops", f"{flops:.2g}")
+    for flag, value in (budget, *([("--tune", tune)] if rate else [])):
         if flag in words[:-1]:
             words[words.index(flag) + 1] = value
         else:

@@ -17,7 +17,7 @@ result.json holds, such as val_loss (nats per token), train_flops and hardware_f
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from raytrain.config.run import STOPS, flat
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array
+from raytrain.sweep.ladder import by_scale
 from raytrain.sweep.space import RECIPE
 
 UNFINISHED = ("waiting", "running", "interrupted")
@@ -73,11 +74,16 @@ def short_name(trial: dict[str, Any]) -> str:
 def read_study(study_dir: str | Path) -> pd.DataFrame:
     """A row a trial, in the order of study.json. Raises UserError for a folder that holds no study."""
     folder = Path(study_dir)
-    study = read_study_json(folder)
+    studies = by_scale(read_study_json(folder))
+    return pd.concat([read_trials(folder, study) for study in studies], ignore_index=True)
+
+
+def read_trials(folder: Path, study: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of `study`, the study.json in `folder` or one scale of it."""
     return pd.DataFrame([_row(trial, RunFolder(folder / "trials" / trial["id"]), study) for trial in study["trials"]])
 
 
-def _row(trial: dict[str, Any], run: RunFolder, study: dict[str, Any]) -> dict[str, Any]:
+def _row(trial: dict[str, Any], run: RunFolder, study: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: value for field, value in flat(trial["config"]).items() if field not in STOPS}
     row = {"trial": trial["id"], "label": ", ".join(trial["labels"]), "short_name": short_name(trial)}
     row |= {"hash": trial["hash"], "seed": trial["seed"], "role": trial.get("role", "")}
@@ -161,8 +167,15 @@ def rank(table: pd.DataFrame) -> pd.DataFrame:
     of the figures, which chance may have made. By hardware FLOPs the noise is that of the logarithm of
     loss_per_hardware_flop, which has the noise of the clock in it too; there are no ranks by them where trials had
     different devices (`unlike_devices`). The variants of a tuned study are ranked at their own best
-    (`tuned.at_own_best`).
+    (`tuned.at_own_best`). The scales of a ladder are ranked each by itself, and follow one another.
     """
+    scales = table.groupby("scale", sort=False) if "scale" in table else ()
+    if len(scales) < 2:
+        return _rank(table)
+    return pd.concat([_rank(own.reset_index(drop=True)) for _, own in scales], ignore_index=True)
+
+
+def _rank(table: pd.DataFrame) -> pd.DataFrame:
     table = at_own_best(table, programs(table, without=tuned_fields(table)))
     ranked = at_budget(table)
     ended = table["status"].isin(("complete", "stopped"))

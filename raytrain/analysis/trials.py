@@ -25,6 +25,7 @@ from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array, live
+from raytrain.sweep.ladder import by_scale
 from raytrain.sweep.space import axis_fields
 
 BUDGET_TOLERANCE = 0.005
@@ -89,16 +90,19 @@ def axes_of(study: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     return axes, {axis: given.get(axis, first.get(axis)) for axis in axes}
 
 
-def rung_table(folder: str | Path) -> pd.DataFrame:
+def rung_table(folder: str | Path, study: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """The study in `folder` as a table by rung, for `common_rung` and to replay: `trial`, a column for each axis that
     varied, then those above. The runs for the frontier, of other budgets, are not in it.
 
     A study without rungs has the ends alone. Its evaluations on the way are a number of steps apart, at other FLOPs for
-    each architecture, where ranks would reflect who had spent more (see benchmarks/rungs.py). Raises UserError for a
-    folder that holds no study.
+    each architecture, where ranks would reflect who had spent more (see benchmarks/rungs.py). `study` is that of one
+    scale of a ladder (`ladder.by_scale`). Raises UserError for a folder that holds no study, and for a whole ladder.
     """
     folder = Path(folder)
-    study = read_study_json(folder)
+    if study is None:
+        study, *others = by_scale(read_study_json(folder))
+        if others:
+            raise UserError(f"study ({folder.name}) is a ladder: its scales are no one table of comparable trials")
     axes, _ = axes_of(study)
     trials = [trial for trial in study["trials"] if trial.get("role", "") in OWN_ROLES]
     rows = [

@@ -1,6 +1,7 @@
 """Simulated studies whose noise is not as simple as those of raytrain.analysis.simulate: as real training's is."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from raytrain.analysis.confirmed import confirmation
 from raytrain.analysis.effects import Effects, effects
 from raytrain.analysis.estimates import holm
 from raytrain.analysis.gain import compute_gain, compute_gains, fit_frontier
-from raytrain.analysis.ladder import climb, fit_surface
+from raytrain.analysis.ladder import Mean, Scale, ladder
 from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, truths, variants
 from raytrain.analysis.strata import Blocks, Contrasts, Pooled
@@ -269,35 +270,39 @@ def _mean(values: list[bool]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def ladder_readings(tokens_per_parameter: float, replays: int = 50, seed: int = 0) -> dict[str, float]:
-    """A variant with 1.2 times the parameter efficiency, of sizes 1e7, 4e7 and 1.6e8, by the losses of Hoffmann et al.
-    (E 1.69, A 406.4, alpha 0.34, B 410.7, beta 0.28), 3 seeds and a noise of NOISE_SD; the baseline also at half and
-    twice the tokens.
+def ladder_readings(
+    tokens_per_parameter: float, replays: int = 50, seed: int = 0, sizes: Sequence[float] = (1e7, 4e7, 1.6e8)
+) -> dict[str, float]:
+    """A variant with 1.2 times the parameter efficiency, of `sizes`, by the losses of Hoffmann et al. (E 1.69, A 406.4,
+    alpha 0.34, B 410.7, beta 0.28), 3 seeds and a noise of NOISE_SD; the baseline also at half and twice the tokens.
 
     The least and the greatest mean reading over sizes; the part of studies whose intervals hold all of them, and whose
-    projection to 1e9 parameters holds 1.2; and that let a variant advance which is the baseline's equal.
+    projection to 1e9 parameters holds 1.2; and that promote a variant which is the baseline's equal.
     """
     draws = np.random.default_rng(seed)
-    sizes = np.array([1e7, 4e7, 1.6e8])
-    n = np.repeat(sizes, 9)
-    d = tokens_per_parameter * n * np.tile(np.repeat([0.5, 1.0, 2.0], 3), 3)
-    readings, held, projected, goes_on = [], 0, 0, 0
+    readings, held, projected, promoted = [], 0, 0, 0
 
-    def loss(parameters: Array, tokens: Array, seeds: int = 1) -> Array:
-        exact: Array = 1.69 + 406.4 * parameters**-0.34 + 410.7 * tokens**-0.28
-        return exact + draws.normal(0, NOISE_SD / np.sqrt(seeds), len(exact))
+    def mean(size: float, tokens: float, gain: float = 1.0) -> Mean:
+        exact = 1.69 + 406.4 * (gain * size) ** -0.34 + 410.7 * tokens**-0.28
+        return Mean(size, tokens, exact + draws.normal(0, NOISE_SD / np.sqrt(3)), 3)
+
+    def scale(size: float) -> Scale:
+        tokens = tokens_per_parameter * size
+        variants = {"better": mean(size, tokens, 1.2), "equal": mean(size, tokens)}
+        noise = Noise(NOISE_SD * np.sqrt(draws.chisquare(10) / 10), 10, "seeds")
+        return Scale(f"{size:g}", [mean(size, part * tokens) for part in (0.5, 1.0, 2.0)], variants, noise)
 
     for _ in range(replays):
-        surface = fit_surface(n, d, loss(n, d), Noise(NOISE_SD, 18, "seeds"))
-        own = tokens_per_parameter * sizes
-        found, equal = (climb(surface, sizes, own, loss(gain * sizes, own, 3), [3] * 3, 1e9) for gain in (1.2, 1.0))
-        readings.append([gain.value if gain.value is not None else np.nan for gain in found.gains])
-        held += all((gain.low or 0) <= 1.2 <= (gain.high or np.inf) for gain in found.gains)
-        projected += (found.projected.low or 0) <= 1.2 <= (found.projected.high or np.inf)
-        goes_on += equal.goes_on
+        climbs = ladder([scale(size) for size in sizes], "1e9", 1e9).climbs
+        gains = climbs["better"].gains.values()
+        readings.append([gain.value if gain.value is not None else np.nan for gain in gains])
+        held += all((gain.low or 0) <= 1.2 <= (gain.high or np.inf) for gain in gains)
+        target = climbs["better"].projected
+        projected += (target.low or 0) <= 1.2 <= (target.high or np.inf)
+        promoted += climbs["equal"].is_promoted
     means = np.nanmean(readings, axis=0)
     parts = {"least": float(means.min()), "most": float(means.max()), "coverage": held / replays}
-    return parts | {"projection": projected / replays, "an equal goes on": goes_on / replays}
+    return parts | {"projection": projected / replays, "an equal promoted": promoted / replays}
 
 
 def _table(points: list[Point]) -> pd.DataFrame:

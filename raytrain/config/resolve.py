@@ -115,6 +115,23 @@ def read_file(path: str) -> dict[str, Any]:
     return values
 
 
+def read_ladder(given: Any) -> tuple[str, ...]:
+    """The scales of a ladder, a list or text with commas, from the smallest up; none of an empty one.
+
+    Raises UserError for what is no scale, and for one scale alone.
+    """
+    wanted = given.split(",") if isinstance(given, str) else given
+    if not isinstance(wanted, list | tuple):
+        raise UserError(f"ladder ({shown(given)}) must be a list of scales: {', '.join(SCALES)}")
+    wanted = [str(scale) for scale in wanted]
+    for scale in wanted:
+        if scale not in SCALES:
+            raise unknown_value("scale in ladder", scale, SCALES)
+    if wanted and len({*wanted}) < max(2, len(wanted)):
+        raise UserError(f"ladder ({','.join(wanted)}) must have two scales or more, each once, of {', '.join(SCALES)}")
+    return tuple(scale for scale in SCALES if scale in wanted)
+
+
 def resolve(
     given: Sequence[tuple[str, Mapping[str, Any]]],
     *,

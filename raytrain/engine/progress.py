@@ -155,6 +155,8 @@ def ranking_table(table: pd.DataFrame, console: rich.console.Console) -> rich.ta
     )
     known = [*_RANKING[:5], *((name, name, "{:.4f}") for name in further_losses(table)), *_RANKING[5:]]
     columns = [column for column in known if column[0] in table and table[column[0]].notna().any()]
+    if "scale" in table and table["scale"].nunique() > 1:  # each has ranks of its own
+        columns.insert(0, ("scale", "scale", "{}"))
     for metric, heading, _ in columns:
         is_text = metric in ("short_name", "status")
         shown.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")

@@ -109,11 +109,11 @@ th, td { padding: .3rem .7rem .3rem 0; text-align: right; vertical-align: top; w
 th { border-bottom: 1px solid #555; vertical-align: bottom; font-weight: 600; }
 .words { text-align: left; white-space: normal; max-width: 26rem; overflow-wrap: break-word; }
 th { white-space: normal; }
-#ranking td { white-space: normal; }
-#ranking td.words { min-width: 5rem; }
-#ranking td.words:nth-child(3) { min-width: 12rem; }
+[id^="ranking"] td { white-space: normal; }
+[id^="ranking"] td.words { min-width: 5rem; }
+[id^="ranking"] td.words:nth-child(3) { min-width: 12rem; }
 #reproduce td { overflow-wrap: anywhere; }
-#answer p:not(.missing) { font-size: 1.15rem; line-height: 1.4; }
+[id^="answer"] p:not(.missing) { font-size: 1.15rem; line-height: 1.4; }
 .marked { background: #fdf1dc; }
 .kept { font-weight: 600; }
 summary { cursor: pointer; padding: .3rem 0; font-size: .9rem; }
@@ -125,7 +125,7 @@ pre { overflow-x: auto; padding: .6rem .8rem; background: #f4f4f4; font-size: .8
   .cards thead { display: none; }
   .cards, .cards tbody, .cards tr { display: block; }
   .cards tr { padding: .4rem 0; border-bottom: 1px solid #ddd; }
-  .cards td, #ranking .cards td.words { display: inline-block; min-width: 0; max-width: 100%; border: 0;
+  .cards td, [id^="ranking"] .cards td.words { display: inline-block; min-width: 0; max-width: 100%; border: 0;
     text-align: left; padding: .1rem .9rem .1rem 0; white-space: normal; overflow-wrap: anywhere; }
   .cards td::before { content: attr(data-name) " "; color: #555; font-weight: 400; }
 }

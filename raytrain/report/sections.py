@@ -24,6 +24,7 @@ from raytrain.config.run import flat
 from raytrain.errors import UserError, unwritable
 from raytrain.report import plots
 from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.report.ladder import at_scale, sizes_section
 from raytrain.report.rates import rates_section
 from raytrain.rundir.folders import write_whole
 from raytrain.sweep.estimate import duration
@@ -61,7 +62,10 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
             write_whole(file, text.encode())
         for image in (block for part in parts for block in part.blocks if isinstance(block, Image)):
             files += image.picture.save(out / image.name)
-        for picture in {out / f"{name}{ending}" for name in PICTURES for ending in (".svg", ".png")} - {*files}:
+        before = {
+            path for name in PICTURES for form in (".svg", ".png", "_*.svg", "_*.png") for path in out.glob(name + form)
+        }
+        for picture in before - {*files}:
             picture.unlink(missing_ok=True)  # of an earlier report on less of the study
     except OSError as error:
         raise UserError(unwritable(error, out) or f"out ({out}) cannot be written: {error.strerror}") from None
@@ -69,12 +73,31 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path
 
 
 def sections(answer: Answer) -> list[Section]:
-    """All sections of the report, in order."""
-    table = answer.table.assign(is_baseline=_is_baseline(answer))
+    """All sections of the report, in order; of a ladder, what compares trials once for each scale."""
+    if answer.scales:
+        of_scales = [part for own in answer.scales for part in at_scale(own.study["scale"], _of_scale(own))]
+        compared = [sizes_section(answer), *of_scales]
+    else:
+        compared = _compared(answer)
     return [
         Section("question", "The question", _question(answer)),
         Section("answer", "The answer", _answer(answer)),
         Section("cost", "Plan and cost", _cost(answer)),
+        *compared,
+        Section("outcomes", "Outcomes", _outcomes(answer)),
+        Section("reproduce", "Reproduce", _reproduce(answer)),
+        Section("method", "How this was computed", _method(answer)),
+    ]
+
+
+def _of_scale(answer: Answer) -> list[Section]:
+    return [Section("answer", "The answer", _answer(answer)), *_compared(answer)]
+
+
+def _compared(answer: Answer) -> list[Section]:
+    """The sections that compare trials with one another."""
+    table = answer.table.assign(is_baseline=_is_baseline(answer))
+    return [
         Section("ranking", "Ranking", _ranking(answer, table)),
         Section("effects", "Main effects", _main_effects(answer)),
         Section("interactions", "Interactions", _interactions(answer)),
@@ -82,19 +105,18 @@ def sections(answer: Answer) -> list[Section]:
         Section("frontier", "Loss against FLOPs", _frontier(answer, table)),
         Section("speed", "Loss against speed", _speed(table)),
         Section("noise", "Noise floor", _noise(answer)),
-        Section("outcomes", "Outcomes", _outcomes(answer)),
-        Section("reproduce", "Reproduce", _reproduce(answer)),
-        Section("method", "How this was computed", _method(answer)),
     ]
 
 
 def _question(answer: Answer) -> list[Block]:
     study = answer.study
     counts, levels = study["counts"], study.get("axes") or {}
+    budget = f"Each trial may spend {study['budget_flops']:.4g} model FLOPs."
+    where = f"scale {study['scale']}? {'Each scale has a budget of its own.' if answer.scales else budget}"
     blocks: list[Block] = [
         Text(
             f"Which choices of the space {study['space']} pay for their compute, against the base {study['base']} at "
-            f"scale {study['scale']}? Each trial may spend {study['budget_flops']:.4g} model FLOPs."
+            f"{where}"
         )
     ]
     if answer.axes:
@@ -138,7 +160,7 @@ def _answer(answer: Answer) -> list[Block]:
     if unfinished:
         how = "was interrupted" if answer.study.get("interrupted") else "is not over"
         notes.append(Missing(f"The study {how}: {unfinished} of {len(answer.table)} trials have not ended."))
-    if answer.noise is None:
+    if answer.noise is None and not answer.scales:
         notes.append(Missing(f"No claim of better or worse: {answer.reasons['noise']}."))
     first, *others = answer.sentences
     return [*notes, Text(first), *([Items(others)] if others else [])]
@@ -568,6 +590,14 @@ def _method(answer: Answer) -> list[Block]:
             "that the spread over seeds does not contradict, over the rates about the best one; rates at which half "
             "of the runs diverged or stayed on the plateau bound it. The error of a least loss is that of the curve "
             "at its best rate (delta method), with seeds as blocks; the interval of a best rate is Fieller's."
+        )
+    if answer.scales:
+        items.append(
+            "Gains by size: the baseline's losses at all scales and budgets are fitted by E + A N^-alpha + B D^-beta "
+            "of the size N, in model FLOPs per token, and the tokens D. The gain of a variant of size N is N' / N, "
+            "where the baseline needs N' for its loss with the same tokens. Intervals are a parametric bootstrap over "
+            "each scale's noise and the fit, simultaneous over variants and scales (Bonferroni); the trend is the "
+            "slope of ln gain against ln N."
         )
     if (answer.table["status"] == "stopped").any():
         items.append(

@@ -130,6 +130,7 @@ class Plan:
         extra = f", {frontier} of them the base at other budgets" if frontier else ""
         lines = [
             f"space       {self.space} around {self.base}, scale {self.scale}",
+            *self._about(),
             f"points      {self.points} -> {self.programs} -> {self.variants} (points, programs, variants)",
             f"trials      {len(self.trials)}{extra}",
             *compared([trial.config.flat() for trial in self._own], self.factors),
@@ -139,12 +140,20 @@ class Plan:
             *([] if self.design and not self.tuning else [f"resolution  {self._resolves()}"]),
             *self._rungs(),
             *self._confirms(),
-            f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
-            *(self.budget.describe() if self.budget else []),
-            f"FLOPs/token {self.spread}",
+            *self._budgets(),
             *self.estimate.describe(self.price),
         ]
         return "\n".join(lines)
+
+    def _about(self) -> list[str]:
+        return []
+
+    def _budgets(self) -> list[str]:
+        return [
+            f"budget      {self.budget_flops:.4g} model FLOPs each, {self.total_flops:.4g} in all",
+            *(self.budget.describe() if self.budget else []),
+            f"FLOPs/token {self.spread}",
+        ]
 
     def _resolves(self) -> str:
         if self.tuning is not None:

@@ -12,16 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raytrain.architecture import PRESETS
-from raytrain.config.resolve import fields, read_file, read_value, resolve
-from raytrain.config.run import AUTO, TrainConfig
+from raytrain.accounting.flops import parameter_count
+from raytrain.architecture import PRESETS, SCALES
+from raytrain.config.resolve import fields, read_file, read_ladder, read_value, resolve
+from raytrain.config.run import AUTO, STOPS, TrainConfig
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.data.eval_data import open_eval_data
 from raytrain.errors import UserError, shown, unknown_value
+from raytrain.sweep.budget import OPTIMAL
 from raytrain.sweep.design import SAMPLED
 from raytrain.sweep.estimate import Machine, ResourceRequest
 from raytrain.sweep.halving import Halving
+from raytrain.sweep.ladder import FRONTIER, Target, ladder_plan
 from raytrain.sweep.measure import measured_rate
 from raytrain.sweep.plan import Plan, make_plan
 from raytrain.sweep.space import Space, expand, load_space, read_space
@@ -31,6 +34,7 @@ _EVALUATIONS = 2  # of a trial, by default: at half of its steps, and at the end
 _MOST = {"seeds": 1000, "trials": 100_000}  # else, 2^31
 _MOST_RUNS = 100_000  # distinct models times seeds
 _MOST_BUDGETS = 100
+_SHAPE = ("n_layer", "n_head", "n_embd")  # what makes a scale
 CONFIRM = 3  # fresh seeds where a design has no replicates
 _LEAST = {
     "max_trials": 1,
@@ -64,6 +68,9 @@ def plan(
     tune_extend: bool = False,
     independent_seeds: bool = False,
     confirm: int | None = None,
+    ladder: str | Sequence[str] = (),
+    tokens_per_parameter: float | None = None,
+    project_to: str | None = None,
     measure: bool = False,
     on: str | None = None,
     price: float | None = None,
@@ -97,6 +104,11 @@ def plan(
         confirm: fresh seeds of the leader, the runner-up and the baseline once all trials have ended; None: 3 with a
             design without replicates, else 0.
         tune_extend: whether variants that are best at the last learning rate tried run at one more, up to twice.
+        ladder: two or more scales at each of which every variant runs, with a budget and (where it is tuned) a learning
+            rate of its own, over those of the space: gains by size, and who is promoted.
+        tokens_per_parameter: the budget, as training tokens for each parameter of the base, in place of `flops` and its
+            like; with `ladder` None is 20.
+        project_to: the scale that a ladder's gains are projected to; None: the largest.
         on: the devices that the estimate is for, such as "16xB200", "8xH100" or "64xcpu"; None: this machine.
         price: of an hour of one device, for the estimate.
         measure: time a few steps on this machine for the plan's estimate.
@@ -121,15 +133,63 @@ def plan(
     if tune:
         the_space = the_space.tuned(tune)
     _check_tune(the_space, design, scheduler, tune_extend=tune_extend)
-    runs = _Runs(the_space, _layers(the_space, config, run), request)
-    if (trials_per_gpu or 1) > 1 and runs.given.get("micro_batch") == AUTO:
+    scales = read_ladder(ladder) or the_space.ladder
+    layers = _layers(the_space, config, run)
+    given = {name: value for _, values in layers for name, value in values.items() if value is not None}
+    if (trials_per_gpu or 1) > 1 and given.get("micro_batch") == AUTO:
         raise UserError("micro_batch (auto) has a GPU to itself while it tries; with trials_per_gpu give a number")
+    tokens = _tokens_per_parameter(tokens_per_parameter, given, scales)
+    if scales:
+        refused = given | {"design": design, "max_trials": max_trials, "confirm": confirm, "tune_extend": tune_extend}
+        _check_ladder(scales, refused | {"scheduler": None if scheduler == "none" else scheduler}, the_space)
+    elif project_to is not None:
+        raise UserError(f"project_to ({project_to}) goes with a ladder of scales (--ladder)")
+    at_scale = functools.partial(
+        _plan_at,
+        the_space,
+        request,
+        tokens_per_parameter=tokens,
+        scheduler=scheduler,
+        factor=factor,
+        seeds=seeds,
+        max_trials=max_trials,
+        design=design,
+        trials=trials,
+        interactions=interactions,
+        reference=reference,
+        frontier=tuple(frontier_budgets) or (FRONTIER if scales else ()),
+        tune_extend=tune_extend,
+        independent_seeds=independent_seeds,
+        confirm=(CONFIRM if design is not None and seeds == 1 else 0) if confirm is None else confirm,
+        measured=functools.partial(measured_rate, now=measure) if on is None else (lambda config: None),
+        machine=None if on is None else Machine.named(on),
+        price=price,
+    )
+    if not scales:
+        return at_scale(layers)
+    plans = [at_scale([*layers, ("ladder", {"scale": scale})]) for scale in scales]
+    return ladder_plan(plans, _target(the_space, request, layers, plans, project_to or [*SCALES][-1]))
 
-    first = {"preset": the_space.base} if PRESETS[the_space.base] else the_space.points()[0].values
+
+def _plan_at(
+    space: Space,
+    request: ResourceRequest,
+    layers: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    tokens_per_parameter: float | None,
+    scheduler: str,
+    factor: int,
+    seeds: int,
+    **options: Any,
+) -> Plan:
+    """The plan at one scale; `options` are those of `make_plan`."""
+    runs = _Runs(space, layers, request)
+    first = {"preset": space.base} if PRESETS[space.base] else space.points()[0].values
     baseline = runs.resolve(first)  # its rungs are checked against the budget that it gives
-    is_counted = any(runs.given.get(name) is not None for name in ("max_iters", "tokens"))
-    budget = baseline.train_flops if is_counted else baseline.flops
-    assert budget is not None
+    if tokens_per_parameter is not None:
+        tokens = round(tokens_per_parameter * parameter_count(baseline.architecture)["total"])
+        baseline = baseline.replace(**dict.fromkeys(STOPS) | {"tokens": tokens})
+    budget = baseline.train_flops if baseline.flops is None else baseline.flops
     rungs = read_value("rungs", runs.given.get("rungs", ()))
     if scheduler == "halving" and not rungs:
         rungs = tuple(budget / factor**k for k in (2, 1))
@@ -137,32 +197,21 @@ def plan(
     def resolve_trial(values: Mapping[str, Any]) -> TrainConfig:
         return runs.resolve(values).replace(max_iters=None, tokens=None, flops=float(budget), rungs=rungs)
 
-    expansion = expand(the_space, resolve_trial)
+    expansion = expand(space, resolve_trial)
     if (runs_in_all := len(expansion.candidates) * seeds) > _MOST_RUNS:
         raise UserError(
             f"The sweep has {runs_in_all:,} trials, and may have {_MOST_RUNS:,}: take fewer seeds or levels"
         )
     return make_plan(
-        the_space,
+        space,
         expansion,
         budget_flops=round(budget),
         scale=baseline.scale,
         seeds=seeds,
-        max_trials=max_trials,
         base=resolve_trial(first),
         request=request,
-        design=design,
-        trials=trials,
-        interactions=interactions,
-        reference=reference,
         halving=Halving(factor, rungs, baseline.rung_decay) if scheduler == "halving" else None,
-        frontier=tuple(frontier_budgets),
-        tune_extend=tune_extend,
-        independent_seeds=independent_seeds,
-        confirm=(CONFIRM if design is not None and seeds == 1 else 0) if confirm is None else confirm,
-        measured=functools.partial(measured_rate, now=measure) if on is None else (lambda config: None),
-        machine=None if on is None else Machine.named(on),
-        price=price,
+        **options,
     )
 
 
@@ -257,6 +306,49 @@ def _check_tune(space: Space, design: str | None, scheduler: str, *, tune_extend
         raise UserError("tune_extend needs learning_rate among the tuned fields (--tune learning_rate=...)")
     if tune_extend and design in SAMPLED:
         raise UserError(f"tune_extend cannot be combined with design {design}, where no variant runs at every rate")
+
+
+def _tokens_per_parameter(wanted: float | None, given: Mapping[str, Any], scales: Sequence[str]) -> float | None:
+    """What sets the budget, if tokens per parameter do. Raises UserError for two budgets, or one that cannot be."""
+    if wanted is None:
+        wanted = OPTIMAL if scales else None
+    elif not isinstance(wanted, int | float) or isinstance(wanted, bool) or not 0 < wanted < math.inf:
+        raise UserError(f"tokens_per_parameter ({shown(wanted)}) must be above 0 and finite")
+    for stop in STOPS if wanted is not None else ():
+        if stop in given:
+            raise UserError(f"{stop} ({given[stop]}) cannot be combined with tokens_per_parameter ({wanted:g})")
+    return wanted
+
+
+def _check_ladder(scales: Sequence[str], refused: Mapping[str, Any], space: Space) -> None:
+    """Raises UserError for what a ladder does not go with: what it sets itself, or what compares trials as one."""
+    text = f"ladder ({','.join(scales)})"
+    own = ("scale", *_SHAPE, "rungs", "design", "max_trials", "confirm", "tune_extend", "scheduler")
+    for name in own:
+        if refused.get(name):
+            raise UserError(f"{name} ({shown(refused[name])}) cannot be combined with {text}")
+    for name in _SHAPE:
+        if name in space.levels:
+            raise UserError(f"{name}, an axis of space {space.name}, cannot be combined with {text}, which sets it")
+
+
+def _target(
+    space: Space,
+    request: ResourceRequest,
+    layers: Sequence[tuple[str, Mapping[str, Any]]],
+    plans: Sequence[Plan],
+    scale: str,
+) -> Target:
+    """The base at `scale`, with the vocabulary of the ladder's `plans`. Raises UserError if they have several."""
+    if scale not in SCALES:
+        raise unknown_value("scale in project_to", scale, SCALES)
+    sizes = {plan.scale: plan.trials[0].config.architecture.vocab_size for plan in plans}
+    if len({*sizes.values()}) > 1:
+        text = ", ".join(f"{size:,} at {name}" for name, size in sizes.items())
+        raise UserError(f"ladder: scales have different vocabularies ({text}), and so losses: give vocab_size")
+    first = {"preset": space.base} if PRESETS[space.base] else space.points()[0].values
+    own = {"scale": scale, "vocab_size": next(iter(sizes.values()))}
+    return Target.of(scale, _Runs(space, [*layers, ("project_to", own)], request).resolve(first).architecture)
 
 
 def _check_counts(given: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from; and `vary`: `all` combinations, or `one_at_a_time` around the base. It may
     eval_data   further validation sets for all trials, name -> folder
     tune        fields of the recipe and their levels, at each of which every variant runs: no axes, as their levels are
                 not ranked against each other; each variant counts at its own best
+    ladder      scales at each of which every variant runs, compared within each scale alone
 """
 
 import dataclasses
@@ -23,11 +24,14 @@ from typing import Any
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS, preset_axes
 from raytrain.axes import dead
-from raytrain.config.resolve import field_type, fields, read_value, read_yaml
+from raytrain.config.resolve import field_type, fields, read_ladder, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 
-_KEYS = ("base", "presets", "axes", "vary", "when", "placement", "seeds", "run", "tune", "eval_data", "plugins")
+_KEYS = (
+    *("base", "presets", "axes", "vary", "when", "placement"),
+    *("seeds", "run", "tune", "ladder", "eval_data", "plugins"),
+)
 _VARY = ("all", "one_at_a_time")
 _LEVELS = 1000  # of an axis
 _POINTS = 30_000  # spellings of a space: each is resolved before the plan is known, which takes 0.3 ms
@@ -68,8 +72,9 @@ class Space:
 
     `when` holds the conditions of conditional axes, each after those that its own condition names. `placement` are
     conditions, and the ranks of a trial that meets one; the first that holds counts. `tune` are the fields that are
-    tuned for each variant, with their levels in ascending order. `eval_data` are further validation sets (see
-    TrainConfig). `seeds` are the trials of each variant, and `run` the fields of all, where nothing else gives them.
+    tuned for each variant, with their levels in ascending order. `ladder` are the scales that it runs at, if several.
+    `eval_data` are further validation sets (see TrainConfig). `seeds` are the trials of each variant, and `run` the
+    fields of all, where nothing else gives them.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Space:
     seeds: int = 1
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tune: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    ladder: tuple[str, ...] = ()
 
     @property
     def settings(self) -> list[dict[str, float]]:
@@ -236,6 +242,7 @@ def read_space(name: str, content: Mapping[str, Any], base: str | None = None, *
         seeds=content.get("seeds", 1),
         run=_run(spec, content.get("run") or {}),
         tune=_tune(spec, content.get("tune") or {}, levels),
+        ladder=read_ladder(content.get("ladder") or []),
     )
 
 

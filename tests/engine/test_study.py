@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from raytrain.engine.journal import Sync
 from raytrain.errors import UserError
 from raytrain.rundir.folders import check_name
 from raytrain.rundir.log import JsonLog, read_log
+from raytrain.sweep import planning
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.halving import Halving
 from raytrain.sweep.plan import Plan, make_plan
@@ -166,11 +168,16 @@ class NoSync(contextlib.AbstractContextManager["NoSync"]):
         pass
 
 
-def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
-    """A study that has ended, to be taken up without Ray and MLflow."""
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor MLflow."""
     one_lane(monkeypatch)
     monkeypatch.setattr(study, "ray_started", lambda *_: contextlib.nullcontext(True))
     monkeypatch.setattr(study, "Sync", NoSync)
+
+
+def finished(folder: Path, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
+    """A study that has ended, to be taken up without Ray and MLflow."""
+    without_ray(monkeypatch)
     monkeypatch.setattr(study, "recorded_fingerprints", lambda *args: {})  # made up
     write_study(folder, lanes=dataclasses.asdict(ResourceRequest()), **given)
     for result in folder.glob("trials/*/result.json"):
@@ -198,6 +205,32 @@ def test_the_end_says_what_the_ranking_is_worth(
     assert study.resume_study("s", runs=tmp_path) == 0
     out = capsys.readouterr().out
     assert out.index(told) < out.index(f"Loss bought per model FLOP, best first {title}")
+
+
+def test_a_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a study.json of a ladder that its answer cannot be made of, trials of two scales in one ranking, or
+    an end that states no gains by size."""
+
+    def run(session: Any, record: Any, *args: Any, **kwargs: Any) -> None:
+        while (segment := record.schedule.next()) is not None:
+            record.begin(segment)
+            config = record.trials[segment.trial]["config"]
+            loss = 3 + 1e8 / config["flops"] ** 0.7 + 0.3 * (config["scale"] == "tiny") + config["seed"] % 2 / 1e5
+            facts = {"val_loss": loss - config["architecture"]["bias"] / 100, "vocab_size": 256}
+            facts |= {"status": "complete", "train_flops": config["flops"]}
+            record.take(segment.trial, {"event": "end", "time": 1.0} | facts, "lane")
+
+    without_ray(monkeypatch)
+    monkeypatch.setattr(study, "_tune", run)
+    made = planning.plan({"bias": [False, True]}, base="llama", ladder="tiny,small")
+    assert study.run_study(made, runs=tmp_path, name="l") == 0
+    out = capsys.readouterr().out
+    assert "ladder      tiny, small: trials are compared within a scale" in out
+    assert "bias=True: compute gain 1." in out
+    assert re.findall("^ *(tiny|small) +([12]) +(bias=True|llama) ", out, re.MULTILINE) == [
+        (scale, str(rank), name) for scale in ("tiny", "small") for rank, name in ((1, "bias=True"), (2, "llama"))
+    ]
+    assert (tmp_path / "l" / "report" / "effects_small.png").exists()
 
 
 def test_a_study_elsewhere_is_resumed_by_its_path(

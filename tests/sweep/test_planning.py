@@ -106,3 +106,64 @@ def test_bad_costs(options: dict[str, object], words: str) -> None:
     """Would catch a plan for this machine in the place of the one that was asked about."""
     with pytest.raises(UserError, match=re.escape(words)):
         plan("quickstart", **options)  # type: ignore[arg-type]
+
+
+LADDER: dict[str, Any] = {"space": {"weight_tying": [False, True]}, "base": "llama", "ladder": "small,tiny"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"ladder": "tiny"}, "ladder (tiny) must have two scales or more"),
+        ({"ladder": ["tiny", "tiny"]}, "ladder (tiny,tiny) must have two scales or more"),
+        ({"ladder": "tiny,smal"}, "Unknown scale in ladder: 'smal'"),
+        ({"ladder": 3}, "ladder (3) must be a list of scales"),
+        ({"ladder": "tiny,124m"}, "different vocabularies (256 at tiny, 50,304 at 124m)"),
+        ({"scale": "small"}, "scale ('small') cannot be combined with ladder (tiny,small)"),
+        ({"n_embd": 64}, "n_embd (64) cannot be combined with ladder"),
+        ({"space": {"n_layer": [2, 3]}}, "n_layer, an axis of space axes, cannot be combined with ladder"),
+        ({"scheduler": "halving"}, "scheduler ('halving') cannot be combined with ladder"),
+        ({"rungs": [1e12]}, "rungs ([1000000000000.0]) cannot be combined with ladder"),
+        ({"design": "full"}, "design ('full') cannot be combined with ladder"),
+        ({"max_trials": 3}, "max_trials (3) cannot be combined with ladder"),
+        ({"confirm": 3}, "confirm (3) cannot be combined with ladder"),
+        ({"flops": 1e13}, "flops (10000000000000.0) cannot be combined with tokens_per_parameter (20)"),
+        ({"ladder": (), "max_iters": 5, "tokens_per_parameter": 2}, "max_iters (5) cannot be combined with tokens_per"),
+        ({"tokens_per_parameter": 0}, "tokens_per_parameter (0) must be above 0 and finite"),
+        ({"project_to": "2b"}, "Unknown scale in project_to: '2b'"),
+        ({"ladder": (), "project_to": "124m"}, "project_to (124m) goes with a ladder"),
+    ],
+)
+def test_mistakes_about_a_ladder(arguments: dict[str, Any], words: str) -> None:
+    """Would catch a ladder that ignores what it was told, or compares trials that are not comparable."""
+    with pytest.raises(UserError) as raised:
+        plan(**(LADDER | arguments))
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_ladder_is_a_study_at_each_scale(tmp_path: Path) -> None:
+    """Would catch a scale with another's budget or recipe, other variants or seeds at one scale than at the other, a
+    baseline with too few settings for its surface, and a sum that leaves out a scale."""
+    made = plan(**LADDER, seeds=2, tokens_per_parameter=10, project_to="124m")
+    alone = {scale: plan(**LADDER | {"ladder": ()}, seeds=2, tokens_per_parameter=10, scale=scale,
+                         frontier_budgets=(0.5, 2)) for scale in ("tiny", "small")}  # fmt: skip
+    assert [trial.to_dict() for trial in made.trials] == [
+        trial.to_dict() for one in alone.values() for trial in one.trials
+    ]
+    assert made.total_flops == sum(one.total_flops for one in alone.values())
+    for one in alone.values():
+        assert one.budget is not None
+        assert one.budget.tokens_per_parameter == pytest.approx(10, rel=1e-4)
+        assert one.trials[0].config.flops == pytest.approx(
+            one.budget.flops_per_token * 10 * one.budget.parameters, rel=1e-4
+        )
+    text = str(made)
+    assert "tiny        492,384 parameters (the base), 10 tokens a parameter: 4,923,904 tokens in 4,809 steps" in text
+    count = 12 * (4 * 768**2 + 3 * 768 * 2048) + 25 * 768 + 2 * 256 * 768  # blocks, norms, embedding and head
+    assert f"projected to 124m ({count:,} parameters)" in text
+    assert made.to_dict()["ladder"]["project_to"]["parameters"] == count
+    space = tmp_path / "ladder.yaml"
+    space.write_text("base: llama\naxes: {weight_tying: [false, true]}\nladder: [tiny, small]\n")
+    ids = plan(space, seeds=2, tokens_per_parameter=10).to_dict()["trial_ids"]
+    assert ids == made.to_dict()["trial_ids"]
