@@ -19,6 +19,9 @@ from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, fit_mode
 
 DESIGNS = ("full", "one_at_a_time", "leave_one_out", "random", "d_optimal")
 SAMPLED = ("random", "d_optimal")  # those of so many trials, of all points
+REPLICATED = (
+    10  # points of a d_optimal design that run twice, where that leaves half of the residual degrees of freedom
+)
 _TIE, _LEAST_GAIN = 1e-7, 1e-6
 
 
@@ -107,7 +110,9 @@ def choose(
       axis's first level): which of the base's choices earn their place
     - random: a simple random sample of the candidates
     - d_optimal: a fraction that estimates all main effects (and, with `interactions`, all pairwise interactions)
-      together best, by exchange (see `exchange`), the best of `starts` random starts
+      together best, by exchange (see `exchange`), the best of `starts` random starts. Where `trials` leave 20 residual
+      degrees of freedom or more, ten of its points run twice: what two runs of one point differ in is noise alone, so
+      that a lack of fit can be distinguished from it
 
     Raises UserError for arguments that do not fit.
     """
@@ -146,7 +151,9 @@ def choose(
                 terms += f" and the curves in {tuned}" if tuned else ""
                 raise UserError(f"trials ({trials}) must be {least} or more for the {size} coefficients of {terms}")
             fixed = base_runs / seeds * np.outer(matrix[base], matrix[base])
-            others = exchange(matrix, fixed, count, draws, starts)
+            again = 0 if seeds > 1 or trials - size < 2 * REPLICATED else REPLICATED
+            others = exchange(matrix, fixed, count - again, draws, starts)
+            others += replicated(matrix, fixed, others, again)
 
     repeats = Counter({index: seeds * count for index, count in Counter(others).items()})
     repeats[base] += base_runs
@@ -236,6 +243,21 @@ def exchange(matrix: Array, fixed: Array, count: int, draws: "Draws", starts: in
         if log_det > best[0] + _TIE:
             best = (log_det, list(rows))
     return best[1]
+
+
+def replicated(matrix: Array, fixed: Array, rows: Sequence[int], count: int) -> list[int]:
+    """Those of `rows` to run once more, each once, so that det(X'X) is largest step by step; fewer than `count` by as
+    many as there are twice in `rows` already. The rest is as for `exchange`."""
+    runs = Counter(rows)
+    once = sorted(row for row, times in runs.items() if times == 1)
+    information = fixed + matrix[[*rows]].T @ matrix[[*rows]]
+    out: list[int] = []
+    for _ in range(min(len(once), max(0, count - (len(runs) - len(once))))):
+        d = np.einsum("np,np->n", matrix[once] @ np.linalg.inv(information), matrix[once])
+        row = once.pop(int(np.argmax(d >= d.max() - _TIE * (1 + d.max()))))
+        out.append(row)
+        information = information + np.outer(matrix[row], matrix[row])
+    return out
 
 
 def _whitening(matrix: Array) -> Array:
