@@ -52,17 +52,21 @@ def resume(
     runs: str | Path = "runs",
     tracking_uri: str | None = None,
     concurrent: int | None = None,
+    follow_up: bool = False,
 ) -> "Study":
     """Continue a study as it was planned, whatever ended it. Trials that have ended are not run again.
 
     `study` is its name in `runs`, its folder, or a `Study`; `concurrent` the most trials at a time here; the rest is as
-    for `run`. Raises UserError if there is no such study, or another process runs it; and KeyboardInterrupt as `run`.
+    for `run`. With `follow_up` a study that is over runs what settles whether the three axes that it suspects act
+    together. Raises UserError if there is no such study, nothing to follow up, or another process runs it; and
+    KeyboardInterrupt as `run`.
     """
     with held():
         from raytrain.engine.study import home, resume_study
 
     folder = study.folder if isinstance(study, Study) else find_study(study, home(Path(runs)), "study")
-    code = resume_study(str(folder.absolute()), runs=Path(runs), tracking_uri=tracking_uri, concurrent=concurrent)
+    place = str(folder.absolute())
+    code = resume_study(place, runs=Path(runs), tracking_uri=tracking_uri, concurrent=concurrent, follow_up=follow_up)
     return _ended(code, folder)
 
 

@@ -11,7 +11,7 @@ from raytrain.config.resolve import add_flags, read_flags
 from raytrain.errors import Parser, UserError, command
 from raytrain.interrupts import held
 from raytrain.plugins.loader import load_named
-from raytrain.rundir.folders import check_name
+from raytrain.rundir.folders import check_name, find_study
 from raytrain.sweep.design import DESIGNS
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.planning import OPTIONS, SCHEDULERS, plan
@@ -27,13 +27,18 @@ def main(argv: list[str] | None = None) -> int | None:
         for plugin in plugins:
             check(plugin)
     flags = _parser().parse_args(argv)
-    if flags.resume is not None:
+    if (name := flags.resume or flags.follow_up) is not None:
         _check_resume(flags)
         with held():
-            from raytrain.engine.study import resume_study  # Ray takes seconds to import
+            from raytrain.engine.stages import plan_follow_up  # Ray takes seconds to import
+            from raytrain.engine.study import home, resume_study
 
+        if flags.plan:
+            print(plan_follow_up(find_study(name, home(Path(flags.runs)), "follow_up")))
+            return 0
         return resume_study(
-            flags.resume,
+            name,
+            follow_up=flags.follow_up is not None,
             runs=Path(flags.runs),
             tracking_uri=flags.tracking_uri,
             storage=flags.storage,
@@ -147,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="continue the study of this name under --runs, or in this folder, after an interruption",
     )
+    sweep.add_argument(
+        "--follow_up",
+        metavar="NAME",
+        help="in the study of this name, which is over, run what settles whether the three axes that its answer "
+        "suspects act together",
+    )
     sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
     sweep.add_argument("--on", metavar="NxDEVICE", help="plan for 16xB200, 8xH100, 64xcpu [this machine]")
     sweep.add_argument("--price", type=float, help="of an hour of one device, for the plan [none]")
@@ -195,12 +206,13 @@ def _field_levels(text: str) -> tuple[str, list[str]]:
 
 def _check_resume(flags: argparse.Namespace) -> None:
     """A resumed study keeps its plan, so flags that plan one have no meaning. Raises UserError for those."""
-    usual = vars(_parser().parse_args([]))
-    allowed = ("resume", "runs", "tracking_uri", "storage", "data", "concurrent", "json", "plugin")
+    usual, how = vars(_parser().parse_args([])), "resume" if flags.resume is not None else "follow_up"
+    allowed = [how, "runs", "tracking_uri", "storage", "data", "concurrent", "json", "plugin"]
+    allowed += ["plan"] if how == "follow_up" else []
     for name, value in vars(flags).items():
         if name not in allowed and value != usual[name]:
             raise UserError(
-                f"{name} ({value}) cannot be combined with --resume, which continues as planned; allowed: "
+                f"{name} ({value}) cannot be combined with --{how}, which continues as planned; allowed: "
                 f"{', '.join(allowed[1:])}"
             )
 

@@ -76,6 +76,9 @@ def test_a_file_of_flags_and_relative_paths(tmp_path: Path, monkeypatch: pytest.
     [
         ("--resume s --seeds 3", "seeds (3) cannot be combined with --resume"),
         ("--resume s --learning_rate 1", "learning_rate (1) cannot be combined with --resume"),
+        ("--follow_up s --seeds 3", "seeds (3) cannot be combined with --follow_up"),
+        ("--follow_up s --plan", "Unknown follow_up in {runs}: 's'. Available: none."),
+        ("--follow_up s --resume s", "follow_up (s) cannot be combined with --resume"),
         ("--resume s", "Unknown resume in {runs}: 's'. Available: none."),
         ("--resume ../s", "Unknown resume in {runs}: '../s'"),
         (f"--resume {'a' * 300}", "Unknown resume in {runs}: 'aaa"),

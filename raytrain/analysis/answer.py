@@ -17,6 +17,7 @@ from raytrain.analysis.confirmed import Confirmation, confirmation, shrunken
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
 from raytrain.analysis.enough import late_sentences, shortfall, training_of
 from raytrain.analysis.eval_sets import by_eval_set
+from raytrain.analysis.follow_up import settled
 from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
 from raytrain.analysis.ladder import Ladder, Mean, Scale, ladder
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
@@ -31,7 +32,7 @@ from raytrain.analysis.ranking import (
     read_trials,
     unlike_devices,
 )
-from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, common_rung, curves, points, rung_table
+from raytrain.analysis.trials import FRESH_ROLES, OWN_ROLES, axes_of, budgets, common_rung, curves, points, rung_table
 from raytrain.analysis.tuned import TUNING, Tuned, as_effects, tuned_effects
 from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
 from raytrain.errors import UserError
@@ -76,11 +77,6 @@ class Answer:
     confirmed: Confirmation | None = None  # where the leader ran anew with fresh seeds: the winner is theirs
     scales: Sequence["Answer"] = ()  # of a ladder, from the smallest up: all but `table` and `sentences` is the last's
     ladder: Ladder | None = None
-
-    @property
-    def headlines(self) -> list[str]:
-        """What is to be known first: of a ladder, all of its sentences, as those of each scale are the scales' own."""
-        return self.sentences if self.scales else self.sentences[:1]
 
 
 def answer(folder: str | Path) -> Answer:
@@ -267,7 +263,7 @@ def _groups(table: pd.DataFrame) -> pd.Series:
     out = pd.Series(-1, index=table.index)
     if done.any():
         budget = budgets(numbers(table[done], "train_flops").to_numpy())
-        program = 2 * programs(table)[done] + (table.loc[done, "role"] == "confirm")  # fresh seeds stand alone
+        program = 2 * programs(table)[done] + table.loc[done, "role"].isin(FRESH_ROLES)  # fresh seeds stand alone
         out[done] = program * (budget.max() + 1) + budget
     return out
 
@@ -420,6 +416,7 @@ def _sentences(answer: Answer) -> list[str]:
         if stopped := int((table["status"] == "stopped").sum()):
             out.append(_at_rung(answer, stopped))
         out += [text for text in answer.effects.sentences if not (answer.confirmed and text == answer.effects.expected)]
+    out += map(str, settled(answer.study, table))
     out += answer.late
     out += _unequal_spread(table)
     out += _mixed_devices(answer)

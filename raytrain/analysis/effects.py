@@ -211,7 +211,7 @@ def _sentences(
         out.append(
             f"The residuals suggest that {effects.triple} act together (p = {effects.triple.p:.2g} after adjustment "
             f"for {effects.triple.tested} triples), which the model lacks, so it is not asked what it expects most of. "
-            "Runs of all combinations of these three would settle it."
+            "Runs of all combinations of these three settle it (--follow_up with the study's name)."
         )
     if known.empty:
         out.append("No main effect can be estimated, because the runs differ in several axes at once.")

@@ -28,7 +28,7 @@ import scipy.stats
 
 from raytrain import architecture
 from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means, pooled
-from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
+from raytrain.analysis.trials import BUDGET_TOLERANCE, FRESH_ROLES, OWN_ROLES
 from raytrain.analysis.tuned import at_own_best, tuned_fields
 from raytrain.config.run import STOPS, flat
 from raytrain.rundir.folders import read_study_json
@@ -61,8 +61,8 @@ def short_name(trial: dict[str, Any]) -> str:
     other fields than its own.
     """
     label, role = str(trial.get("label", trial["labels"][0])), trial.get("role", "")
-    if role == "confirm":
-        return f"{short_name(trial | {'role': ''})} (confirm)"
+    if role in FRESH_ROLES:
+        return f"{short_name(trial | {'role': ''})} ({role.replace('_', '-')})"
     if len(label) <= _LABEL_LENGTH or role == "frontier":
         return label
     arch = trial["config"]["architecture"]

@@ -30,8 +30,10 @@ from raytrain.sweep.space import axis_fields
 
 BUDGET_TOLERANCE = 0.005
 # Roles of trials that effects and ranks rest on: those planned at first, and what a later stage added to them. Not
-# "frontier" (the baseline at other budgets) nor "confirm" (fresh seeds of those that came first, which judge alone).
-OWN_ROLES = ("", "extend", "follow_up")
+# "frontier" (the baseline at other budgets), nor those with fresh seeds, which judge alone: "confirm" (of those that
+# came first) and "follow_up" (of three axes that are suspected to act together).
+OWN_ROLES = ("", "extend")
+FRESH_ROLES = ("confirm", "follow_up")
 _DERIVED = ("n_kv_head", "d_ff")  # a planned trial has both filled in, and they follow other axes
 
 

@@ -33,20 +33,27 @@ def suspect(runs: Sequence[Point], fit: LeastSquares, losses: Array, scale: Arra
     For each triple the F test of its columns, added to the fit: the squares that they take up of the residuals, over
     those that are left (the partial F test). 5% for all triples together.
     """
-    residuals = fit.residuals(losses)
-    total = float(residuals @ residuals)
     axes = list(dict.fromkeys(axis for run in runs for axis in live(run)))
-    candidates: list[tuple[float, tuple[str, str, str]]] = []
-    for triple in itertools.combinations(axes, 3):
-        taken, df = _taken((interaction_columns(runs, triple).T / scale).T, fit, residuals)
-        if df and fit.df - df >= _LEAST_DF and total > 0:
-            ratio = (taken / df) / ((total - taken) / (fit.df - df)) if total > taken else np.inf
-            candidates.append((float(scipy.stats.f.sf(ratio, df, fit.df - df)), triple))
+    tested = ((partial_f(runs, triple, fit, losses, scale), triple) for triple in itertools.combinations(axes, 3))
+    candidates = [(p, triple) for p, triple in tested if p is not None]
     if not candidates:
         return None
     p, triple = min(candidates)
     p = min(1.0, p * len(candidates))  # the first step of Holm
     return Triple(triple, p, len(candidates)) if p < SIGNIFICANCE else None
+
+
+def partial_f(
+    runs: Sequence[Point], triple: Sequence[str], fit: LeastSquares, losses: Array, scale: Array | float = 1.0
+) -> float | None:
+    """The p-value of the partial F test of the interaction of `triple`, as for `suspect`; None if nothing tests it."""
+    residuals = fit.residuals(losses)
+    total = float(residuals @ residuals)
+    taken, df = _taken((interaction_columns(runs, triple).T / scale).T, fit, residuals)
+    if not df or fit.df - df < _LEAST_DF or total <= 0:
+        return None
+    ratio = (taken / df) / ((total - taken) / (fit.df - df)) if total > taken else np.inf
+    return float(scipy.stats.f.sf(ratio, df, fit.df - df))
 
 
 def interaction_columns(runs: Sequence[Point], axes: Sequence[str]) -> Array:

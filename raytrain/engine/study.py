@@ -37,7 +37,7 @@ from raytrain.engine.lock import study_lock
 from raytrain.engine.progress import Progress, findings, ranking_table, short_name
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
-from raytrain.engine.stages import grow
+from raytrain.engine.stages import grow, with_follow_up
 from raytrain.engine.timing import by_driver
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
@@ -132,19 +132,21 @@ def resume_study(
     storage: str | None = None,
     data: str | None = None,
     concurrent: int | None = None,
+    follow_up: bool = False,
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
 ) -> int:
     """Continue the study `name`, one in `runs` or a path, whatever ended it; otherwise as `run_study`.
 
-    `storage` is the study's own, and only needed for the secrets in it, which are not stored. `data` is where the
-    study's data is now, if it was moved: its fingerprint has to be the same.
+    `storage` is the study's own, only needed for the secrets in it, which are not stored. `data` is where the study's
+    data is now, if it was moved: its fingerprint has to be the same. With `follow_up` a study that is over grows by the
+    runs of raytrain.analysis.follow_up.
 
-    Trials that have ended are not run again, but those that were lost are (`Schedule.retried`). Those that fit in no
-    lane here wait for a resume elsewhere. Raises UserError if there is no such study, or another process holds it.
+    Trials that have ended are not run again, but those lost are (`Schedule.retried`). Those that fit in no lane here
+    wait for a resume elsewhere. Raises UserError if there is no such study, or another process holds it.
     """
     started = time.time()
-    folder = find_study(name, home(runs), "resume").absolute()
+    folder = find_study(name, home(runs), "follow_up" if follow_up else "resume").absolute()
     study = read_study_json(folder, "lanes", "scheduler", "plan")
     for trial in study["trials"]:
         check_loaded(trial["config"].get("plugins", ()))
@@ -154,9 +156,9 @@ def resume_study(
     if data is not None:
         moved(study, data)
         study["interrupted"] = True  # so that it is written once this process has its lock
-    request = ResourceRequest(**study["lanes"])
-    if concurrent is not None:
-        request = dataclasses.replace(request, concurrent=concurrent)
+    study = with_follow_up(folder, study) if follow_up else study
+    changed = {} if concurrent is None else {"concurrent": concurrent}
+    request = ResourceRequest(**study["lanes"] | changed)
 
     def go_on(session: Session, sync: Sync, *, is_local: bool) -> int:
         lanes = plan_lanes(study["trials"], request, is_local=is_local)
@@ -212,12 +214,12 @@ def _run(
     hand_over(session.storage)
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(study_lock(folder, session.give_up))
+        if study.pop("interrupted", False):
+            write_json(folder / "study.json", study)
         next_stage = functools.partial(grow, folder, lanes, console)
         driver = {"started": started, "lanes": lanes.most}
         record = StudyJournal(folder, study["trials"], study["scheduler"], next_stage, session.storage, driver)
         at_end.enter_context(session.heeding_signals(sync, record))
-        if study.pop("interrupted", False):
-            write_json(folder / "study.json", study)
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
         for trial, reason in lanes.infeasible.items():
             if not record.schedule.has_ended(trial):

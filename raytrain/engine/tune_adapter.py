@@ -35,6 +35,7 @@ class SegmentSearcher(Searcher):
     ) -> None:
         super().__init__()
         self._record, self._shapes, self._lanes, self._programs = record, shapes, lanes, programs
+        self._is_ladder = len({trial["config"]["scale"] for trial in record.trials.values()}) > 1
         self._live: dict[str, LaneShape] = {}  # Tune's trials that have not ended
         self._segments: dict[str, str] = {}  # their trials of the study
 
@@ -61,7 +62,8 @@ class SegmentSearcher(Searcher):
         if segment.micro_batch is not None:
             config = config | {"micro_batch": segment.micro_batch}
         name = short_name(planned) + (f"-rung{segment.rung}" if segment.rung is not None else "")
-        trial = {"id": planned["id"], "seed": planned["seed"], "name": name, "is_ranked": not planned.get("role")}
+        is_ranked = not planned.get("role") and not self._is_ladder  # nothing is best over several scales
+        trial = {"id": planned["id"], "seed": planned["seed"], "name": name, "is_ranked": is_ranked}
         trial["shape"] = json.dumps(dataclasses.asdict(shape))
         # As text, since Tune flattens and copies what a config holds, and keeps it for as long as the study runs.
         job = {"config": config, "folder": planned.get("folder"), "rung": segment.rung, "plugins": sources(config)}

@@ -53,6 +53,14 @@ def due(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
+def growing(study: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """study.json that may grow by `stage` once more, after those that it has."""
+    grows = list(study.get("grows", ()))
+    times = sum(done["name"] == stage for done in study.get("stages", ()))
+    others = [entry for entry in grows if entry["stage"] != stage]
+    return dict(study) | {"grows": [*others, {"stage": stage, "most": times + 1}]}
+
+
 def fresh_seeds(trials: Iterable[Trial], count: int) -> range:
     """`count` seeds above any that the study has used."""
     first = 1 + max(trial["seed"] for trial in trials)

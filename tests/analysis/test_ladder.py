@@ -139,7 +139,7 @@ def test_scales_are_compared_each_by_itself(study: Callable[..., Path]) -> None:
         assert gain.low is not None
         assert gain.high is not None
         assert gain.low < truth < gain.high
-    assert found.headlines[0].startswith("Promoted: none of 1 variants.")
+    assert found.sentences[0].startswith("Promoted: none of 1 variants.")
     firsts = rank(read_study(folder)).query("rank == 1").groupby("scale")["label"].unique()
     assert {scale: list(labels) for scale, labels in firsts.items()} == {
         "tiny": ["weight_tying=True"],
@@ -160,7 +160,7 @@ def test_the_report_of_a_ladder(study: Callable[..., Path]) -> None:
     ids = [one.id for one in sections(found)]
     assert len({*ids}) == len(ids)
     assert {"sizes", "ranking-tiny", "ranking-small", "rates-tiny", "rates-small", "answer-small"} < {*ids}
-    assert found.headlines[0].startswith("Promoted: weight_tying=True.")
+    assert found.sentences[0].startswith("Promoted: weight_tying=True.")
     for own, best in zip(found.scales, (2e-3, 1e-3), strict=True):
         assert own.tuned is not None
         assert own.tuned.variants["llama"].rate == pytest.approx(best, rel=0.05)
@@ -172,6 +172,6 @@ def test_the_report_of_a_ladder(study: Callable[..., Path]) -> None:
 def test_a_ladder_that_is_not_over(study: Callable[..., Path]) -> None:
     """Bug: a traceback, or gains of one scale alone, while the larger scale still runs."""
     found = answer(study({"tiny": 1.2, "small": 1.2}, without="small"))
-    assert found.headlines[0] == "No gains by size: no variant was completed with two seeds at scale small."
-    assert found.headlines[1].startswith("At tiny: The winner of 2 variants")
+    assert found.sentences[0] == "No gains by size: no variant was completed with two seeds at scale small."
+    assert found.sentences[1].startswith("At tiny: The winner of 2 variants")
     assert sections(found)

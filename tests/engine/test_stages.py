@@ -1,7 +1,9 @@
 """A study that grows, without Ray: the journal, the schedule and the decision, and a kill between any two writes."""
 
+import hashlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from raytrain.analysis.answer import answer
 from raytrain.engine import journal
 from raytrain.engine.journal import StudyJournal
-from raytrain.engine.stages import next_stage
+from raytrain.engine.stages import next_follow_up, next_stage, plan_follow_up
+from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.log import JsonLog, read_log
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.planning import plan
+from raytrain.sweep.stages import growing
 
 AXES = {"norm_position": ["pre", "post"], "weight_tying": [False, True], "bias": [False, True]}
 
@@ -39,14 +44,14 @@ class Writes:
         self.count += 1
 
 
-def make(folder: Path, **options: Any) -> Plan:
+def make(folder: Path, *, axes: dict[str, list[Any]] = AXES, **options: Any) -> Plan:
     """study.json of a plan, as the engine writes it."""
-    planned = plan(AXES, base="llama", **options)
+    planned = plan(axes, base="llama", **options)
     described = planned.to_dict()
     content = {"name": folder.name, "space": "axes", "base": "llama", "scale": "tiny", "git_commit": None}
     content |= {"created": "2026-11-25T12:00:00+00:00", "command": "", "budget_flops": planned.budget_flops}
     content |= {"counts": planned.counts, "versions": {}, "scheduler": planned.scheduler, "grows": planned.grows}
-    content |= {"axes": described["axes"], "baseline": described["baseline"]}
+    content |= {"axes": described["axes"], "baseline": described["baseline"], "plan": described}
     folder.mkdir()
     trials = [trial.to_dict() for trial in planned.trials]
     (folder / "study.json").write_text(json.dumps(content | {"trials": trials}))
@@ -176,3 +181,48 @@ def test_without_results_there_is_no_stage_and_the_study_is_over(tmp_path: Path)
         record.take(segment.trial, {"event": "end", "time": 1.0, "status": "diverged", "reason": "loss nan"}, "lane")
     assert record.schedule.is_over
     assert "stages" not in read_study_json(tmp_path / "s")
+
+
+def test_a_suspected_triple_is_followed_up(tmp_path: Path) -> None:
+    """Would catch a follow-up of other axes or combinations, of seeds that were used, of a study that suspects nothing,
+    or whose runs join the effects that made the suspicion; and an answer that does not state what it showed."""
+    three = ("norm_position", "weight_tying", "bias")
+    axes = {"normalization": ["rmsnorm", "layernorm"], "position_encoding": ["rope", "none"]}
+    folder = tmp_path / "s"
+
+    def apart(trial: dict[str, Any]) -> float:
+        return 3 + int(hashlib.sha256(trial["id"].encode()).hexdigest()[:6], 16) / 16**6 / 100
+
+    def together(trial: dict[str, Any]) -> float:
+        arch = trial["config"]["architecture"]
+        return apart(trial) - 0.2 * (arch["norm_position"] == "post" and arch["weight_tying"] and arch["bias"])
+
+    make(folder, axes=AXES | axes, seeds=2, independent_seeds=True)
+    drive(folder, apart)
+    with pytest.raises(UserError, match="nothing to settle: no three axes are suspected"):
+        next_follow_up(folder)
+    shutil.rmtree(folder)
+    make(folder, axes=AXES | axes, seeds=2, independent_seeds=True)
+    with pytest.raises(UserError, match="follow_up needs a study that is over; 64 of its trials"):
+        next_follow_up(folder)
+    drive(folder, together)
+    before = answer(folder)
+    assert "24 fresh runs, 3 of each of their 8 combinations" in plan_follow_up(folder)
+
+    study = read_study_json(folder)
+    (folder / "study.json").write_text(json.dumps(growing(study, "follow_up")))
+    for told, world in (("confirm that they act together", together), ("do not show", apart)):
+        drive(folder, world)
+        study = read_study_json(folder)
+        added = [trial for trial in study["trials"] if trial.get("role") == "follow_up"][-24:]
+        assert set(study["stages"][-1]["axes"]) == set(three)
+        cells = Counter(tuple(trial["config"]["architecture"][axis] for axis in three) for trial in added)
+        assert sorted(cells.values()) == [3] * 8
+        assert {trial["config"]["architecture"]["normalization"] for trial in added} == {"rmsnorm"}
+        assert len({trial["seed"] for trial in study["trials"]}) == len(study["trials"])
+        after = answer(folder)
+        assert after.effects is not None
+        assert before.effects is not None
+        assert after.effects.table.equals(before.effects.table)
+        assert [text for text in after.sentences if text.startswith("Follow-up: 24 fresh runs")][-1].find(told) > 0
+        (folder / "study.json").write_text(json.dumps(growing(study, "follow_up")))
