@@ -22,6 +22,7 @@ from raytrain.rundir import folders
 from raytrain.rundir.log import JsonLog
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.schedule import Segment
+from tests.engine.test_journal import trials
 from tests.studies import write_study
 
 SMALL = [
@@ -134,7 +135,7 @@ def test_a_study_ends_with_its_resume_line(tmp_path: Path, monkeypatch: pytest.M
     session = Session(tmp_path / "s", console)
     left: list[int] = []
     monkeypatch.setattr(session.ending, "leave", left.append)
-    record = StudyJournal(tmp_path / "s", [{"id": "t0", "hash": "h", "seed": 1, "config": {}}])
+    record = StudyJournal(tmp_path / "s", trials(1))
     record.on_full_disk = session.disk_is_full
     monkeypatch.setattr(JsonLog, "write", full)
     with pytest.raises(OSError, match="No space left"):

@@ -9,17 +9,19 @@ from mlflow import MlflowClient
 from raytrain import track
 from raytrain.config.resolve import resolve
 from raytrain.engine.journal import StudyJournal
+from raytrain.sweep.trial import AssignedTrial
 from tests.studies import write_study
 
 
 def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a study that is doubled by a second sync, and trials that stay RUNNING after their study ended."""
-    config = resolve([("test", {"max_iters": 1})], data_vocab_size=256)[0].to_dict() | {"checkpoint_interval": None}
-    trials = [{"id": "t", "label": "t", "labels": ["t"], "hash": "h", "seed": 1, "config": config}]
+    config = resolve([("test", {"max_iters": 1, "checkpoint_interval": None})], data_vocab_size=256)[0]
+    trials = [AssignedTrial("t", ("t",), config)]
     about = {"name": "s", "space": "presets", "base": "gpt2", "scale": "tiny", "created": "2026-01-01T00:00:00+00:00"}
     about |= {"command": "c", "git_commit": None, "counts": {}, "versions": {}, "budget_flops": 1, "axes": {}}
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "study.json").write_text(json.dumps(about | {"baseline": {}, "trials": trials}))
+    about |= {"baseline": {}, "trials": [trial.to_dict() for trial in trials]}
+    (tmp_path / "s" / "study.json").write_text(json.dumps(about))
     record = StudyJournal(tmp_path / "s", trials)
     segment = record.schedule.next()
     assert segment is not None

@@ -17,6 +17,7 @@ from raytrain.analysis.response import fit_curves
 from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, points
 from raytrain.sweep.factorial import Model, Point, fit_model, live, population
 from raytrain.sweep.stages import Stage, changed, fresh_seeds, run_again
+from raytrain.sweep.trial import AssignedTrial, trials_of
 
 _RATE = "learning_rate"
 PLACES = ("leader", "runner_up", "baseline")
@@ -134,13 +135,13 @@ def confirm(
     rows = table[table["role"].isin(OWN_ROLES)]
     if not axes:
         return None
-    by_id = {trial["id"]: trial for trial in study["trials"]}
-    planned: dict[str, dict[str, Any]] = {}
+    by_id = {trial.id: trial for trial in trials_of(study)}
+    planned: dict[str, AssignedTrial] = {}
     for row, name in zip(points(rows, axes), rows["trial"], strict=True):
         planned.setdefault(_key(live(row)), by_id[name])
     base = _key(live(baseline))
     # A variant that did not run is made from the baseline's trial.
-    tuned = {name: trial["tuned"] for name, trial in by_id.items() if trial.get("tuned")}
+    tuned = {name: trial.tuned for name, trial in by_id.items() if trial.tuned}
     order = _order(rows, axes, baseline, candidates or [] if base in planned else [], tuned)
     if order is None or len(order.points) < 2:
         return None
@@ -148,17 +149,17 @@ def confirm(
     if base in planned:
         chosen.setdefault(base, ("baseline", live(baseline)))
     best = dict(zip(map(_key, order.points), order.tuned, strict=False))
-    own_seeds = fresh_seeds(study["trials"], seeds)
-    added: list[dict[str, Any]] = []
+    own_seeds = fresh_seeds(by_id.values(), seeds)
+    added: list[AssignedTrial] = []
     facts: list[dict[str, Any]] = []
     for key, (place, point) in chosen.items():
         template = planned[key] if key in planned else changed(planned[base], point)
         setting = best.get(key)
         again = [run_again(template, seed, stage="confirm", role="confirm", tuned=setting) for seed in own_seeds]
         added += again
-        what = {"place": place, "label": again[0]["label"], "hash": again[0]["hash"], "levels": dict(point)}
+        what = {"place": place, "label": again[0].label, "hash": again[0].hash, "levels": dict(point)}
         what |= {"tuned": setting} if setting else {}
-        facts.append(what | {"is_baseline": key == base, "trials": [trial["id"] for trial in again]})
+        facts.append(what | {"is_baseline": key == base, "trials": [trial.id for trial in again]})
     names = "; ".join(f"{fact['place'].replace('_', '-')}: {fact['label']}" for fact in facts)
     reason = f"{names}. By the {order.basis}; each runs again with {seeds} fresh seed{'s' * (seeds > 1)}."
     return Stage("confirm", added, reason, {"seeds": seeds, "basis": order.basis, "chosen": facts})

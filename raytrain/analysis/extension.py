@@ -12,6 +12,7 @@ from raytrain.analysis.ranking import programs
 from raytrain.analysis.trials import OWN_ROLES
 from raytrain.analysis.tuned import RATE, tuned_fields, variant_curves
 from raytrain.sweep.stages import Stage, fresh_seeds, run_again
+from raytrain.sweep.trial import trials_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +39,14 @@ def extend(study: Mapping[str, Any], table: pd.DataFrame) -> Stage | None:
     added = _added(rows, variant, fields)
     if not added:
         return None
-    planned = {trial["id"]: trial for trial in study["trials"]}
+    planned = {trial.id: trial for trial in trials_of(study)}
     count = int(rows.groupby([variant, *fields])["seed"].nunique().max())
-    seeds = iter(fresh_seeds(study["trials"], count * len(added)))
+    seeds = iter(fresh_seeds(planned.values(), count * len(added)))
     trials = []
     for one in added:
         for seed in [next(seeds) for _ in range(count)]:
             for name in one.templates:
-                tuned = planned[name]["tuned"] | {RATE: one.rate}
+                tuned = dict(planned[name].tuned) | {RATE: one.rate}
                 trials.append(run_again(planned[name], seed, stage="extend", role="extend", tuned=tuned))
     reason = "; ".join(
         f"{len(one.templates)} of {variant.nunique()} variants were best at {one.end:g}, the last learning rate tried, "

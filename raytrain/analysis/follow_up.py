@@ -20,6 +20,7 @@ from raytrain.analysis.triples import partial_f
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Model, Point, fit_model, live
 from raytrain.sweep.stages import Stage, changed, fresh_seeds, run_again
+from raytrain.sweep.trial import trials_of
 
 FOLLOW_UP = "follow_up"  # the stage, and the role of its trials
 _RUNS = 24  # at least
@@ -58,7 +59,7 @@ def follow_up(study: Mapping[str, Any], table: pd.DataFrame, candidates: Sequenc
     found = effects(rows, axes, baseline, candidates=candidates)
     if found.triple is None:
         raise UserError("follow_up has nothing to settle: no three axes are suspected to act together")
-    by_id = {trial["id"]: trial for trial in study["trials"]}
+    by_id = {trial.id: trial for trial in trials_of(study)}
     planned = {_key(point): by_id[name] for point, name in zip(points(rows, axes), rows["trial"], strict=True)}
     base = planned.get(_key(live(baseline)))
     if base is None:
@@ -66,7 +67,7 @@ def follow_up(study: Mapping[str, Any], table: pd.DataFrame, candidates: Sequenc
     cells = _cells(points(rows, axes), found.triple.axes, baseline, candidates)
     count = max(_SEEDS, math.ceil(_RUNS / len(cells)))
     templates = [planned.get(_key(cell)) or changed(base, cell) for cell in cells]
-    seeds = fresh_seeds(study["trials"], count * len(cells))
+    seeds = fresh_seeds(by_id.values(), count * len(cells))
     trials = [
         run_again(template, seed, stage=FOLLOW_UP, role=FOLLOW_UP)
         for template, seed in zip(templates * count, seeds, strict=True)

@@ -15,6 +15,7 @@ result.json holds, such as val_loss (nats per token), train_flops and hardware_f
     rank_note                where the two orders differ: both ranks, and the MFU that makes the difference
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from raytrain import architecture
 from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, group_means, pooled
 from raytrain.analysis.trials import BUDGET_TOLERANCE, FRESH_ROLES, OWN_ROLES
 from raytrain.analysis.tuned import at_own_best, tuned_fields
-from raytrain.config.run import STOPS, flat
+from raytrain.config.run import STOPS, TrainConfig, flat
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array
@@ -44,6 +45,13 @@ _MEANS = (
     *("val_loss", "val_bpb", "loss_per_flop", "loss_per_hardware_flop"),
     *("mfu", "tokens_per_second", "train_flops", "hardware_flops"),
 )
+
+# The recipe of trials that were planned before a field was there, beside those that a later version adds.
+_SINCE = {
+    field.name: field.default
+    for field in dataclasses.fields(TrainConfig)
+    if field.name in RECIPE and field.metadata.get("newer")
+}
 
 Numbers = TypeVar("Numbers", float, pd.Series)
 
@@ -107,7 +115,7 @@ def programs(table: pd.DataFrame, *, without: Sequence[str] = ()) -> pd.Series:
     if "hash" not in table:
         return pd.Series(range(len(table)), index=table.index)
     parts = [name for name in ("hash", "attention_backend", *RECIPE) if name in table and name not in without]
-    return table[parts].astype(str).groupby(parts, sort=False, dropna=False).ngroup()
+    return table[parts].fillna(_SINCE).astype(str).groupby(parts, sort=False, dropna=False).ngroup()
 
 
 def by_variant(table: pd.DataFrame) -> list[dict[str, Any]]:

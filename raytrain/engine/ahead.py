@@ -20,11 +20,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain.config.run import AUTO, TrainConfig
+from raytrain.config.run import AUTO
 from raytrain.engine.cluster import Lanes
 from raytrain.engine.job import LaneShape
 from raytrain.plugins.loader import sources
 from raytrain.sweep.estimate import Machine, rank_memory
+from raytrain.sweep.trial import AssignedTrial
 from raytrain.training.precompile import Precompiler, program
 
 _log = logging.getLogger(__name__)
@@ -37,11 +38,9 @@ _HOST_BYTES = 2.5e9  # of a process that compiles; all of them get a quarter of 
 _POLL_SECONDS = 1.0
 _END_SECONDS = 3.0  # what nodes may take to end their processes
 
-Trial = Mapping[str, Any]
-
 
 class Programs:
-    """What is compiled of the programs of `trials` (as study.json has them), in their order. The driver's main thread
+    """What is compiled of the programs of `trials`, in their order. The driver's main thread
     and that of `Ahead` call it, without a lock: at worst a lane compiles what a process does.
 
     A lane that comes free should take a trial whose program is ready; else one that nobody compiles, rather than one
@@ -49,16 +48,16 @@ class Programs:
     long as to compile, what is first is being compiled.
     """
 
-    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+    def __init__(self, trials: Iterable[AssignedTrial] = ()) -> None:
         self._of: dict[str, str] = {}
-        self._first: dict[str, Trial] = {}
+        self._first: dict[str, AssignedTrial] = {}
         for trial in trials:
-            self._of[trial["id"]] = text = program(trial["config"])
+            self._of[trial.id] = text = program(trial.config)
             self._first.setdefault(text, trial)
         self._states = dict.fromkeys(self._first, WANTED)
         self._are_lanes_up = False
 
-    def claim(self) -> Trial | None:
+    def claim(self) -> AssignedTrial | None:
         """A trial whose program is to be compiled next, for who asks alone; None if there is none."""
         found = next((text for text, state in self._states.items() if state == WANTED), None)
         if found is None:
@@ -180,8 +179,8 @@ class Ahead:
         while not self._is_over.is_set():
             while free and (trial := self.programs.claim()) is not None:
                 actor = free.pop(0)
-                call = actor.compile.remote(dict(trial["config"]), sources(trial["config"]))
-                running[call] = actor, trial["id"]
+                config = trial.config.to_dict()
+                running[actor.compile.remote(config, sources(config))] = actor, trial.id
             if not running:
                 return
             done, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
@@ -195,7 +194,7 @@ class Ahead:
                     _log.debug("not compiled ahead: %s", name, exc_info=True)
 
 
-def ahead_of(trials: Sequence[Trial], lanes: Lanes) -> Ahead:
+def ahead_of(trials: Sequence[AssignedTrial], lanes: Lanes) -> Ahead:
     """What compiles ahead of the `trials` of a study on `lanes`, in as many processes as those ask for: by default as
     many as have idle cores where lanes have GPUs, and none on CPUs.
 
@@ -204,7 +203,7 @@ def ahead_of(trials: Sequence[Trial], lanes: Lanes) -> Ahead:
     """
     (shape, count), *others = lanes.counts.items()
     most = lanes.compile_ahead
-    runs = [TrainConfig.from_dict(trial["config"]) for trial in trials]
+    runs = [trial.config for trial in trials]
     is_on = most != 0 if shape.gpus else bool(most)
     compiles = runs[0].compile if runs[0].compile is not None else shape.gpus > 0
     if others or shape.workers > 1 or not (is_on and compiles) or any(run.micro_batch == AUTO for run in runs):

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from raytrain.errors import UserError
 from raytrain.interrupts import held
 from raytrain.rundir.private import private_file, short_private_folder
 from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.trial import AssignedTrial, PlannedTrial
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set where `ray job submit` runs the driver
 _WATCH_SECONDS = 2.0
@@ -52,11 +53,11 @@ class Lanes:
     infeasible: dict[str, str]
     compile_ahead: int | None = None
 
-    def take_in(self, trials: Iterable[Mapping[str, Any]]) -> None:
+    def take_in(self, trials: Iterable[AssignedTrial]) -> None:
         """Give further trials the shape of the one that each is `like`; none, and so no lane, if that fits in none."""
         for trial in trials:
-            if trial["like"] in self.shapes:
-                self.shapes[trial["id"]] = self.shapes[trial["like"]]
+            if trial.like in self.shapes:
+                self.shapes[trial.id] = self.shapes[trial.like]
 
     @property
     def most(self) -> int:
@@ -200,15 +201,15 @@ def _free_orphans() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
-def plan_lanes(trials: Sequence[Mapping[str, Any]], request: ResourceRequest, *, is_local: bool) -> Lanes:
-    """The lanes for `trials` (as study.json has them), on the Ray that this process has joined.
+def plan_lanes(trials: Sequence[PlannedTrial], request: ResourceRequest, *, is_local: bool) -> Lanes:
+    """The lanes for `trials` on the Ray that this process has joined.
 
     Raises UserError if no trial fits.
     """
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    device = trials[0]["config"]["device"]
+    device = trials[0].config.device
     # A cluster that grows has what is asked for only once it is asked; --concurrent says that it does.
     grows = not is_local and request.concurrent is not None
     if grows and device == "auto" and not gpus and request.gpus_per_trial is None and not request.trials_per_gpu:
@@ -222,7 +223,7 @@ def plan_lanes(trials: Sequence[Mapping[str, Any]], request: ResourceRequest, *,
             "one GPU each"
         )
     usual = (request.gpus_per_trial or 1) if on_gpus else (request.workers_per_trial or 1)
-    workers = {trial["id"]: int(trial.get("workers") or usual) for trial in trials}
+    workers = {trial.id: trial.workers or usual for trial in trials}
     have = gpus if on_gpus else cpus
     unit = "GPU" if on_gpus else "CPU"
     infeasible = {

@@ -13,10 +13,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytrain.config.run import TrainConfig
 from raytrain.data import open_dataset
 from raytrain.data.corpora import STDLIB
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_json
+from raytrain.sweep.trial import AssignedTrial, PlannedTrial
 from raytrain.training.storage import open_storage
 from raytrain.uris import is_uri, reopened
 
@@ -33,8 +35,8 @@ _REASONS: tuple[str, ...] = (
 _REASONS += ("folder (", "init_from (", "FileNotFoundError: ", "OSError: ", "PermissionError: ")
 
 
-def missing(config: Mapping[str, Any], folder: str | None = None, fingerprints: Mapping[str, str] | None = None) -> str:
-    """What a trial's `config`, as study.json has it, needs and this machine lacks, in one line; empty if nothing.
+def missing(config: TrainConfig, folder: str | None = None, fingerprints: Mapping[str, str] | None = None) -> str:
+    """What a trial's `config` needs and this machine lacks, in one line; empty if nothing.
 
     `folder` is where its checkpoints go; `fingerprints` are those that its data has to have, by path.
     """
@@ -44,7 +46,7 @@ def missing(config: Mapping[str, Any], folder: str | None = None, fingerprints: 
             wanted = (fingerprints or {}).get(place, found)
             if found != wanted:
                 return f"data ({place}) has changed: its fingerprint is {found[:12]}, not {wanted[:12]}"
-        weights = config.get("init_from")
+        weights = config.init_from
         if weights is not None and not Path(weights).is_dir():
             return f"init_from ({weights}) is not a folder"
         if folder is not None:
@@ -54,9 +56,9 @@ def missing(config: Mapping[str, Any], folder: str | None = None, fingerprints: 
     return ""
 
 
-def places(config: Mapping[str, Any]) -> list[str]:
+def places(config: TrainConfig) -> list[str]:
     """The data that a trial reads, for training first."""
-    return [config["data"], *dict(config.get("eval_data") or {}).values()]
+    return [config.data, *(place for _, place in config.eval_data)]
 
 
 def _write_to(folder: str) -> None:
@@ -71,13 +73,10 @@ def _write_to(folder: str) -> None:
         pass
 
 
-def fingerprints(trials: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def fingerprints(trials: Iterable[PlannedTrial]) -> dict[str, str]:
     """The fingerprint of all data of `trials`, by path. Raises UserError for data that is not there."""
-    return {place: open_dataset(place).fingerprint for place in _all_places(trials)}
-
-
-def _all_places(trials: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(place for trial in trials for place in places(trial["config"])))
+    everywhere = dict.fromkeys(place for trial in trials for place in places(trial.config))
+    return {place: open_dataset(place).fingerprint for place in everywhere}
 
 
 def recorded_fingerprints(folder: Path, study: Mapping[str, Any]) -> dict[str, str]:
@@ -90,11 +89,11 @@ def recorded_fingerprints(folder: Path, study: Mapping[str, Any]) -> dict[str, s
     return found
 
 
-def to_run(folder: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The trials of the study in `folder` that have no result that stands."""
+def to_run(folder: Path, trials: Iterable[AssignedTrial]) -> list[AssignedTrial]:
+    """Those of the `trials` of the study in `folder` that have no result that stands."""
     found = []
-    for trial in study["trials"]:
-        path = folder / "trials" / trial["id"] / "result.json"
+    for trial in trials:
+        path = folder / "trials" / trial.id / "result.json"
         result = read_json(path) if path.exists() else {"status": "lost"}
         if result.get("status") == "lost" or failed_by_host(result):
             found.append(trial)
@@ -106,26 +105,27 @@ def failed_by_host(result: Mapping[str, Any]) -> bool:
     return result.get("status") == "failed" and str(result.get("reason", "")).startswith(_REASONS)
 
 
-def check_hosts(study: Mapping[str, Any], storage: str | None, *, is_local: bool) -> None:
-    """Raises UserError, which names the node, if one where lanes may run lacks what the trials of `study` need."""
-    wanted = study.get("data_fingerprints", {})
+def check_hosts(
+    trials: Iterable[AssignedTrial], wanted: Mapping[str, str], storage: str | None, *, is_local: bool
+) -> None:
+    """Raises UserError, which names the node, if one where lanes may run lacks what `trials` need.
+
+    `wanted` are the fingerprints that data has to have, by path.
+    """
     # One of each kind of trial; the place of the first one's checkpoints stands for all.
-    kinds = {str((places(trial["config"]), trial["config"].get("init_from"))): trial for trial in study["trials"]}
-    needs = [
-        (dict(trial["config"]), reopened(trial["folder"], storage) if "folder" in trial else None)
-        for trial in kinds.values()
-    ]
+    kinds = {(*places(trial.config), trial.config.init_from): trial for trial in trials}
+    needs = [(trial.config, trial.folder and reopened(trial.folder, storage)) for trial in kinds.values()]
     problems = {socket.gethostname(): _first_missing(needs, wanted)} if is_local else _ask_nodes(needs, wanted)
     for node, problem in problems.items():
         if problem:
             raise UserError(f"node {node} lacks what the trials need: {problem}")
 
 
-def _first_missing(needs: list[tuple[dict[str, Any], str | None]], wanted: Mapping[str, str]) -> str:
+def _first_missing(needs: list[tuple[TrainConfig, str | None]], wanted: Mapping[str, str]) -> str:
     return next(filter(None, (missing(config, folder, wanted) for config, folder in needs)), "")
 
 
-def _ask_nodes(needs: list[tuple[dict[str, Any], str | None]], wanted: Mapping[str, str]) -> dict[str, str]:
+def _ask_nodes(needs: list[tuple[TrainConfig, str | None]], wanted: Mapping[str, str]) -> dict[str, str]:
     """What each node that has CPUs lacks, by its name."""
     ask = ray.remote(_first_missing)
     answers = {}
@@ -143,8 +143,8 @@ def _ask_nodes(needs: list[tuple[dict[str, Any], str | None]], wanted: Mapping[s
     return problems
 
 
-def moved(study: dict[str, Any], data: str) -> None:
-    """Have all trials of `study` read their data at `data`, where it was moved to. Changes nothing if it raises.
+def moved(study: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """`study` (study.json), all of whose trials read their data at `data`, where it was moved to.
 
     Raises UserError if it is other data than the study's, or the study has several.
     """
@@ -158,6 +158,5 @@ def moved(study: dict[str, Any], data: str) -> None:
         raise UserError(f"data ({data}) cannot be compared with the study's: its fingerprint was not kept")
     if found != wanted:
         raise UserError(f"data ({data}) is not that of the study: its fingerprint is {found[:12]}, not {wanted[:12]}")
-    for trial in study["trials"]:
-        trial["config"]["data"] = place
-    study["data_fingerprints"] = study["data_fingerprints"] | {place: found}
+    trials = [trial | {"config": trial["config"] | {"data": place}} for trial in study["trials"]]
+    return dict(study) | {"trials": trials, "data_fingerprints": study["data_fingerprints"] | {place: found}}

@@ -4,6 +4,9 @@ import dataclasses
 from typing import Any
 
 from raytrain.errors import UserError
+from raytrain.plugins.loader import sources
+from raytrain.sweep.schedule import Segment
+from raytrain.sweep.trial import AssignedTrial
 
 Report = dict[str, Any]
 OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
@@ -33,6 +36,13 @@ class Job:
     folder: str | None = None
     rung: int | None = None
     plugins: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trial: AssignedTrial, segment: Segment) -> "Job":
+        """`segment` of `trial`. Raises UserError for levels of plugins that no other process can have."""
+        config = trial.config if segment.micro_batch is None else trial.config.replace(micro_batch=segment.micro_batch)
+        stored = config.to_dict()
+        return cls(stored, trial.folder, segment.rung, sources(stored))
 
 
 def one_line(error: BaseException) -> str:

@@ -19,13 +19,12 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import rich.console
 
-from raytrain import architecture as architectures
 from raytrain.engine.hosts import failed_by_host
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.timing import Timing
@@ -34,6 +33,7 @@ from raytrain.rundir.folders import read_json, read_study_json, write_json
 from raytrain.rundir.log import JsonLog, read_log
 from raytrain.sweep.schedule import Schedule, Segment
 from raytrain.sweep.stages import Stage, with_stage
+from raytrain.sweep.trial import AssignedTrial
 from raytrain.training.storage import open_storage
 from raytrain.uris import reopened, shown
 
@@ -62,7 +62,7 @@ def _written(method: Callable[P, T]) -> Callable[P, T]:
 
 
 class StudyJournal:
-    """The study in `folder`, with its `trials` as study.json has them; takes it up where an earlier driver left it.
+    """The study in `folder`, with its `trials`; takes it up where an earlier driver left it.
 
     `grow` is asked for the next stage whenever all trials have ended; its trials then join. `driver` is what is to be
     known of this process: when it `started`, and how many `lanes` it has.
@@ -71,7 +71,7 @@ class StudyJournal:
     def __init__(
         self,
         folder: Path,
-        trials: list[dict[str, Any]],
+        trials: Sequence[AssignedTrial],
         scheduler: dict[str, Any] | None = None,
         grow: Callable[[], Stage | None] = lambda: None,
         storage: str | None = None,
@@ -79,7 +79,7 @@ class StudyJournal:
     ) -> None:
         self._study, self._folder, self._storage = folder, folder / "trials", storage
         self._grow: Callable[[], Stage | None] = lambda: None
-        self.trials = {trial["id"]: trial for trial in trials}
+        self.trials = {trial.id: trial for trial in trials}
         self.schedule = Schedule(trials, scheduler)
         self.on_full_disk: Callable[[OSError], object] | None = None
         self.is_ending = False  # whether a signal has come that ends the study
@@ -96,8 +96,8 @@ class StudyJournal:
         for trial in self.schedule.running:
             self._make_good(trial)
         self._join()
-        for trial, planned in self.trials.items():  # what an earlier version called a failure of theirs
-            if self.schedule.has_ended(trial) and self._failed_by_host(planned):
+        for trial in self.trials:  # what an earlier version called a failure of theirs
+            if self.schedule.has_ended(trial) and self._failed_by_host(trial):
                 self._apply(event="end", trial=trial, status="lost")
         for trial in self.schedule.retried:  # before the event: what would say that it has ended must not outlive it
             (self._folder / trial / "result.json").unlink(missing_ok=True)
@@ -108,8 +108,8 @@ class StudyJournal:
         """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
         return self.__dict__ | {"_grow": None, "_storage": None, "on_full_disk": None}
 
-    def _failed_by_host(self, trial: dict[str, Any]) -> bool:
-        result = self._folder / trial["id"] / "result.json"
+    def _failed_by_host(self, trial: str) -> bool:
+        result = self._folder / trial / "result.json"
         return result.exists() and failed_by_host(read_json(result))
 
     def _make_good(self, trial: str) -> None:
@@ -124,9 +124,9 @@ class StudyJournal:
 
     def _join(self) -> None:
         """Have the trials of a stage join that study.json has and the events do not."""
-        stages = dict.fromkeys(trial.get("stage") for name, trial in self.trials.items() if name not in self.schedule)
+        stages = dict.fromkeys(trial.stage for name, trial in self.trials.items() if name not in self.schedule)
         for stage in stages:
-            names = [name for name, trial in self.trials.items() if trial.get("stage") == stage]
+            names = [name for name, trial in self.trials.items() if trial.stage == stage]
             self._apply(event="stage", stage=stage, trials=[name for name in names if name not in self.schedule])
 
     @_written
@@ -135,7 +135,7 @@ class StudyJournal:
         self._rung[segment.trial] = segment.rung
         folder = self._folder / segment.trial
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", self.trials[segment.trial]["config"])
+        write_json(folder / "config.json", self.trials[segment.trial].config.to_dict())
         self._logs[segment.trial] = JsonLog(folder / "log.jsonl")
         self._apply(event="begin", trial=segment.trial, rung=segment.rung, **facts)
 
@@ -186,18 +186,18 @@ class StudyJournal:
 
     def _end(self, trial: str, report: Report) -> None:
         planned = self.trials[trial]
-        architecture = architectures.from_dict(planned["config"]["architecture"])
+        config = planned.config
         # A trial that failed does not say itself which it was.
-        report = {"name": architecture.name, "hash": planned["hash"], "seed": planned["seed"]} | report
+        report = {"name": config.architecture.name, "hash": planned.hash, "seed": config.seed} | report
         self._log(trial, report)
         write_json(
             self._folder / trial / "result.json", {k: v for k, v in report.items() if k not in ("event", "time")}
         )
         self._apply(event="end", trial=trial, status=report["status"])
         # What was kept for a pause or a retry alone.
-        if "folder" in planned and planned["config"]["checkpoint_interval"] is None:
+        if planned.folder is not None and config.checkpoint_interval is None:
             with contextlib.suppress(OSError, UserError):
-                storage = open_storage(reopened(planned["folder"], self._storage))
+                storage = open_storage(reopened(planned.folder, self._storage))
                 for name in storage.names():
                     storage.delete(name)
 
@@ -217,7 +217,7 @@ class StudyJournal:
         if event["event"] in ("driver", "end") and self.schedule.is_over and (stage := self._grow()) is not None:
             # First study.json, whole: what runs is in it. A driver that dies before the event finds it there.
             write_json(self._study / "study.json", with_stage(read_study_json(self._study), stage))
-            self.trials |= {trial["id"]: dict(trial) for trial in stage.trials}
+            self.trials |= {trial.id: trial for trial in stage.trials}
             self._join()
 
 

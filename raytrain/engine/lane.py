@@ -205,13 +205,15 @@ def _run(
         watch.note()
         return stop or notice.has_come
 
+    config = None
     try:
         for name, source in job.plugins.items():
             load_source(name, source)
-        train(TrainConfig.from_dict(job.config), on_report, job.folder, interrupted)
+        config = TrainConfig.from_dict(job.config)
+        train(config, on_report, job.folder, interrupted)
     except Exception as error:
         outcome = describe(error)
-        if outcome["status"] == "failed" and (lacks := missing(job.config, job.folder)):
+        if outcome["status"] == "failed" and config and (lacks := missing(config, job.folder)):
             outcome |= {"status": "lost", "reason": f"node {socket.gethostname()}: {lacks}"}
         for name in ("reason", "traceback"):  # a library's words may have the storage's address in them
             outcome[name] = without_secrets(outcome[name], job.folder)

@@ -76,7 +76,7 @@ def with_follow_up(folder: Path, study: Mapping[str, Any]) -> dict[str, Any]:
 def plan_follow_up(folder: Path) -> str:
     """What a follow-up of the study in `folder` would run, and its cost. Raises UserError as `next_follow_up`."""
     stage, study = next_follow_up(folder), read_study_json(folder)
-    labels = "; ".join(dict.fromkeys(str(trial["label"]) for trial in stage.trials))
+    labels = "; ".join(dict.fromkeys(trial.label for trial in stage.trials))
     flops = len(stage.trials) * study["budget_flops"]
     return f"follow-up   {stage.reason}\nvariants    {labels}\nbudget      {flops:.4g} model FLOPs in all"
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from raytrain.rundir.folders import check_name, find_study, read_study_json, tra
 from raytrain.rundir.log import read_log
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
+from raytrain.sweep.trial import AssignedTrial, assign, trials_of
 from raytrain.uris import is_uri, joined, reopened, shown, stored
 
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
@@ -79,22 +80,19 @@ def run_study(
     folder = _free_folder(home(runs), name or study_name(plan))
     console.print(str(plan), markup=False)
     storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)
-    trials, request = [trial.to_dict() for trial in plan.trials], plan.request
-    plugins = {name: source for trial in trials for name, source in sources(trial["config"]).items()}
+    request = plan.request
+    plugins = {name: source for trial in plan.trials for name, source in sources(trial.config.to_dict()).items()}
 
     def begin(session: Session, sync: Sync, *, is_local: bool) -> int:
-        lanes = plan_lanes(trials, request, is_local=is_local)
+        lanes = plan_lanes(plan.trials, request, is_local=is_local)
         on_gpus = any(shape.gpus for shape in lanes.counts)
         wanted = request
         if request.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
             wanted = dataclasses.replace(request, gpus_per_trial=int(on_gpus))
         described = plan.to_dict()
-        for trial in trials:
-            if not on_gpus:
-                # Else a rank without a GPU of its own would take the node's first.
-                trial["config"] = trial["config"] | {"device": "cpu"}
-            if trial["config"]["checkpoint_interval"] is not None or trial["config"].get("rungs"):
-                trial["folder"] = stored(joined(storage or str(folder / "trials"), trial["id"]))
+        place = storage or str(folder / "trials")
+        trials = [assign(trial, on_gpus=on_gpus, storage=place) for trial in plan.trials]
+        data = fingerprints(trials)
         study = {
             "name": folder.name,
             "space": plan.space,
@@ -113,13 +111,13 @@ def run_study(
             "factors": described["factors"],
             "plan": described,
             "lanes": dataclasses.asdict(wanted),
-            "data_fingerprints": fingerprints(trials),
+            "data_fingerprints": data,
             "grows": plan.grows,
-            "trials": trials,
+            "trials": [trial.to_dict() for trial in trials],
         }
-        check_hosts(study, storage, is_local=is_local)
+        check_hosts(trials, data, storage, is_local=is_local)
         _make(folder, study, plugins)
-        return _run(session, study, lanes, sync, started, train, as_json=as_json)
+        return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
     return _with_ray(Session(folder, console, storage, tracking_uri), begin)
 
@@ -151,35 +149,35 @@ def resume_study(
     for trial in study["trials"]:
         check_loaded(trial["config"].get("plugins", ()))
     study.setdefault("data_fingerprints", recorded_fingerprints(folder, study))
-    if storage is not None:
-        _check_storage(study, storage)
     if data is not None:
-        moved(study, data)
-        study["interrupted"] = True  # so that it is written once this process has its lock
+        study = moved(study, data) | {"interrupted": True}  # so that it is written once this process has its lock
     study = with_follow_up(folder, study) if follow_up else study
+    trials = trials_of(study)
+    if storage is not None:
+        _check_storage(trials, storage)
     changed = {} if concurrent is None else {"concurrent": concurrent}
     request = ResourceRequest(**study["lanes"] | changed)
 
     def go_on(session: Session, sync: Sync, *, is_local: bool) -> int:
-        lanes = plan_lanes(study["trials"], request, is_local=is_local)
+        lanes = plan_lanes(trials, request, is_local=is_local)
         try:
-            check_hosts(study | {"trials": to_run(folder, study)}, storage, is_local=is_local)
+            check_hosts(to_run(folder, trials), study["data_fingerprints"], storage, is_local=is_local)
         except UserError as error:
             then = "nothing was changed: resume once it is there, or with --data if it was moved"
             raise UserError(f"{error}; {then}") from None
-        return _run(session, study, lanes, sync, started, train, as_json=as_json)
+        return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
     return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on)
 
 
-def _check_storage(study: dict[str, Any], storage: str) -> None:
-    """Raises UserError if the checkpoints of `study` are not in `storage`."""
-    for trial in study["trials"]:
-        kept = trial.get("folder")
-        if kept is not None and stored(reopened(stored(kept), storage)) != stored(joined(storage, trial["id"])):
+def _check_storage(trials: Iterable[AssignedTrial], storage: str) -> None:
+    """Raises UserError if the checkpoints of `trials` are not in `storage`."""
+    for trial in trials:
+        kept = trial.folder
+        if kept is not None and stored(reopened(stored(kept), storage)) != stored(joined(storage, trial.id)):
             raise UserError(
                 f"storage ({shown(storage)}) is not where the study keeps its checkpoints; "
-                f"that of trial {trial['id']} is {shown(kept)}"
+                f"that of trial {trial.id} is {shown(kept)}"
             )
 
 
@@ -203,6 +201,7 @@ def _with_ray(session: Session, work: Callable[..., int]) -> int:
 def _run(
     session: Session,
     study: dict[str, Any],
+    trials: Sequence[AssignedTrial],
     lanes: Lanes,
     sync: Sync,
     started: float,
@@ -218,7 +217,7 @@ def _run(
             write_json(folder / "study.json", study)
         next_stage = functools.partial(grow, folder, lanes, console)
         driver = {"started": started, "lanes": lanes.most}
-        record = StudyJournal(folder, study["trials"], study["scheduler"], next_stage, session.storage, driver)
+        record = StudyJournal(folder, trials, study["scheduler"], next_stage, session.storage, driver)
         at_end.enter_context(session.heeding_signals(sync, record))
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
         for trial, reason in lanes.infeasible.items():
@@ -226,7 +225,7 @@ def _run(
                 if record.is_new:
                     record.fail(trial, reason)
                 else:  # it fitted where the study began, and may where it goes on next
-                    console.print(f"waits       {short_name(record.trials[trial])}: {reason}", markup=False)
+                    console.print(f"waits       {short_name(record.trials[trial].to_dict())}: {reason}", markup=False)
         with sync:
             if record.schedule.is_over:
                 console.print("nothing is left to run", markup=False)
@@ -278,7 +277,7 @@ def _tune(
 ) -> None:
     """Have Tune run segments until none is left that fits. A Ctrl-C, or a SIGTERM, makes it stop and return."""
     waiting = [trial for name, trial in record.trials.items() if not record.schedule.has_ended(name)]
-    ahead = ahead_of([trial for trial in waiting if trial["id"] in lanes.shapes], lanes)
+    ahead = ahead_of([trial for trial in waiting if trial.id in lanes.shapes], lanes)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(lanes.most)  # else lanes start one after another
     tuner = tune.Tuner(
         trainable(train),

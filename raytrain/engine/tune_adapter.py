@@ -14,10 +14,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raytrain.engine.ahead import Programs
-from raytrain.engine.job import LaneShape
+from raytrain.engine.job import Job, LaneShape
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.progress import short_name
-from raytrain.plugins.loader import sources
 
 _FAILURE = "Failure # "  # how Tune heads each error in a trial's file of them
 _OUT_OF_MEMORY = "RAY_memory_usage_threshold"  # the setting that Ray names where it killed a process for its memory
@@ -35,7 +34,7 @@ class SegmentSearcher(Searcher):
     ) -> None:
         super().__init__()
         self._record, self._shapes, self._lanes, self._programs = record, shapes, lanes, programs
-        self._is_ladder = len({trial["config"]["scale"] for trial in record.trials.values()}) > 1
+        self._is_ladder = len({trial.config.scale for trial in record.trials.values()}) > 1
         self._live: dict[str, LaneShape] = {}  # Tune's trials that have not ended
         self._segments: dict[str, str] = {}  # their trials of the study
 
@@ -58,16 +57,12 @@ class SegmentSearcher(Searcher):
         self._live[trial_id], self._segments[trial_id] = shape, segment.trial
         self._record.begin(segment)
         self._programs.begun(segment.trial)
-        config = planned["config"]
-        if segment.micro_batch is not None:
-            config = config | {"micro_batch": segment.micro_batch}
-        name = short_name(planned) + (f"-rung{segment.rung}" if segment.rung is not None else "")
-        is_ranked = not planned.get("role") and not self._is_ladder  # nothing is best over several scales
-        trial = {"id": planned["id"], "seed": planned["seed"], "name": name, "is_ranked": is_ranked}
+        name = short_name(planned.to_dict()) + (f"-rung{segment.rung}" if segment.rung is not None else "")
+        is_ranked = not planned.role and not self._is_ladder  # nothing is best over several scales
+        trial = {"id": planned.id, "seed": planned.config.seed, "name": name, "is_ranked": is_ranked}
         trial["shape"] = json.dumps(dataclasses.asdict(shape))
         # As text, since Tune flattens and copies what a config holds, and keeps it for as long as the study runs.
-        job = {"config": config, "folder": planned.get("folder"), "rung": segment.rung, "plugins": sources(config)}
-        return {"trial": trial, "job": json.dumps(job)}
+        return {"trial": trial, "job": json.dumps(dataclasses.asdict(Job.of(planned, segment)))}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         del self._live[trial_id]

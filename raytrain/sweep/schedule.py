@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raytrain.sweep.halving import merit, settled
-from raytrain.sweep.trial import without_seed
+from raytrain.sweep.trial import AssignedTrial, without_seed
 
 LOST_RETRIES = 3  # times that a trial whose lane died is started again, from its newest checkpoint if it has one
 
@@ -56,13 +56,12 @@ class _Trial:
 
 
 class Schedule:
-    """The state of a study's `trials` (as study.json has them) under its `scheduler` (likewise)."""
+    """The state of a study's `trials` under its `scheduler` (as study.json has it)."""
 
-    def __init__(self, trials: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, trials: Sequence[AssignedTrial], scheduler: Mapping[str, Any] | None = None) -> None:
         self._keep: list[int] = list((scheduler or {}).get("keep", ()))
-        self._trials = {
-            trial["id"]: _Trial(0 if trial.get("role") else len(self._keep)) for trial in trials if "stage" not in trial
-        }
+        planned = (trial for trial in trials if not trial.stage)
+        self._trials = {trial.id: _Trial(0 if trial.role else len(self._keep)) for trial in planned}
         self._scores: list[dict[str, float]] = [{} for _ in self._keep]
         by_variant = (scheduler or {}).get("unit") == "variant"
         self._units: dict[str, list[str]] = {}  # trials that continue or stop together

@@ -1,4 +1,4 @@
-"""One planned run of a sweep."""
+"""One run of a sweep: as it is planned, and as it is assigned to a device and a place for its checkpoints."""
 
 import dataclasses
 import re
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raytrain.config.run import TrainConfig
+from raytrain.uris import joined, stored
 
 
 def without_seed(trial_id: str) -> str:
@@ -34,6 +35,11 @@ class PlannedTrial:
     def label(self) -> str:
         return self.labels[0]
 
+    @property
+    def hash(self) -> str:
+        """Of its variant."""
+        return self.config.architecture.hash
+
     def to_dict(self) -> dict[str, Any]:
         """As study.json holds it."""
         config = self.config
@@ -41,12 +47,52 @@ class PlannedTrial:
             "id": self.id,
             "label": self.label,
             "labels": list(self.labels),
-            "hash": config.architecture.hash,
+            "hash": self.hash,
             "seed": config.seed,
             "levels": dict(self.levels),
             "config": config.to_dict(),
         }
         return trial | {key: value for key in ("role", "workers", "tuned") if (value := getattr(self, key))}
+
+
+@dataclasses.dataclass(frozen=True)
+class AssignedTrial(PlannedTrial):
+    """A trial of a study: its `config` has the device that it runs on.
+
+    `folder` is for its checkpoints, if it keeps any: a path, or a URI without secrets. `stage` names the later stage
+    that added it, after the trial that it is `like`; both are empty for one of the plan.
+    """
+
+    folder: str | None = None
+    stage: str = ""
+    like: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As study.json holds it."""
+        return super().to_dict() | {key: value for key in ("folder", "stage", "like") if (value := getattr(self, key))}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AssignedTrial":
+        """As `to_dict` gave it, in this version or an earlier one. Raises UserError as `TrainConfig.from_dict` does."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        own = {name: value for name, value in values.items() if name in names}
+        return cls(**own | {"labels": tuple(values["labels"]), "config": TrainConfig.from_dict(values["config"])})
+
+
+def assign(trial: PlannedTrial, *, on_gpus: bool, storage: str) -> AssignedTrial:
+    """`trial` with its device, and its folder in `storage`, a path or a URI, if it is to keep checkpoints or to pause.
+
+    Without GPUs the device is the CPU: else a rank without a GPU of its own would take the node's first.
+    """
+    config = trial.config if on_gpus else trial.config.replace(device="cpu")
+    keeps = config.checkpoint_interval is not None or bool(config.rungs)
+    folder = stored(joined(storage, trial.id)) if keeps else None
+    return AssignedTrial(**vars(trial) | {"config": config, "folder": folder})
+
+
+def trials_of(study: Mapping[str, Any]) -> list[AssignedTrial]:
+    """The trials of `study` (study.json), those of later stages among them."""
+    return [AssignedTrial.from_dict(trial) for trial in study["trials"]]
 
 
 def own_seeds(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:

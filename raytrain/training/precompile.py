@@ -24,9 +24,8 @@ _COMPILE_THREADS = "1"  # of the compiler in such a process: there are several p
 _WATCH_SECONDS = 0.5  # how soon a process notices that the one which started it is gone
 
 
-def program(config: Mapping[str, Any]) -> str:
-    """What two runs (`TrainConfig.to_dict`) share if what is compiled for one serves the other."""
-    run = TrainConfig.from_dict(config)
+def program(run: TrainConfig) -> str:
+    """What two runs share if what is compiled for one serves the other."""
     names = ("global_batch", "micro_batch", "z_loss", "device", "precision", "compile", "parallel")
     same = {name: getattr(run, name) for name in (*names, "activation_checkpointing", "optimizer")}
     return json.dumps(same | {"program": run.architecture.program().to_dict()}, sort_keys=True)

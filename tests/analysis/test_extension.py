@@ -37,19 +37,19 @@ def test_a_variant_at_the_edge_gets_the_next_rate(decided):
     """Would catch: a rate added for variants that do not need it, at another ratio, or with seeds that were used."""
     stage = decided(2e-3, 3e-2)
     assert stage.name == "extend"
-    assert [(t["config"]["learning_rate"], t["seed"], t["role"]) for t in stage.trials] == [
+    assert [(t.config.learning_rate, t.config.seed, t.role) for t in stage.trials] == [
         (8e-3, 6, "extend"), (8e-3, 7, "extend"),
     ]  # fmt: skip
-    assert all(trial["config"]["architecture"]["weight_tying"] for trial in stage.trials)
-    assert [trial["tuned"] for trial in stage.trials] == [{"learning_rate": 8e-3}] * 2
-    assert len({trial["id"] for trial in stage.trials}) == 2
+    assert all(trial.config.architecture.weight_tying for trial in stage.trials)
+    assert [trial.tuned for trial in stage.trials] == [{"learning_rate": 8e-3}] * 2
+    assert len({trial.id for trial in stage.trials}) == 2
     assert "1 of 2 variants were best at 0.004, the last learning rate tried, and run at 0.008 too." in stage.reason
 
 
 def test_both_ends(decided):
     """Would catch: one end alone, or seeds of one new rate used at the other."""
     stage = decided(2e-4, 3e-2)
-    assert [(t["config"]["learning_rate"], t["seed"]) for t in stage.trials] == [
+    assert [(t.config.learning_rate, t.config.seed) for t in stage.trials] == [
         (5e-4, 6), (5e-4, 7), (8e-3, 8), (8e-3, 9),
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from raytrain.analysis.noise import Means, Noise, declare_winner
-from raytrain.analysis.ranking import budget_noise, loss_per_flop, places, rank, read_study
+from raytrain.analysis.ranking import budget_noise, loss_per_flop, places, programs, rank, read_study
 from raytrain.analysis.simulate import unequal_ranks
 from raytrain.errors import UserError
 
@@ -295,3 +295,12 @@ def test_not_a_study(tmp_path, text, message):
         (tmp_path / "study.json").write_text(text)
     with pytest.raises(UserError, match=f"study.json {message}"):
         read_study(tmp_path)
+
+
+def test_a_field_that_a_later_version_adds_parts_no_variant():
+    """Would catch: a confirmation by a later version, whose runs have a field that those planned before do not, counted
+    as runs of another variant than the one that they confirm."""
+    table = pd.DataFrame(
+        {"hash": ["a"] * 4, "z_loss": [math.nan, 0.0, 1e-4, 0.0], "optimizer": [math.nan] + ["adamw"] * 3}
+    )
+    assert programs(table).tolist() == [0, 0, 1, 0]

@@ -7,14 +7,17 @@ import pytest
 import ray
 
 from raytrain.config.resolve import resolve
+from raytrain.config.run import TrainConfig
 from raytrain.engine.ahead import Ahead, Programs, ahead_of, how_many
 from raytrain.engine.cluster import Lanes
 from raytrain.engine.job import LaneShape
 from raytrain.sweep.estimate import Machine
+from raytrain.sweep.trial import AssignedTrial
 
 
-def trial(name: str, **values: Any) -> dict[str, Any]:
-    return {"id": name, "config": resolve([("test", {"max_iters": 1} | values)], data_vocab_size=256)[0].to_dict()}
+def trial(name: str, **values: Any) -> AssignedTrial:
+    config, _ = resolve([("test", {"max_iters": 1} | values)], data_vocab_size=256)
+    return AssignedTrial(name, (name,), config)
 
 
 def test_no_two_compile_the_same() -> None:
@@ -66,13 +69,13 @@ def test_nothing_is_compiled_ahead_where_it_could_change_a_run(ray_here: None) -
     assert ahead_of([compiled], Lanes({}, cpu, {}, 2)).programs.claim() == compiled
 
 
-def test_a_study_goes_on_whatever_becomes_of_its_processes(ray_here: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_study_goes_on_whatever_becomes_of_its_processes(
+    ray_here: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Would catch a program that nobody compiles any more and that no lane takes, a thread that ends with an error on
     the screen, and processes that outlive the study."""
-    broken = [trial("a", preset="llama"), trial("b", preset="gpt2")]
-    programs = Programs(broken)
-    for one in broken:
-        one["config"] = {"plugins": ()}  # no run
+    programs = Programs([trial("a", preset="llama"), trial("b", preset="gpt2")])
+    monkeypatch.setattr(TrainConfig, "to_dict", lambda run: {})  # which is no run
     node = ray.get_runtime_context().get_node_id()
     with caplog.at_level(logging.DEBUG, "raytrain.engine.ahead"), Ahead(programs, [(node, 1, 1)], 0.0) as ahead:
         ahead._thread.join(60)

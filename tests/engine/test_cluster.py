@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import ray
 
-from raytrain import tune
+from raytrain import configure, tune
 from raytrain.engine import cluster as cluster_module
 from raytrain.engine.cluster import _free_orphans, plan_lanes, ray_started, watching_ray
 from raytrain.engine.ending import Ending
 from raytrain.engine.job import LaneShape
 from raytrain.errors import UserError
 from raytrain.sweep.estimate import ResourceRequest
+from raytrain.sweep.trial import PlannedTrial
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,11 +104,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
 
 
-def trials(*workers: int | None) -> list[dict[str, Any]]:
-    return [
-        {"id": f"t{index}", "config": {"device": "auto"}} | ({"workers": count} if count else {})
-        for index, count in enumerate(workers)
-    ]
+def trials(*workers: int | None) -> list[PlannedTrial]:
+    config = configure(flops=1e12, vocab_size=256)
+    return [PlannedTrial(f"t{index}", ("",), config, workers=count) for index, count in enumerate(workers)]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raytrain.config.resolve import resolve
 from raytrain.engine import hosts
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.lane import describe
 from raytrain.errors import HostError, UserError
 from raytrain.sweep.schedule import Schedule
+from raytrain.sweep.trial import AssignedTrial, trials_of
 from tests.studies import write_study
+
+CONFIG = resolve([], data_vocab_size=256)[0]
 
 
 def data(folder: Path, first: int = 1) -> str:
@@ -24,31 +28,31 @@ def data(folder: Path, first: int = 1) -> str:
     return str(folder)
 
 
-def study_of(place: str, **trial: Any) -> dict[str, Any]:
-    trials = [{"id": f"t{index}", "config": {"data": place}, **trial} for index in range(2)]
-    return {"trials": trials, "data_fingerprints": hosts.fingerprints(trials)}
+def trials_on(place: str, **trial: Any) -> list[AssignedTrial]:
+    return [AssignedTrial(f"t{index}", ("",), CONFIG.replace(data=place), **trial) for index in range(2)]
 
 
 def test_a_machine_that_has_it_all_lacks_nothing(tmp_path: Path) -> None:
     """Would catch a check that stops studies for nothing, or leaves folders behind."""
-    study = study_of(data(tmp_path / "a"), folder=str(tmp_path / "runs" / "s" / "trials" / "t0"))
-    hosts.check_hosts(study, None, is_local=True)
+    trials = trials_on(data(tmp_path / "a"), folder=str(tmp_path / "runs" / "s" / "trials" / "t0"))
+    hosts.check_hosts(trials, hosts.fingerprints(trials), None, is_local=True)
     assert not (tmp_path / "runs").exists()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     """Would catch a study that starts where every trial must fail, and data that changed under it."""
     place = data(tmp_path / "a")
-    study = study_of(place)
+    trials = trials_on(place)
+    wanted = hosts.fingerprints(trials)
     os.rename(place, tmp_path / "b")
     with pytest.raises(UserError, match=rf"^node .* lacks what the trials need: Unknown data: '{place}'"):
-        hosts.check_hosts(study, None, is_local=True)
+        hosts.check_hosts(trials, wanted, None, is_local=True)
     data(tmp_path / "a", first=2)
     with pytest.raises(UserError, match=r"data \(.*/a\) has changed: its fingerprint is"):
-        hosts.check_hosts(study, None, is_local=True)
-    config = {"data": str(tmp_path / "b")}
-    assert "init_from (/nowhere) is not a folder" in hosts.missing(config | {"init_from": "/nowhere"})
-    assert "Unknown data: '/gone'" in hosts.missing(config | {"eval_data": {"other": "/gone"}})
+        hosts.check_hosts(trials, wanted, None, is_local=True)
+    config = CONFIG.replace(data=str(tmp_path / "b"))
+    assert "init_from (/nowhere) is not a folder" in hosts.missing(config.replace(init_from="/nowhere"))
+    assert "Unknown data: '/gone'" in hosts.missing(config.replace(eval_data=(("other", "/gone"),)))
     (tmp_path / "file").touch()
     assert "Not a directory" in hosts.missing(config, str(tmp_path / "file" / "t0"))
     assert "cannot be reached" in hosts.missing(config, "s3nope://bucket/t0")
@@ -57,27 +61,31 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_every_node_of_a_cluster_is_asked(ray_here: None, tmp_path: Path) -> None:
     """Would catch a question that Ray does not take: then no study starts on a cluster."""
     place = data(tmp_path / "a")
-    study = study_of(place)
-    hosts.check_hosts(study, None, is_local=False)
+    trials = trials_on(place)
+    wanted = hosts.fingerprints(trials)
+    hosts.check_hosts(trials, wanted, None, is_local=False)
     os.rename(place, tmp_path / "b")
     with pytest.raises(UserError, match=rf"^node .* lacks what the trials need: Unknown data: '{place}'"):
-        hosts.check_hosts(study, None, is_local=False)
+        hosts.check_hosts(trials, wanted, None, is_local=False)
 
 
 def test_moved_data_is_known_by_its_fingerprint(tmp_path: Path) -> None:
     """Would catch a study that cannot go on with its folder renamed, and one that goes on with other data."""
     place = data(tmp_path / "a")
-    study = study_of(place)
+    trials = trials_on(place)
+    wanted = hosts.fingerprints(trials)
+    study = {"trials": [trial.to_dict() for trial in trials], "data_fingerprints": wanted}
     os.rename(place, tmp_path / "b")
     before = json.dumps(study)
     with pytest.raises(UserError, match=r"data \(.*/c\) is not that of the study: its fingerprint is"):
         hosts.moved(study, data(tmp_path / "c", first=2))
     with pytest.raises(UserError, match="Unknown data"):
         hosts.moved(study, str(tmp_path / "nowhere"))
+    there = hosts.moved(study, str(tmp_path / "b"))
     assert json.dumps(study) == before
-    hosts.moved(study, str(tmp_path / "b"))
-    assert {trial["config"]["data"] for trial in study["trials"]} == {str(tmp_path / "b")}
-    hosts.check_hosts(study, None, is_local=True)
+    moved = trials_of(there)
+    assert {trial.config.data for trial in moved} == {str(tmp_path / "b")}
+    hosts.check_hosts(moved, there["data_fingerprints"], None, is_local=True)
     study["trials"][1]["config"]["data"] = "/elsewhere"
     with pytest.raises(UserError, match="the study's 2 data sets"):
         hosts.moved(study, str(tmp_path / "b"))
@@ -115,7 +123,7 @@ def test_trials_that_were_failed_for_what_a_machine_lacked_are_tried_again(tmp_p
         (tmp_path / "trials" / name).mkdir(parents=True)
         result = {"status": "failed", "reason": reason} if reason else {"status": "complete"}
         (tmp_path / "trials" / name / "result.json").write_text(json.dumps(result))
-    trials = [{"id": name, "hash": "h", "seed": 1, "config": {}} for name in names]
+    trials = [AssignedTrial(name, ("",), CONFIG) for name in names]
     with (tmp_path / "events.jsonl").open("w") as file:
         for name in names:
             end = {"event": "end", "trial": name, "status": "failed" if reasons[name] else "complete"}
@@ -131,8 +139,7 @@ def test_trials_that_were_failed_for_what_a_machine_lacked_are_tried_again(tmp_p
 
 def test_what_fails_while_a_signal_ends_the_study_is_no_result(tmp_path: Path) -> None:
     """Would catch a trial failed for good since the signal that ended the study reached its compiler's processes."""
-    trials = [{"id": "t0", "hash": "h", "seed": 1, "config": {"architecture": {}}}]
-    record = StudyJournal(tmp_path, trials)
+    record = StudyJournal(tmp_path, [AssignedTrial("t0", ("",), CONFIG)])
     record._apply(event="begin", trial="t0", rung=None)
     record._rung["t0"] = None
     record.is_ending = True

@@ -8,13 +8,14 @@ from raytrain.config.resolve import resolve
 from raytrain.engine.journal import StudyJournal
 from raytrain.rundir.log import read_log
 from raytrain.sweep.schedule import LOST_RETRIES
+from raytrain.sweep.trial import AssignedTrial
+
+CONFIG = resolve([("test", {"max_iters": 1, "checkpoint_interval": None})], data_vocab_size=256)[0]
 
 
-def trials(count: int, folder: Path | None = None) -> list[dict[str, Any]]:
-    config = resolve([("test", {"max_iters": 1})], data_vocab_size=256)[0].to_dict()
-    config |= {"checkpoint_interval": None}
-    kept = {"folder": str(folder)} if folder else {}
-    return [{"id": f"t{n}", "hash": "h", "seed": n, "config": config, **kept} for n in range(count)]
+def trials(count: int, folder: Path | None = None) -> list[AssignedTrial]:
+    place = str(folder) if folder else None
+    return [AssignedTrial(f"t{n}", ("gpt2",), CONFIG.replace(seed=n), folder=place) for n in range(count)]
 
 
 def start(record: StudyJournal) -> str:
@@ -77,7 +78,8 @@ def test_stopped_at_a_rung(tmp_path: Path) -> None:
     assert list(checkpoints.iterdir())
     finish(record, start(record), status="paused", val_loss=2.0, train_flops=6)
     stopped = json.loads((tmp_path / "trials" / "t1" / "result.json").read_text())
-    assert {"status": "stopped", "val_loss": 2.0, "train_flops": 6, "rung": 0, "hash": "h"}.items() <= stopped.items()
+    facts = {"status": "stopped", "val_loss": 2.0, "train_flops": 6, "rung": 0, "hash": CONFIG.architecture.hash}
+    assert facts.items() <= stopped.items()
     assert not list(checkpoints.iterdir())
     segment = record.schedule.next()
     assert segment is not None

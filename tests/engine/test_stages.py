@@ -21,6 +21,7 @@ from raytrain.rundir.log import JsonLog, read_log
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.planning import plan
 from raytrain.sweep.stages import growing
+from raytrain.sweep.trial import trials_of
 
 AXES = {"norm_position": ["pre", "post"], "weight_tying": [False, True], "bias": [False, True]}
 
@@ -67,10 +68,10 @@ def loss(trial: dict[str, Any]) -> float:
 def drive(folder: Path, loss: Callable[[dict[str, Any]], float] = loss) -> StudyJournal:
     """One driver, on one lane, until all is over."""
     study = read_study_json(folder)
-    record = StudyJournal(folder, study["trials"], study["scheduler"], lambda: next_stage(folder))
+    record = StudyJournal(folder, trials_of(study), study["scheduler"], lambda: next_stage(folder))
     while (segment := record.schedule.next()) is not None:
         record.begin(segment)
-        trial = record.trials[segment.trial]
+        trial = record.trials[segment.trial].to_dict()
         budget = trial["config"]["flops"]
         report = {"event": "end", "time": 1.0, "vocab_size": 256, "val_loss": loss(trial)}
         if segment.rung is None:
@@ -162,7 +163,7 @@ def test_what_was_lost_is_tried_again_before_a_stage_is_decided(tmp_path: Path) 
     """Catches a leader chosen without the trials that a new driver is to try again."""
     make(tmp_path / "s", confirm=1)
     study = read_study_json(tmp_path / "s")
-    record = StudyJournal(tmp_path / "s", study["trials"], study["scheduler"])
+    record = StudyJournal(tmp_path / "s", trials_of(study), study["scheduler"])
     while (segment := record.schedule.next()) is not None:
         record.begin(segment)
         record.lane_died(segment.trial, "lost", "the lane died")
@@ -175,7 +176,7 @@ def test_without_results_there_is_no_stage_and_the_study_is_over(tmp_path: Path)
     """Catches a study that waits for ever for a confirmation of nothing."""
     make(tmp_path / "s", confirm=2)
     study = read_study_json(tmp_path / "s")
-    record = StudyJournal(tmp_path / "s", study["trials"], study["scheduler"], lambda: next_stage(tmp_path / "s"))
+    record = StudyJournal(tmp_path / "s", trials_of(study), study["scheduler"], lambda: next_stage(tmp_path / "s"))
     while (segment := record.schedule.next()) is not None:
         record.begin(segment)
         record.take(segment.trial, {"event": "end", "time": 1.0, "status": "diverged", "reason": "loss nan"}, "lane")

@@ -1,10 +1,11 @@
 import contextlib
+import copy
 import dataclasses
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from raytrain.sweep.halving import Halving
 from raytrain.sweep.plan import Plan, make_plan
 from raytrain.sweep.schedule import LOST_RETRIES
 from raytrain.sweep.space import Space, expand
+from raytrain.sweep.trial import PlannedTrial, assign, trials_of
 from tests.studies import write_study
 
 
@@ -63,8 +65,8 @@ def fake_train(raises: int, dies: int) -> Callable[..., Any]:
 def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     """On one lane the order of trials is that of the plan."""
 
-    def plan_lanes(trials: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Lanes:
-        return Lanes({trial["id"]: LaneShape() for trial in trials}, {LaneShape(): 1}, {})
+    def plan_lanes(trials: Sequence[PlannedTrial], *args: Any, **kwargs: Any) -> Lanes:
+        return Lanes({trial.id: LaneShape() for trial in trials}, {LaneShape(): 1}, {})
 
     monkeypatch.setattr(study, "plan_lanes", plan_lanes)
 
@@ -73,10 +75,11 @@ def test_sweep_with_failures(
     ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a process a trial, a failed or killed trial that ends the sweep or is recorded as another, a study
-    that shows nothing of how far it is, and trials that MLflow does not get."""
+    that shows nothing of how far it is, trials that MLflow does not get, and a plan that the run edits."""
     one_lane(monkeypatch)
     monkeypatch.setattr("raytrain.engine.progress._LINE_SECONDS", 0.0)
     plan = make(seeds=6)
+    before = copy.deepcopy(plan)
     first, raises, third, dies, *_ = order = [trial.config.seed for trial in plan.trials]
     code = study.run_study(plan, runs=tmp_path, name="s", train=fake_train(raises, dies))
     out = capsys.readouterr().out
@@ -90,6 +93,9 @@ def test_sweep_with_failures(
         on_cpu = {"device": "cpu"}  # what the sweep decided, not what it was told
         assert json.loads((folder / "config.json").read_text()) == trial.to_dict()["config"] | on_cpu
     assert code == 0
+    assert plan == before
+    assigned = [assign(trial, on_gpus=False, storage=str(tmp_path / "s" / "trials")) for trial in before.trials]
+    assert trials_of(json.loads((tmp_path / "s" / "study.json").read_text())) == assigned
     assert {seed: result["status"] for seed, result in results.items()} == {
         **dict.fromkeys(order, "complete"), raises: "failed", dies: "lost",
     }  # fmt: skip
@@ -214,7 +220,7 @@ def test_a_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def run(session: Any, record: Any, *args: Any, **kwargs: Any) -> None:
         while (segment := record.schedule.next()) is not None:
             record.begin(segment)
-            config = record.trials[segment.trial]["config"]
+            config = record.trials[segment.trial].to_dict()["config"]
             loss = 3 + 1e8 / config["flops"] ** 0.7 + 0.3 * (config["scale"] == "tiny") + config["seed"] % 2 / 1e5
             facts = {"val_loss": loss - config["architecture"]["bias"] / 100, "vocab_size": 256}
             facts |= {"status": "complete", "train_flops": config["flops"]}

@@ -16,7 +16,7 @@ from tests.engine.test_journal import finish, trials
 def test_trials_that_fit_in_no_lane_wait_for_another_driver(tmp_path: Path) -> None:
     """Would catch a study that hangs, or breaks, on a trial too large for the cluster, and one that ends while a trial
     is on a lane; also where the rest pause at a rung that waits for it."""
-    record = StudyJournal(tmp_path, [trial | {"labels": ["gpt2"]} for trial in trials(2)], {"keep": [1]})
+    record = StudyJournal(tmp_path, trials(2), {"keep": [1]})
     suggestions = SegmentSearcher(record, {"t1": LaneShape()}, {LaneShape(): 2}, Programs())
     assert suggestions.suggest("first")["trial"]["id"] == "t1"
     assert suggestions.suggest("second") is None

@@ -4,14 +4,23 @@ from typing import Any
 
 import pytest
 
+from raytrain.config.resolve import resolve
 from raytrain.sweep.halving import halve
 from raytrain.sweep.schedule import LOST_RETRIES, Schedule
+from raytrain.sweep.trial import AssignedTrial
 
 KEEP = [3, 1]
 
 
-def trials(count: int) -> list[dict[str, Any]]:
-    return [{"id": f"t{number}"} for number in range(count)]
+CONFIG = resolve([], data_vocab_size=256)[0]
+
+
+def trials(count: int) -> list[AssignedTrial]:
+    return [trial(f"t{number}") for number in range(count)]
+
+
+def trial(name: str, role: str = "") -> AssignedTrial:
+    return AssignedTrial(name, ("",), CONFIG, role=role)
 
 
 def run(schedule: Schedule, scores: dict[str, list[float]], lanes: int, seed: int) -> tuple[dict[str, int], list[Any]]:
@@ -127,7 +136,7 @@ def test_a_lost_trial_that_others_went_on_without() -> None:
 
 def test_frontier_runs_have_no_rungs() -> None:
     """Would catch a baseline's run at another budget that is halved, or that a rung waits for."""
-    schedule = Schedule([*trials(1), {"id": "f", "role": "frontier"}], {"keep": [1]})
+    schedule = Schedule([*trials(1), trial("f", "frontier")], {"keep": [1]})
     segments = {}
     for _ in range(2):
         segment = schedule.next()
@@ -161,7 +170,7 @@ def test_all_seeds_of_a_variant_go_on_or_stop_together(lanes: int) -> None:
     names = [f"v{variant}-s{seed}" for variant in range(6) for seed in range(3)]
     draws = {name: [draw.random(), draw.random()] for name in names}
     draws["v3-s1"] = [math.nan, math.nan]
-    planned = [{"id": name} for name in names]
+    planned = [trial(name) for name in names]
 
     def best(variants: set[str], rung: int, keep: int) -> set[str]:
         seeds = {v: [draws[f"{v}-s{s}"][rung] for s in range(3)] for v in variants}
