@@ -93,6 +93,7 @@ def test_an_address_where_there_is_no_cluster(error: type[Exception], monkeypatc
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the Ray that other tests share
     with pytest.raises(UserError, match=r"^RAY_ADDRESS \(http://127.0.0.1:8265\): no cluster answers .*not this one\)"):
         ray_started(Ending()).__enter__()
 
