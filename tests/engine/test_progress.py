@@ -8,6 +8,7 @@ from rich.console import Console
 from raytrain.engine import progress
 from raytrain.engine.progress import Progress, ranking_table
 from raytrain.sweep.schedule import Schedule
+from tests.sweep.test_schedule import trial as planned_trial
 
 BUDGET = 1e12
 
@@ -41,7 +42,7 @@ def trial(name: str, status: str, **result: object) -> types.SimpleNamespace:
 
 
 def begun() -> Schedule:
-    schedule = Schedule([{"id": f"{name}-s1", "config": {}} for name in ("a", "b", "c", "d")])
+    schedule = Schedule([planned_trial(f"{name}-s1") for name in ("a", "b", "c", "d")])
     for event in ("begin", "end"):
         schedule.apply({"event": event, "trial": "a-s1", "rung": None, "status": "complete"})
     schedule.apply({"event": "begin", "trial": "b-s1", "rung": None})
