@@ -24,7 +24,8 @@ from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.architecture import AXES
 from raytrain.axes import may_kill, plugin
 from raytrain.config.resolve import add_plugin_flag
-from raytrain.config.run import STOPS, TrainConfig
+from raytrain.config.run import STOPS
+from raytrain.config.run import read_run as config_of
 from raytrain.errors import Parser, UserError, command
 from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import in_runs
@@ -98,12 +99,8 @@ def read_run(folder: Path) -> Run:
     facts |= {"preset": None, "flops_per_token": None, "seconds": run.result.get("train_seconds")}
     if not run.has_ended:
         facts |= {"status": "unfinished", "seconds": run.seconds}
-    if run.config is None:
+    if (config := config_of(run)) is None:
         return Run(folder, facts, {}, {})
-    try:
-        config = TrainConfig.from_dict(run.config)
-    except UserError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from None
     arch = config.architecture
     program, plain = arch.program(), dataclasses.replace(arch, d_ff=None)
     axes = {axis: program.value(axis) for axis in AXES if axis not in arch.dead}

@@ -19,7 +19,7 @@ import torch
 from raytrain.axes.plugin import check_loaded
 from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
 from raytrain.config.resolve import fields as known_fields
-from raytrain.config.run import STOPS, TrainConfig
+from raytrain.config.run import STOPS, TrainConfig, read_run
 from raytrain.data import open_dataset
 from raytrain.errors import Parser, UserError, command, unknown_value, unwritable
 from raytrain.interrupts import INTERRUPTED, exit_code
@@ -246,14 +246,15 @@ def _from_layers(given: list[tuple[str, dict[str, Any]]]) -> tuple[TrainConfig, 
 
 def _resumed(folder: Path, flags: argparse.Namespace) -> tuple[TrainConfig, dict[str, str]]:
     """The configuration of an earlier run, with what the flags change: the checkpoint says whether they may."""
-    values = RunFolder(folder).config
-    if values is None:
+    run = RunFolder(folder)
+    if run.config is None:
         raise UserError(f"resume ({folder}) is no run folder: it has no config.json; give the path of one")
     for name in ("preset", "scale", "config", "name"):
         if getattr(flags, name) is not None:
             raise UserError(f"{name} ({getattr(flags, name)}) cannot change on resume; leave it out")
-    check_loaded(values.get("plugins", ()))
-    earlier = TrainConfig.from_dict(values)
+    check_loaded(run.config.get("plugins", ()))
+    earlier = read_run(run)
+    assert earlier is not None
     if earlier.checkpoint_interval is None and not (folder / "checkpoints").is_dir():
         raise UserError(f"resume ({folder}) has no checkpoint to continue from; --checkpoint_interval N keeps some")
     changes = {name: read_value(name, value) for name, value in read_flags(flags).items()}
@@ -290,7 +291,7 @@ def _abandoned(runs: Path, name: str | None, config: TrainConfig) -> Path | None
         return None
     with contextlib.suppress(UserError), _claimed(folder):
         run = RunFolder(folder)
-        if not run.has_ended and run.config is not None and TrainConfig.from_dict(run.config) == config:
+        if not run.has_ended and read_run(run) == config:
             return folder
     return None
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from raytrain.accounting.flops import flops_per_token
 from raytrain.architecture import AXES, SCALES, SIZES, Architecture, divisors_near
 from raytrain.axes import RUN_AXES, plugin
 from raytrain.errors import UserError, unknown_value
+from raytrain.rundir import schema
+from raytrain.rundir.run import CONFIG, RunFolder
 
 DEFAULT_TOKENS = {"cpu": 8192, "cuda": 65536}  # tokens of a micro-batch at most, by default
 RUNG_TOLERANCE = 0.001  # of its FLOPs, within which a trial must stop at a rung
@@ -315,8 +318,8 @@ class TrainConfig:
         for name in values:
             if name not in names and name != "plugins":  # which are loaded apart
                 raise unknown_value("field of a run", name, names)
-        if not isinstance(values.get("architecture"), Mapping):
-            raise UserError(f"architecture ({values.get('architecture')!r}) must be a mapping of field to value")
+        if problem := schema.CONFIG.problem(values, ""):
+            raise UserError(problem)
         checkpointing = values.get("activation_checkpointing", "none")
         if isinstance(checkpointing, bool):
             checkpointing = "full" if checkpointing else "none"
@@ -326,3 +329,27 @@ class TrainConfig:
         plugin.check_unchanged(stored)
         known = {"architecture": architecture.from_dict(values["architecture"])}
         return cls(**(values | known | {"activation_checkpointing": checkpointing}))
+
+
+def read_run(folder: RunFolder) -> TrainConfig | None:
+    """What the run in `folder` was to be; None without a config.json. Raises UserError, which names that file."""
+    values = folder.config
+    try:
+        return None if values is None else TrainConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{folder.path / CONFIG}: {error}") from None
+
+
+_KINDS = {int: schema.SIZE, float: schema.NUMBER, str: schema.TEXT, bool: schema.FLAG}
+
+
+def _kind(declared: Any) -> schema.Schema:
+    """What a stored field must be, by the type that it is declared with."""
+    kinds = typing.get_args(declared) or (declared,)
+    found = schema.either(*(_KINDS[kind] for kind in kinds if kind in _KINDS))
+    return schema.Maybe(found) if type(None) in kinds else found
+
+
+schema.RUN_FIELDS |= {f.name: _kind(f.type) for f in dataclasses.fields(TrainConfig) if f.name != "architecture"}
+schema.RUN_FIELDS |= {"rungs": schema.ListOf(schema.NUMBER), "eval_data": schema.MapOf(schema.TEXT)}
+schema.RUN_FIELDS["activation_checkpointing"] = schema.either(schema.TEXT, schema.FLAG)  # the latter in 0.1.0

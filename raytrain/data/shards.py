@@ -27,13 +27,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, encodable, read_tokenizer, sha256_of
-from raytrain.errors import UserError
+from raytrain.errors import UserError, shown
+from raytrain.rundir.parse import parse_json
+from raytrain.rundir.schema import DATA
 
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
 _VERSION = 1
+_REMEDY = "prepare the data again"
 _LOCK, _REPLACED = ".lock", ".replaced"
 _STALE_SECONDS = 60.0  # after which a temporary folder without its lock is nobody's
 _BATCH_CHARACTERS = 1 << 20  # documents are encoded together up to this
@@ -246,23 +249,29 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["version"]
-        if version == _VERSION:
-            splits = {split: _split(values[split]) for split in SPLITS}
-            manifest = Manifest(**(values | splits))
-            itemsize = np.dtype(manifest.dtype).itemsize
-            if manifest.dtype != dtype_for(manifest.vocab_size).name:
-                raise ValueError(f"dtype {manifest.dtype} for a vocabulary of {manifest.vocab_size}")
+        values = parse_json(path.read_bytes())
+        version = values.get("version", _VERSION) if isinstance(values, dict) else _VERSION
+        manifest = _manifest(values) if version == _VERSION else None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again") from error
-    if version != _VERSION:
-        raise UserError(f"{path} has version {version!r}, this raytrain reads {_VERSION}; prepare the data again")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {_REMEDY}") from error
+    if manifest is None:
+        raise UserError(f"{path} has version {shown(version)}, this raytrain reads {_VERSION}; {_REMEDY}")
+    itemsize = np.dtype(manifest.dtype).itemsize
     for split in SPLITS:
         for shard in getattr(manifest, split).shards:
             _check_size(folder / shard.name, shard.tokens * itemsize)
+    return manifest
+
+
+def _manifest(values: Any) -> Manifest:
+    """Raises ValueError for what is none."""
+    if problem := DATA.problem(values, ""):
+        raise ValueError(problem)
+    manifest = Manifest(**(values | {split: _split(values[split]) for split in SPLITS}))
+    if manifest.dtype != dtype_for(manifest.vocab_size).name:
+        raise ValueError(f"dtype {manifest.dtype} for a vocabulary of {manifest.vocab_size}")
     return manifest
 
 

@@ -30,7 +30,8 @@ from raytrain.engine.job import Report, one_line
 from raytrain.engine.timing import Timing
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_json, read_study_json, write_json
-from raytrain.rundir.log import JsonLog, read_log
+from raytrain.rundir.log import JsonLog, read_events, read_log
+from raytrain.rundir.schema import RESULT
 from raytrain.sweep.schedule import Schedule, Segment
 from raytrain.sweep.stages import Stage, with_stage
 from raytrain.sweep.trial import AssignedTrial
@@ -89,9 +90,10 @@ class StudyJournal:
         self._logs: dict[str, JsonLog] = {}  # of the trials on lanes
         path = folder / "events.jsonl"
         self._events = JsonLog(path)
-        earlier = read_log(path)
+        earlier = read_events(path)
         self.is_new = not earlier  # no driver took the study up before
         for event in earlier:
+            self._check(event, path)
             self.schedule.apply(event)
         for trial in self.schedule.running:
             self._make_good(trial)
@@ -108,6 +110,14 @@ class StudyJournal:
         """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
         return self.__dict__ | {"_grow": None, "_storage": None, "on_full_disk": None}
 
+    def _check(self, event: Report, path: Path) -> None:
+        """Raises UserError for an event of an earlier driver's about what the study does not have."""
+        for name in (*([event["trial"]] if "trial" in event else []), *event.get("trials", ())):
+            if name not in self.trials or ("trial" in event and name not in self.schedule):
+                raise UserError(f"{path} is damaged: {event['event']}: trial ({name}) is not in study.json")
+        if event["event"] == "rung" and event["rung"] >= self.schedule.rungs:
+            raise UserError(f"{path} is damaged: rung ({event['rung']}) must be below {self.schedule.rungs}")
+
     def _failed_by_host(self, trial: str) -> bool:
         result = self._folder / trial / "result.json"
         return result.exists() and failed_by_host(read_json(result))
@@ -117,10 +127,10 @@ class StudyJournal:
         rung, result = self.schedule.target(trial).rung, self._folder / trial / "result.json"
         for report in read_log(self._folder / trial / "log.jsonl"):
             if report["event"] == "pause" and report["rung"] == rung:
-                self._apply(event="rung", trial=trial, rung=rung, score=_finite(report["val_loss"]))
+                self._apply(event="rung", trial=trial, rung=rung, score=_finite(report.get("val_loss")))
                 break
         if result.exists() and not self.schedule.has_ended(trial):
-            self._apply(event="end", trial=trial, status=read_json(result)["status"])
+            self._apply(event="end", trial=trial, status=read_json(result, RESULT)["status"])
 
     def _join(self) -> None:
         """Have the trials of a stage join that study.json has and the events do not."""

@@ -44,7 +44,7 @@ from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError, unwritable
 from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, find_study, read_study_json, tracking_address, write_json
-from raytrain.rundir.log import read_log
+from raytrain.rundir.log import read_events
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.trial import AssignedTrial, assign, trials_of
@@ -246,7 +246,7 @@ def _run(
             if is_over:
                 _report(folder, console)
 
-    spent = by_driver(read_log(folder / "events.jsonl"))[-1]
+    spent = by_driver(read_events(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
     ranking = sync.link and f"then open   {sync.link}"
     for line in (spent, planned, sync.ui and f"compare     {sync.ui}", ranking):

@@ -138,7 +138,7 @@ def by_driver(events: Iterable[Mapping[str, Any]]) -> list[LaneSeconds | None]:
     ended. A driver of a version that did not write this down is left out."""
     drivers: list[tuple[Mapping[str, Any], list[Timing]]] = []
     for event in events:
-        if event["event"] == "driver" and "started" in event:
+        if event["event"] == "driver" and event.keys() >= {"started", "lanes"}:
             drivers.append((event, []))
         elif event["event"] == "segment" and drivers:
             known = {name: event[name] for name in Timing.__dataclass_fields__ if name in event}

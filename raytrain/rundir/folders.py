@@ -3,28 +3,24 @@
 import contextlib
 import json
 import os
-import re
 import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from raytrain.axes import plugin
-from raytrain.errors import UserError, short, unknown_value
+from raytrain.errors import UserError, unknown_value
 from raytrain.rundir.parse import parse_json
+from raytrain.rundir.schema import ANY, NAME_LENGTH, STUDY, MapOf, Record, Schema, check, is_name
 from raytrain.uris import without_secrets
-
-_NAME_LENGTH = 128  # a file's name may have 255 bytes, and others are made of this one
-_STUDY = ["name", "space", "base", "scale", "created", "command", "git_commit"]
-_STUDY += ["budget_flops", "counts", "versions", "trials"]
 
 
 def check_name(name: str) -> str:
     """`name`, if it may be that of a folder. Raises UserError otherwise."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+    if len(name) > NAME_LENGTH:
+        raise UserError(f"name ({name[:16]}...) has {len(name)} characters, and may have {NAME_LENGTH}")
+    if not is_name(name):
         raise UserError(f"name ({name!r}) may have letters, digits, '.', '_' and '-'")
-    if len(name) > _NAME_LENGTH:
-        raise UserError(f"name ({name[:16]}...) has {len(name)} characters, and may have {_NAME_LENGTH}")
     return name
 
 
@@ -49,8 +45,8 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that cannot be read or is not a JSON object."""
+def read_json(path: Path, schema: Schema = ANY) -> dict[str, Any]:
+    """Raises UserError for a file that cannot be read, is not a JSON object, or is not what `schema` says."""
     try:
         content = parse_json(path.read_bytes())
     except OSError as error:
@@ -59,6 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object")
+    check(content, schema, path)
     return content
 
 
@@ -96,26 +93,22 @@ def find_study(study: str | Path, runs: Path, field: str = "study") -> Path:
 
 
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
-    """The study.json in `folder`. Raises UserError if it lacks a field that every study's has, or one of `more`.
+    """The study.json in `folder`. Raises UserError if it is not what `schema.STUDY` says, or lacks one of `more`.
 
-    The plugins of its trials are known from their records then, where they are not loaded. Old files count
-    their variants as `functions`; the result has `variants`. Raises UserError too for a trial whose id, which names its
-    folder, is none that we give.
+    The plugins of its trials are known from their records then, where they are not loaded. Old files count their
+    variants as `functions`; the result has `variants`.
     """
-    study = read_json(folder / "study.json")
-    if missing := [field for field in (*_STUDY, *more) if field not in study]:
-        raise UserError(f"{folder / 'study.json'} is incomplete: missing {', '.join(missing)}")
-    for trial in study["trials"] if isinstance(study["trials"], list) else ():
-        try:
-            check_name(trial["id"].replace("=", "-"))  # which ids of trials that differ in a field have
-        except (UserError, TypeError, LookupError, AttributeError):
-            wrong = trial.get("id") if isinstance(trial, dict) else trial
-            raise UserError(
-                f"{folder / 'study.json'} is damaged: trials: id ({short(str(wrong))}) is no name"
-            ) from None
-        plugin.recall(trial.get("config", {}).get("plugins", ()))
-    study["command"] = without_secrets(str(study["command"]))  # older studies have them
-    counts = study["counts"]
-    if isinstance(counts, dict) and "functions" in counts:
+    path = folder / "study.json"
+    study = read_json(path)
+    if isinstance(counts := study.get("counts"), dict):
         study["counts"] = {{"functions": "variants"}.get(name, name): count for name, count in counts.items()}
+    check(study, STUDY, path)
+    check(study, Record(dict.fromkeys(more, MapOf(ANY))), path)
+    ids = [trial["id"] for trial in study["trials"]]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise UserError(f"{path} is damaged: trials: id ({twice}) stands twice")
+    for trial in study["trials"]:
+        plugin.recall(trial["config"].get("plugins", ()))
+    study["command"] = without_secrets(study["command"])  # older studies have them
     return study

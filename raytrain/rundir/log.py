@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raytrain.errors import UserError
+from raytrain.errors import UserError, short, unknown_value
+from raytrain.rundir.parse import parse_json
+from raytrain.rundir.schema import EVENTS, REPORT, REPORTS, Schema, check
 
 Report = dict[str, Any]
 
@@ -29,7 +31,7 @@ class JsonLog:
             if not whole.endswith(b"\n"):
                 with self._path.open("r+b") as file:
                     file.truncate(whole.rfind(b"\n") + 1)
-        self._written = {_key(report) for report in read_lines(path)}
+        self._written = {_key(report) for _, report in _lines(path)}
 
     def clear(self) -> None:
         """Forget all that was written: the run starts anew."""
@@ -74,27 +76,42 @@ def first_reports(reports: Iterable[Report]) -> Iterator[tuple[int, Report]]:
 
 def _key(report: Mapping[str, Any]) -> tuple[str, int] | None:
     """What is the same for two reports of one step; None for other reports."""
-    return (report["event"], report["step"]) if report["event"] in _OF_STEPS and "step" in report else None
+    step = report.get("step")
+    return (report["event"], step) if report["event"] in _OF_STEPS and isinstance(step, int) else None
 
 
 def read_lines(path: str | Path, event: str | None = None) -> list[Report]:
     """As `read_log`, with a report for each line: also what a step reported again."""
+    return [check(report, REPORTS.get(report["event"], REPORT), place) for place, report in _lines(path, event)]
+
+
+def read_events(path: str | Path) -> list[Report]:
+    """What happened to the trials of a study, oldest first: its events.jsonl. Raises UserError as `read_log`."""
+    return [check(event, _schema_of(event, place), place) for place, event in _lines(path)]
+
+
+def _schema_of(event: Report, place: str) -> Schema:
+    if event["event"] not in EVENTS:
+        raise unknown_value(f"event in {place}", event["event"], EVENTS)
+    return EVENTS[event["event"]]
+
+
+def _lines(path: str | Path, event: str | None = None) -> Iterator[tuple[str, Report]]:
+    """Each report in a log, of that event alone if one is given, and the place where it stands, for messages."""
     try:
         *lines, _torn = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise UserError(f"log ({path}) cannot be read: {error.strerror}") from None
-    reports = []
     for number, line in enumerate(lines, start=1):
         if event is not None and f'"{event}"' not in line:
             continue
         try:
-            report = json.loads(line)
-        except ValueError:
+            report = parse_json(line)
+        except UserError:
             report = None
-        if not isinstance(report, dict) or "event" not in report:
-            raise UserError(f"log ({path}), line {number} is not a report: {line[:60]!r}")
+        if not isinstance(report, dict) or not isinstance(report.get("event"), str):
+            raise UserError(f"log ({path}), line {number} is not a report: {short(line)!r}")
         if event in (None, report["event"]):
-            reports.append(report)
-    return reports
+            yield f"log ({path}), line {number}", report

@@ -6,7 +6,7 @@ are those of YAML 1.1, where they are 8, 90, True and a date. A key that stands 
 
 import json
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from raytrain.errors import UserError, short, shown
 
 _YAML_BYTES = 256 * 1024  # of a file, which PyYAML reads in about two seconds; the spaces here have under 1 KB
 _YAML_NODES = 100_000  # after aliases are written out
+_JSON_DIGITS = 40  # of a whole number; the FLOPs of a run have up to 25
+_JSON_DEPTH = 50  # what is written here has under 10
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -72,11 +74,38 @@ def parse_yaml(text: str) -> Any:
 def parse_json(text: str | bytes) -> Any:
     """The value in `text`. Raises UserError with the reason."""
     try:
-        return json.loads(text)
+        text = text if isinstance(text, str) else text.decode()
+        value = _JSON.decode(text)
     except RecursionError:
         raise UserError("it is nested too deeply") from None
-    except ValueError as error:  # also for bytes that are not UTF-8, and for more digits than Python converts
+    except UserError:
+        raise
+    except ValueError as error:  # also for bytes that are not UTF-8
         raise UserError(short(str(error))) from None
+    if text.count("[") + text.count("{") > _JSON_DEPTH and _is_deep(value):
+        raise UserError("it is nested too deeply")
+    return value
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > _JSON_DIGITS:
+        raise UserError(f"a number of {len(digits):,} digits is too large")
+    return int(digits)
+
+
+_JSON = json.JSONDecoder(parse_int=_bounded)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and mappings in `value` are nested more deeply than whoever walks through it can go."""
+    level = [value]
+    for _ in range(_JSON_DEPTH):
+        level = [part for entry in level if isinstance(entry, dict | list) for part in _parts(entry)]
+    return bool(level)
+
+
+def _parts(entry: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return entry.values() if isinstance(entry, dict) else entry
 
 
 def read_bounded(path: Path) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from raytrain.rundir.folders import read_json, write_json
 from raytrain.rundir.log import Report, read_log
+from raytrain.rundir.schema import CONFIG as CONFIG_SCHEMA
+from raytrain.rundir.schema import RESULT as RESULT_SCHEMA
 
 CONFIG, LOG, RESULT = "config.json", "log.jsonl", "result.json"
 
@@ -41,12 +43,13 @@ class RunFolder:
     @functools.cached_property
     def config(self) -> dict[str, Any] | None:
         """config.json; None for a folder without one."""
-        return read_json(self.path / CONFIG) if os.path.exists(self.path / CONFIG) else None
+        path = self.path / CONFIG
+        return read_json(path, CONFIG_SCHEMA) if os.path.exists(path) else None
 
     @functools.cached_property
     def result(self) -> Report:
         """result.json; empty for a run that has not ended."""
-        return read_json(self.path / RESULT) if self.has_ended else {}
+        return read_json(self.path / RESULT, RESULT_SCHEMA) if self.has_ended else {}
 
     @functools.cached_property
     def reports(self) -> list[Report]:
@@ -91,7 +94,8 @@ class RunFolder:
     @property
     def seconds(self) -> float | None:
         """From the first report to the last, pauses included; None before the first."""
-        return self.reports[-1]["time"] - self.reports[0]["time"] if self.reports else None
+        times = [report["time"] for report in self.reports if "time" in report]
+        return times[-1] - times[0] if times else None
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_json(self.path / CONFIG, config)

@@ -70,6 +70,11 @@ class Schedule:
                 self._units.setdefault(without_seed(name) if by_variant else name, []).append(name)
 
     @property
+    def rungs(self) -> int:
+        """How many rungs trials may be scored at."""
+        return len(self._keep)
+
+    @property
     def is_over(self) -> bool:
         """Whether every trial has ended."""
         return all(trial.state == "ended" for trial in self._trials.values())

@@ -182,7 +182,7 @@ class Uploader:
 
     def _sync_parent(self, study: dict[str, Any], note: str | None, n_ended: int) -> _Run:
         facts = {key: study[key] for key in ("space", "base", "scale", "budget_flops")}
-        run = self._run(study, "", study["name"], facts, datetime.fromisoformat(study["created"]).timestamp())
+        run = self._run(study, "", study["name"], facts, _created(study))
         tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"] | {MLFLOW_RUN_NOTE: note}
         counts = {**study["counts"], "ended": n_ended}
         self._send(run, [], counts, 0, tags)
@@ -296,6 +296,14 @@ def _make_database(path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
+def _created(study: dict[str, Any]) -> float:
+    """When the study began, in Unix seconds. Raises UserError for what is no time."""
+    try:
+        return datetime.fromisoformat(study["created"]).timestamp()
+    except (ValueError, OverflowError):
+        raise UserError(f"study.json is damaged: created ({shown(study['created'])}) must be a date and time") from None
+
+
 def _key(study: dict[str, Any]) -> dict[str, str]:
     """The tags that distinguish this study's runs from those of another study of the same name."""
     return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
@@ -307,7 +315,7 @@ def _view(study: dict[str, Any]) -> str:
     columns = [f"metrics.`{name}`" for name in _COLUMNS] + [f"params.`{axis}`" for axis in axes]
     state = {"orderByKey": columns[0], "orderByAsc": True, "selectedColumns": columns, "columnOrder": columns}
     state |= {"columnWidths": dict.fromkeys(columns, _COLUMN_WIDTH)}
-    created = int(datetime.fromisoformat(study["created"]).timestamp() * 1000)
+    created = int(_created(study) * 1000)
     return json.dumps({"name": "ranking", "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
 
 

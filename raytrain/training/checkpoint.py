@@ -32,6 +32,7 @@ from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig, flat
 from raytrain.errors import HostError, UserError, shown
 from raytrain.rundir.parse import parse_json
+from raytrain.rundir.schema import CHECKPOINT
 from raytrain.training.optimizer import initial_state
 from raytrain.training.parallel import World, local
 from raytrain.training.storage import MANIFEST, Storage, open_storage
@@ -336,6 +337,8 @@ def verify(storage: Storage, name: str) -> tuple[dict[str, Any] | None, str]:
     manifest = _read_manifest(storage, name)
     if manifest is None:
         return None, f"{MANIFEST} is missing or damaged"
+    if problem := CHECKPOINT.problem(manifest, ""):
+        return None, f"{MANIFEST} is damaged: {problem}"
     files = manifest["files"]
     storage.fetch(name, list(files))
     for file, digest in files.items():

@@ -1,6 +1,5 @@
 """Weights to start from or to leave with: a run's own checkpoint, and folders as Hugging Face keeps them."""
 
-import json
 import os.path
 import shutil
 from pathlib import Path
@@ -12,12 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raytrain.architecture import Architecture
-from raytrain.config.run import TrainConfig
+from raytrain.config.run import TrainConfig, read_run
 from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import UserError, unwritable
 from raytrain.model import Transformer, build
 from raytrain.model.interchange import from_hf, to_hf
-from raytrain.rundir.folders import write_json
+from raytrain.rundir.folders import read_json, write_json
+from raytrain.rundir.run import RunFolder
+from raytrain.rundir.schema import HUGGING_FACE
 from raytrain.training.checkpoint import newest
 from raytrain.training.storage import open_storage
 
@@ -30,12 +31,11 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
 
     Raises UserError for a folder that is no run or has no whole checkpoint.
     """
-    try:
-        config = TrainConfig.from_dict(json.loads((run / "config.json").read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    config = read_run(RunFolder(run))
+    if config is None:
         is_study = os.path.exists(run / "study.json")  # Path.exists raises for a name too long for any file
-        why = f"it is a study's, whose runs are in {run / 'trials'}" if is_study else getattr(error, "strerror", error)
-        raise UserError(f"run ({run}) is not a run folder: {why}") from None
+        why = f"it is a study's, whose runs are in {run / 'trials'}" if is_study else "it has no config.json"
+        raise UserError(f"run ({run}) is not a run folder: {why}")
     storage = open_storage(run)
     manifest, damaged = newest(storage)
     if manifest is None:
@@ -96,7 +96,7 @@ def _tokenizer_files(tokenizer: Tokenizer, block_size: int, ends: dict[str, int]
 def read_hugging_face(folder: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
     """The architecture and our state dict of a folder that `transformers` wrote. Raises UserError if it cannot be."""
     try:
-        hf_config = json.loads((folder / _CONFIG).read_text())
+        hf_config = read_json(folder / _CONFIG, HUGGING_FACE)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise UserError(f"init_from ({folder}) has no .safetensors file; other formats are pickles and not read")

@@ -261,7 +261,9 @@ def test_read_study(tmp_path):
         {"id": name, "label": name, "labels": [name], "hash": name, "seed": 1, "config": config} for name in "abc"
     ]
     about = dict.fromkeys(("name", "space", "base", "scale", "created", "command", "git_commit"), "")
-    about |= {"budget_flops": 10**18, "counts": {}, "versions": {}, "trials": trials}
+    about |= {"budget_flops": 10**18, "versions": {}, "trials": trials}
+    about["counts"] = dict.fromkeys(("points", "programs", "variants", "trials"), 3)
+    about["created"] = "2026-11-24T12:00:00+00:00"
     (tmp_path / "study.json").write_text(json.dumps(about))
     for name in "ab":
         (tmp_path / "trials" / name).mkdir(parents=True)

@@ -14,22 +14,14 @@ from raytrain.rundir.folders import find_study, in_runs, read_json, read_study_j
 from tests.studies import write_study
 
 
+def study_with(folder: Path, **fields: object) -> Path:
+    """A study of two trials in `folder`, with other `fields` in its study.json."""
+    return write_study(folder, points=1, seeds=2, **fields)
+
+
 def test_counts_of_an_old_study(tmp_path: Path) -> None:
     """Would catch a study of an earlier version, whose variants are `functions`, that no command reads any more."""
-    fields = [
-        "name",
-        "space",
-        "base",
-        "scale",
-        "created",
-        "command",
-        "git_commit",
-        "budget_flops",
-        "versions",
-        "trials",
-    ]
-    counts = {"points": 9, "programs": 6, "functions": 3, "trials": 4}
-    (tmp_path / "study.json").write_text(json.dumps(dict.fromkeys(fields, 1) | {"counts": counts}))
+    study_with(tmp_path, counts={"points": 9, "programs": 6, "functions": 3, "trials": 4})
     expected = {"points": 9, "programs": 6, "variants": 3, "trials": 4}
     assert list(read_study_json(tmp_path)["counts"].items()) == list(expected.items())
 
@@ -37,11 +29,10 @@ def test_counts_of_an_old_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["../../up", "/etc", "", ".hidden", None, {"a": 1}])
 def test_an_id_that_leads_out_of_the_study_is_refused(wrong: object, tmp_path: Path) -> None:
     """Would catch a study.json from elsewhere that has files of other folders read, overwritten or deleted."""
-    study = dict.fromkeys(("name", "space", "base", "scale", "created", "git_commit"), "x")
-    study |= {"command": "x", "budget_flops": 1, "counts": {}, "versions": {}}
-    (tmp_path / "study.json").write_text(json.dumps(study | {"trials": [{"id": "t0"}, {"id": wrong}]}))
-    with pytest.raises(UserError, match=r"study\.json is damaged: trials: id \(.*\) is no name$"):
-        read_study_json(tmp_path)
+    first, second = json.loads((study_with(tmp_path / "a") / "study.json").read_text())["trials"]
+    study_with(tmp_path / "b", trials=[first, second | {"id": wrong}])
+    with pytest.raises(UserError, match=r"study\.json is damaged: trials\[1\]\.id \(.*\) must be a name of letters"):
+        read_study_json(tmp_path / "b")
 
 
 def test_a_link_at_a_partial_file_is_not_followed(tmp_path: Path) -> None:
@@ -55,20 +46,15 @@ def test_a_link_at_a_partial_file_is_not_followed(tmp_path: Path) -> None:
 
 def test_secrets_of_an_older_study_are_not_read(tmp_path: Path) -> None:
     """Would catch a password that an older study.json holds in a report or in MLflow."""
-    study = dict.fromkeys(("name", "space", "base", "scale", "created", "git_commit"), "x")
-    study |= {"command": "tune --tracking_uri http://me:SECRET@host", "budget_flops": 1, "counts": {}, "versions": {}}
-    (tmp_path / "study.json").write_text(json.dumps(study | {"trials": []}))
+    study_with(tmp_path, command="tune --tracking_uri http://me:SECRET@host")
     assert read_study_json(tmp_path)["command"] == "tune --tracking_uri http://***@host"
 
 
 def test_the_id_of_a_trial_that_differs_in_a_field(tmp_path: Path) -> None:
     """Would catch a study over learning rates, whose ids say them, called damaged."""
-    study = dict.fromkeys(("name", "space", "base", "scale", "created", "git_commit"), "x")
-    study |= {"command": "x", "budget_flops": 1, "counts": {}, "versions": {}}
-    (tmp_path / "study.json").write_text(
-        json.dumps(study | {"trials": [{"id": "4L-RoPE-f87b23-learning_rate=0.003-s1"}]})
-    )
-    assert read_study_json(tmp_path)["trials"][0]["id"].endswith("=0.003-s1")
+    first, second = json.loads((study_with(tmp_path / "a") / "study.json").read_text())["trials"]
+    study_with(tmp_path / "b", trials=[first, second | {"id": "4L-RoPE-f87b23-learning_rate=0.003-s1"}])
+    assert read_study_json(tmp_path / "b")["trials"][1]["id"].endswith("=0.003-s1")
 
 
 def test_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
