@@ -37,6 +37,7 @@ SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "n_kv_head",
 # The axes in an architecture's name, in its order; those that are not here follow, where they are not at their default.
 _NAMED = ("position_encoding", "normalization", "ffn_type", "activation", "norm_position")
 _LARGEST = 2**31 - 1  # of a size: kernels count rows and columns in 32 bits
+_MOST_LAYERS = 10_000  # each is listed in patterns of layers, and is a module of its own
 _TRIED_DIVISORS = 100_000  # for a hint in a message
 _FFN_MULTIPLE = 64  # FFN widths are rounded to this: whole 128-byte rows in bf16, which tensor-core tiles want
 
@@ -98,6 +99,8 @@ class Architecture:
                 raise UserError(f"{size} ({shown(value)}) must be a whole number of 1 or more")
             if value > _LARGEST:
                 raise UserError(f"{size} ({shown(value)}) must be below 2^31")
+        if self.n_layer > _MOST_LAYERS:
+            raise UserError(f"n_layer ({self.n_layer}) must be {_MOST_LAYERS:,} or less")
         if self.n_embd % self.n_head:
             near = [str(h) for h in divisors_near(self.n_embd, self.n_head)]
             raise UserError(

@@ -15,6 +15,7 @@ from raytrain.interrupts import INTERRUPTED
 from raytrain.uris import without_secrets
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # what a full or broken disk answers
+_NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}  # what the name of a file that cannot be there answers, whoever asks
 
 
 class UserError(ValueError):
@@ -58,6 +59,11 @@ def short(text: str, length: int = _SHOWN_CHARACTERS) -> str:
         text = text[: 2 * length] + text[-2 * length :]
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-(length // 2 - 3) :]}"
+
+
+def readable(text: str) -> str:
+    """`text` with escapes for what is not UTF-8, such as bytes of a file's name, which tables and pages cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserError:
@@ -119,6 +125,9 @@ def command(main: Callable[[list[str] | None], int | None]) -> Command:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python raises it again as it exits
             return 1
         except OSError as error:
+            if error.errno in _NO_PATH:
+                print(f"error: {short(str(error.filename))} is no path: {error.strerror}", file=sys.stderr)
+                return 2
             if not (reason := unwritable(error)):
                 raise
             print(f"error: {short(reason, _LINE_CHARACTERS)}, then run the same command again", file=sys.stderr)

@@ -7,6 +7,7 @@ import torch
 
 from raytrain.config.resolve import add_plugin_flag
 from raytrain.data import open_dataset
+from raytrain.data.tokenizer import encodable
 from raytrain.errors import Parser, UserError, command
 from raytrain.model import Transformer
 from raytrain.plugins.loader import load_named
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = open_dataset(config.data).tokenizer
     if tokenizer is None:
         raise UserError(f"data ({config.data}) has no tokenizer, so its tokens cannot be read as text")
-    prompt = tokenizer.encode_batch([flags.prompt])[0].astype(np.int64)
+    text, _ = encodable(flags.prompt, "")
+    prompt = tokenizer.encode_batch([text])[0].astype(np.int64)
     if not len(prompt):
         raise UserError("prompt ('') must not be empty")
     generator = torch.Generator().manual_seed(flags.seed)

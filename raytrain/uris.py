@@ -16,7 +16,7 @@ _HARMLESS |= {"retry_limit_seconds", "replication", "buffer_size", "default_bloc
 _HARMLESS |= {"mode", "timeout", "cache", "uri", "sslmode", "charset", "connect_timeout", "host", "port", "options"}
 # Where the name before an "@" is a place or a role, which the address is nothing without, and no key.
 _NAMED = ("abfs", "abfss", "wasbs", "hdfs", "viewfs", "postgresql", "postgres", "mysql", "mssql", "oracle")
-_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,40}://"  # of bounded length: else a long word takes time by its square
 _PORT = re.compile(r"\d{1,5}")
 _IN_TEXT = re.compile(rf"{_SCHEME}[^\s'\"<>()]+")
 _IN_ARGUMENT = re.compile(rf"{_SCHEME}.+", re.DOTALL)

@@ -32,6 +32,7 @@ from raytrain.analysis.noise import SIGNIFICANCE, Means, Noise, declare_winner, 
 from raytrain.analysis.trials import BUDGET_TOLERANCE, FRESH_ROLES, OWN_ROLES
 from raytrain.analysis.tuned import at_own_best, tuned_fields
 from raytrain.config.run import STOPS, TrainConfig, flat
+from raytrain.errors import readable
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.factorial import Array
@@ -103,7 +104,7 @@ def _row(trial: dict[str, Any], run: RunFolder, study: Mapping[str, Any]) -> dic
         row["tuned"] = " ".join(tuning["levels"])
     started = "interrupted" if study.get("interrupted") else "running"
     row |= {"status": started if run.has_begun else "waiting"} | fields
-    return row | run.result
+    return {name: readable(value) if isinstance(value, str) else value for name, value in (row | run.result).items()}
 
 
 def programs(table: pd.DataFrame, *, without: Sequence[str] = ()) -> pd.Series:

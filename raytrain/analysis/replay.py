@@ -90,7 +90,8 @@ def read_record(path: str | Path) -> Record:
     if not os.path.exists(path):
         raise UserError(f"table ({path}) is neither a file nor a study's folder")
     try:
-        table = pd.read_parquet(path)
+        with open(path, "rb") as file:  # Arrow opens no name that is not UTF-8
+            table = pd.read_parquet(file)
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(
             f"table ({path}) cannot be read: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"

@@ -107,6 +107,8 @@ def rung_table(folder: str | Path, study: Mapping[str, Any] | None = None) -> pd
             raise UserError(f"study ({folder.name}) is a ladder: its scales are no one table of comparable trials")
     axes, _ = axes_of(study)
     trials = [trial for trial in study["trials"] if trial.get("role", "") in OWN_ROLES]
+    if unknown := [axis for axis in axes if any(axis not in _fields(trial) for trial in trials)]:
+        raise UserError(f"{folder / 'study.json'} is damaged: axes: {unknown[0]} is no field of all its trials")
     rows = [
         {"trial": trial["id"], **{axis: _fields(trial)[axis] for axis in axes}, "seed": trial["seed"], **reached}
         for trial in trials
@@ -134,7 +136,9 @@ def export(folder: str | Path, path: str | Path) -> None:
     Raises UserError if it cannot be written.
     """
     try:
-        rung_table(folder).to_parquet(path, index=False)
+        table = rung_table(folder)
+        with open(path, "wb") as file:  # Arrow opens no name that is not UTF-8
+            table.to_parquet(file, index=False)
     except OSError as error:
         raise UserError(f"table ({path}) cannot be written: {error.strerror or error}") from None
 

@@ -202,7 +202,7 @@ def read_value(field: str, value: Any) -> Any:
     if optional and text.lower() == "none":
         return None
     if kind is str or (str in kinds and value == AUTO):
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
+        if not isinstance(value, str | int | float) or isinstance(value, bool) or "\0" in text:
             raise UserError(f"{field} ({shown(value)}) must be text")
         return text
     if kind not in (bool, int, float):  # an axis of values of its own

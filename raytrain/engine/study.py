@@ -145,6 +145,7 @@ def resume_study(
     """
     started = time.time()
     folder = find_study(name, home(runs), "follow_up" if follow_up else "resume").absolute()
+    tracking_address(folder.parent, tracking_uri)
     study = read_study_json(folder, "lanes", "scheduler", "plan")
     for trial in study["trials"]:
         check_loaded(trial["config"].get("plugins", ()))

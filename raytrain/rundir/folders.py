@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from raytrain.axes import plugin
-from raytrain.errors import UserError, unknown_value
+from raytrain.errors import UserError, readable, unknown_value
 from raytrain.rundir.parse import parse_json
 from raytrain.rundir.schema import ANY, NAME_LENGTH, STUDY, MapOf, Record, Schema, check, is_name
 from raytrain.uris import without_secrets
@@ -65,11 +65,18 @@ def in_runs(given: str | Path, runs: Path) -> Path:
     return runs / given if is_name and os.path.isdir(runs / given) else Path(given)
 
 
+def check_path(path: str | Path, field: str) -> None:
+    """Raises UserError, about `field`, for a path that is not UTF-8: safetensors, MLflow and Ray take no other."""
+    if readable(str(path)) != str(path):
+        raise UserError(f"{field} ({path}) must be a path in UTF-8")
+
+
 def tracking_address(runs: Path, given: str | None) -> str:
     """Where results go: `given`, else MLFLOW_TRACKING_URI, else a SQLite database in the folder `runs`.
 
-    Raises UserError for a folder that an address means another place by.
+    Raises UserError for a folder that an address means another place by, and for one that is not UTF-8.
     """
+    check_path(runs, "runs")
     if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     path = str(runs.absolute() / "mlflow.db")
@@ -88,7 +95,7 @@ def find_study(study: str | Path, runs: Path, field: str = "study") -> Path:
         return folder
     if os.path.isdir(folder):
         raise UserError(f"{field} ({study}) is a folder without a study: it has no study.json")
-    studies = sorted(path.parent.name for path in runs.glob("[!.]*/study.json"))
+    studies = sorted(path.parent.name for path in runs.glob("[!.]*/study.json")) if os.path.isdir(runs) else []
     raise unknown_value(f"{field} in {runs}", study, studies)
 
 
@@ -110,5 +117,5 @@ def read_study_json(folder: Path, *more: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: trials: id ({twice}) stands twice")
     for trial in study["trials"]:
         plugin.recall(trial["config"].get("plugins", ()))
-    study["command"] = without_secrets(study["command"])  # older studies have them
+    study["command"] = readable(without_secrets(study["command"]))  # older studies have them
     return study

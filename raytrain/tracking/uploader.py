@@ -31,9 +31,9 @@ from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.architecture import AXES
 from raytrain.axes.plugin import digests
 from raytrain.config.run import flat
-from raytrain.errors import UserError
+from raytrain.errors import UserError, readable
 from raytrain.report.document import markdown
-from raytrain.rundir.folders import read_study_json, tracking_address
+from raytrain.rundir.folders import check_path, read_study_json, tracking_address
 from raytrain.rundir.log import first_reports, read_lines
 from raytrain.rundir.run import RunFolder
 from raytrain.uris import shown, without_secrets
@@ -94,6 +94,7 @@ class Uploader:
 
     def __init__(self, study_dir: str | Path, tracking_uri: str | None = None) -> None:
         self._dir = Path(study_dir).absolute()
+        check_path(self._dir, "study")
         self.uri = resolve_uri(self._dir.parent, tracking_uri)
         self._experiment = ""
         self._runs: dict[str, _Run] = {}  # by trial; the parent is ""
@@ -242,7 +243,7 @@ class Uploader:
             self._runs[trial] = _Run(info.run_id, info.status, has_params=False, metrics={}, tags=tags)
         run = self._runs[trial]
         if not run.has_params:
-            self._client.log_batch(run.id, params=[Param(key, str(value)) for key, value in facts.items()])
+            self._client.log_batch(run.id, params=[Param(key, readable(str(value))) for key, value in facts.items()])
             run.has_params = True
         return run
 
@@ -255,7 +256,7 @@ class Uploader:
         new = {key: value for key, value in final.items() if latest.get(key) != value}
         series = series + [Metric(key, value, now, final_step) for key, value in new.items()]
         stale = {key: "" for key, value in tags.items() if value is None and key in run.tags}  # a reason, after a retry
-        texts = stale | {key: str(value) for key, value in tags.items() if value is not None}
+        texts = stale | {key: readable(str(value)) for key, value in tags.items() if value is not None}
         changed = {key: text for key, text in texts.items() if run.tags.get(key) != text}
         for begin in range(0, len(series), _BATCH):
             self._client.log_batch(run.id, metrics=series[begin : begin + _BATCH])

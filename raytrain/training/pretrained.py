@@ -1,5 +1,6 @@
 """Weights to start from or to leave with: a run's own checkpoint, and folders as Hugging Face keeps them."""
 
+import json
 import os.path
 import shutil
 from pathlib import Path
@@ -13,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from raytrain.architecture import Architecture
 from raytrain.config.run import TrainConfig, read_run
 from raytrain.data.tokenizer import Tokenizer
-from raytrain.errors import UserError, unwritable
+from raytrain.errors import UserError, shown, unwritable
 from raytrain.model import Transformer, build
 from raytrain.model.interchange import from_hf, to_hf
-from raytrain.rundir.folders import read_json, write_json
+from raytrain.rundir.folders import check_path, read_json, write_json
 from raytrain.rundir.run import RunFolder
 from raytrain.rundir.schema import HUGGING_FACE
 from raytrain.training.checkpoint import newest
@@ -40,11 +41,21 @@ def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
     manifest, damaged = newest(storage)
     if manifest is None:
         raise UserError(f"run ({run}) has no whole checkpoint{': ' if damaged else ''}{'; '.join(damaged)}")
+    _check_same(run, config.architecture, manifest["trajectory"]["architecture"])
     model = build(config.architecture)
     tensors = {f"model.model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     reader = dcp.HuggingFaceStorageReader(str(storage.local(manifest["name"])))
     dcp.load(tensors, storage_reader=reader, no_dist=True)
     return config, model.eval()
+
+
+def _check_same(run: Path, arch: Architecture, kept: dict[str, Any]) -> None:
+    """Raises UserError if a run's config.json has another architecture than its checkpoint, which may be too large."""
+    mine = json.loads(json.dumps(arch.canonical().to_dict()))
+    for name in sorted(mine.keys() | kept.keys()):
+        if mine.get(name) != kept.get(name):
+            told = f"{name} ({shown(mine.get(name))}) must be {shown(kept.get(name))}, as in its checkpoint"
+            raise UserError(f"{run / 'config.json'} is damaged: {told}")
 
 
 def save_hugging_face(
@@ -57,6 +68,7 @@ def save_hugging_face(
     Raises UserError naming the axis that prevents it, a folder that holds such files unless these may be lost
     (`overwrite`), or one that cannot be written.
     """
+    check_path(folder, "folder")
     if not overwrite and any(os.path.exists(folder / name) for name in (_CONFIG, _WEIGHTS, *_TOKENIZER)):
         raise UserError(f"folder ({folder}) holds a model; choose another, or --overwrite it")
     hf_config, state = to_hf(model.arch, model.state_dict())

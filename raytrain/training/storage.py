@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raytrain.errors import HostError
+from raytrain.rundir.folders import check_path
 from raytrain.uris import joined, shown, without_secrets
 
 MANIFEST = "manifest.json"
@@ -174,9 +175,13 @@ Storage = FolderStorage | RemoteStorage
 
 
 def open_storage(folder: Path | str) -> Storage:
-    """The checkpoints of the run in `folder`: a path, or a URI (`s3://bucket/prefix`). Touches nothing."""
+    """The checkpoints of the run in `folder`: a path, or a URI (`s3://bucket/prefix`). Touches nothing.
+
+    Raises UserError for a path that is not UTF-8.
+    """
     if isinstance(folder, str) and "://" in folder:
         return RemoteStorage(folder)
+    check_path(folder, "folder")
     return FolderStorage(Path(folder) / "checkpoints")
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raytrain import compare, replay, track
+from raytrain import compare, generate, replay, track
 from raytrain.errors import UserError
 from raytrain.report.__main__ import main as report
-from raytrain.rundir.folders import find_study, in_runs, read_json, read_study_json, write_json
+from raytrain.rundir.folders import find_study, in_runs, read_json, read_study_json, tracking_address, write_json
+from raytrain.training.storage import open_storage
 from tests.studies import write_study
 
 
@@ -55,6 +56,25 @@ def test_the_id_of_a_trial_that_differs_in_a_field(tmp_path: Path) -> None:
     first, second = json.loads((study_with(tmp_path / "a") / "study.json").read_text())["trials"]
     study_with(tmp_path / "b", trials=[first, second | {"id": "4L-RoPE-f87b23-learning_rate=0.003-s1"}])
     assert read_study_json(tmp_path / "b")["trials"][1]["id"].endswith("=0.003-s1")
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a traceback where a file's name, or text that came from one, is not UTF-8: a study's results and
+    its command, the table to replay, a folder of runs, and weights."""
+    odd = tmp_path / "caf\udce9"
+    study = write_study(odd / "study", points=2, results=lambda _: {"data": "caf\udce9"}, command="--data caf\udce9")
+    assert compare.main([str(study)]) == 0
+    assert report([str(study), "--out", str(odd / "report")]) == 0
+    assert "caf\\udce9" in (odd / "report" / "summary.md").read_text()
+    assert replay.main([str(odd / "table.parquet"), "--export", str(study)]) == 0
+    assert replay.main([str(odd / "table.parquet"), "--replays", "2"]) == 0
+    assert generate.main([str(odd / "study" / "trials" / "t0")]) == 2
+    with pytest.raises(UserError, match="must be a path in UTF-8"):
+        open_storage(odd)
+    for uri in (None, "http://host"):  # whose artifacts would come into another folder
+        with pytest.raises(UserError, match=r"runs .* must be a path in UTF-8"):
+            tracking_address(odd, uri)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

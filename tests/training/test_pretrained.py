@@ -1,6 +1,7 @@
 """Weights that leave for Hugging Face, and come back."""
 
 import json
+import shutil
 
 import pytest
 import tokenizers
@@ -55,6 +56,12 @@ def test_generated_text_follows_from_the_seed(run, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith("def ")
+
+
+def test_a_prompt_that_is_no_utf_8(run, capsys):
+    """Would catch: a traceback for a prompt with bytes of another encoding, as a shell passes them on."""
+    assert generate.main([str(run), "--prompt", "caf\udce9", "--tokens", "1"]) == 0
+    assert capsys.readouterr().out.startswith("caf\ufffd")
 
 
 def test_what_has_no_counterpart_is_named_by_axis(tiny_run, tmp_path, capsys):
@@ -115,3 +122,14 @@ def test_hugging_face_stops_at_the_end_of_a_document(tmp_path):
     written = theirs.generate(torch.tensor([[65]]), do_sample=False, max_new_tokens=9)
     assert written.tolist() == [[65, 66, tokenizer.end_of_document]]
     assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == tokenizer.end_of_document
+
+
+def test_a_configuration_that_is_not_the_checkpoints(run, tmp_path, capsys):
+    """Would catch: a model of a billion layers, or of other axes, built of an edited config.json until memory ends."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["n_layer"] = 9_999
+    (folder / "config.json").write_text(json.dumps(config))
+    assert generate.main([str(folder)]) == 2
+    assert "config.json is damaged: n_layer (9999) must be" in capsys.readouterr().err
