@@ -255,10 +255,11 @@ def tame() -> None:
     import raytrain.engine.study as study
     import raytrain.train as single
     from raytrain.engine.journal import StudyJournal
+    from raytrain.sweep.trial import trials_of
 
     def without_ray(session: Any, work: Callable[..., int]) -> int:
         record = study.read_study_json(session.folder)
-        StudyJournal(session.folder, record["trials"], record["scheduler"])
+        StudyJournal(session.folder, trials_of(record), record["scheduler"])
         return 0
 
     def two_steps(train: Callable[..., Any], config: Any, on_report: Any, folder: Any, interrupted: Any) -> Any:

@@ -16,6 +16,7 @@ from raytrain.engine.journal import StudyJournal
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
+from raytrain.sweep.trial import trials_of
 from raytrain.training.checkpoint import _hash, newest
 from raytrain.training.storage import open_storage
 
@@ -28,7 +29,7 @@ GONE = object()
 
 def study_events(folder: Path) -> None:
     study = read_study_json(OLD / "study")
-    StudyJournal(folder / "study", study["trials"], study["scheduler"])
+    StudyJournal(folder / "study", trials_of(study), study["scheduler"])
 
 
 def checkpoint(folder: Path) -> None:
