@@ -88,8 +88,11 @@ class RunFolder:
 
     @property
     def last_step(self) -> int:
-        """The highest optimizer step of any report; 0 before the first."""
-        return max((report.get("step", 0) for report in self.reports), default=0)
+        """The highest optimizer step of any report; 0 before the first.
+
+        Also of an end's `steps`: those before it may have no report, where a driver died with the last ones.
+        """
+        return max((max(report.get("step", 0), report.get("steps", 0)) for report in self.reports), default=0)
 
     @property
     def seconds(self) -> float | None:

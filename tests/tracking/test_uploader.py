@@ -110,6 +110,18 @@ def test_redone_steps_are_points_once(runs):
     assert sorted(study.history("a", "loss")) == [(step, 6.0 - step / 100) for step in (1, 2, 3, 4, 5, 6)]
 
 
+def test_a_result_is_at_the_step_of_its_end(runs):
+    """Would catch: the loss of a trial whose last steps' reports died with the driver (it went on from a checkpoint
+    after all of its steps) as a second point at an earlier step."""
+    study = Study(runs, "end", ["a"])
+    study.log("a", (2, 4), val_loss=3.0)
+    study.sync()
+    JsonLog(study.dir / "trials" / "a" / "log.jsonl").write({"event": "end", "steps": 6, "val_loss": 2.5})
+    study.end("a", 2.5)
+    study.sync()
+    assert study.history("a", "val_loss") == [(2, 3.0), (4, 3.0), (6, 2.5)]
+
+
 def test_the_ui_s_order_is_the_ranking(runs):
     """Would catch: a trial that stopped early sorted first by loss per FLOP; a parent or a failure among them."""
     study = Study(runs, "order", ["early", "worst", "best", "broken", "middle"])
