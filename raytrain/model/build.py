@@ -78,7 +78,8 @@ def _is_poisoned(tensor: Tensor) -> bool:
     if tensor.is_meta or not tensor.numel():
         return False
     if tensor.is_floating_point() or tensor.is_complex():
-        return bool(tensor.isnan().any())
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        return bool(values.min().isnan())  # one pass; min() keeps a NaN
     whole = (tensor.reshape(-1, 1).view(torch.uint8) == _POISON).all(dim=1)
     is_byte = tensor.dtype in (torch.uint8, torch.int8)  # which may well have that value in some place
     return bool(whole.all() if is_byte else whole.any())

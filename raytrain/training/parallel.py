@@ -9,6 +9,7 @@ Whatever the strategy, it is the same training: the same sequences in the same g
 """
 
 import contextlib
+import copyreg
 import dataclasses
 import datetime
 import functools
@@ -17,6 +18,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._functorch.config
@@ -167,6 +169,9 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
         # The folder of precompiled headers is the one that ignores the compiler's setting.
         codecache._HEADER_DIR = f"{folder}/precompiled_headers"
         codecache._HEADER_LOCK_DIR = f"{folder}/precompiled_headers/locks"
+        # The key of what is compiled holds the pickle of a memory format. Left alone that names whichever module was first
+        # to import torch, so that a process which imports in another order, as a lane of Ray does, finds nothing.
+        copyreg.pickle(torch.memory_format, _reduced)
         # What is compiled computes anew what costs nothing more to read. Under "selective" that is also what a matrix
         # product of the backward pass then needs in memory, for one write more of each: activations and norms.
         settings = torch._functorch.config
@@ -195,6 +200,15 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
             loss_model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )
     return loss_model
+
+
+def _memory_format(name: str) -> torch.memory_format:
+    found: torch.memory_format = getattr(torch, name)
+    return found
+
+
+def _reduced(layout: torch.memory_format) -> tuple[Any, tuple[str]]:
+    return _memory_format, (str(layout).removeprefix("torch."),)
 
 
 def uses_compile(config: TrainConfig, world: World) -> bool:

@@ -56,3 +56,22 @@ def test_a_cache_that_others_can_write_to_stops_a_run_that_compiles(
         train(tiny_run(max_iters=1, compile=True))
     if not torch.cuda.is_available():
         assert train(tiny_run(max_iters=1))["status"] == "complete"
+
+
+def test_keys_do_not_depend_on_the_order_of_imports(tiny_run):
+    """Would catch: a process that imports torch after other modules, as a lane of Ray does, finding nothing of what
+    another compiled: the key of the cache holds a pickle that names the first module to have imported torch."""
+    script = (
+        "import pickle, sys, types; first = sys.modules['first'] = types.ModuleType('first')\n"
+        "import torch; first.torch = torch\n"
+        "from torch import nn; from raytrain.config.resolve import resolve; from raytrain.training import parallel\n"
+        "before = pickle.dumps(torch.contiguous_format)\n"
+        "config, _ = resolve([('test', {'compile': True, 'device': 'cpu', 'max_iters': 1})], data_vocab_size=256)\n"
+        "from raytrain.model import build; from raytrain.training.objective import NextTokenLoss\n"
+        "with parallel.join_world(config) as world:\n"
+        "    parallel.parallelize(NextTokenLoss(build(config.architecture), 0.0), config, world)\n"
+        "after = pickle.dumps(torch.contiguous_format)\n"
+        "assert b'first' in before and b'first' not in after\n"
+        "assert pickle.loads(after) is torch.contiguous_format"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
