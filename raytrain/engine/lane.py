@@ -348,7 +348,9 @@ class _TorchState:
         """Back to this state, with the memory of the last job given back."""
         torch.set_num_threads(self.threads)
         torch.set_default_dtype(self.dtype)
-        torch.set_float32_matmul_precision(self.matmul_precision)
+        # Setting what is set already changes the key of what is compiled: from "none" to "ieee", which is the same.
+        if torch.get_float32_matmul_precision() != self.matmul_precision:
+            torch.set_float32_matmul_precision(self.matmul_precision)
         if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # the setter imports for seconds
             torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self.cudnn

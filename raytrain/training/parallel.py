@@ -169,8 +169,8 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
         # The folder of precompiled headers is the one that ignores the compiler's setting.
         codecache._HEADER_DIR = f"{folder}/precompiled_headers"
         codecache._HEADER_LOCK_DIR = f"{folder}/precompiled_headers/locks"
-        # The key of what is compiled holds the pickle of a memory format. Left alone that names whichever module was the
-        # first to import torch, so that a process which imports in another order, as a lane does, finds nothing.
+        # The key of what is compiled holds the pickle of a memory format. Left alone that names whichever module first
+        # imported torch, so that a process which imports in another order, as a lane does, finds nothing.
         copyreg.pickle(torch.memory_format, _reduced)
         # What is compiled computes anew what costs nothing more to read. Under "selective" that is also what a matrix
         # product of the backward pass then needs in memory, for one write more of each: activations and norms.
