@@ -133,12 +133,16 @@ def curves(folder: str | Path, names: Iterable[str]) -> pd.DataFrame:
 def export(folder: str | Path, path: str | Path) -> None:
     """Write the `rung_table` of the study in `folder` to `path`, a Parquet file, which `raytrain.replay` reads.
 
-    Raises UserError if it cannot be written.
+    Raises UserError if it cannot be written, or an axis has values of different types, as in a damaged study.
     """
+    table = rung_table(folder)
     try:
-        table = rung_table(folder)
+        content = table.to_parquet(index=False)
+    except (TypeError, ValueError) as error:  # Arrow's
+        raise UserError(f"{Path(folder) / 'study.json'} makes no table: {' '.join(map(str, error.args))}") from None
+    try:
         with open(path, "wb") as file:  # Arrow opens no name that is not UTF-8
-            table.to_parquet(file, index=False)
+            file.write(content)
     except OSError as error:
         raise UserError(f"table ({path}) cannot be written: {error.strerror or error}") from None
 

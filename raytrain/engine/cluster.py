@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from raytrain.engine.ending import Ending, adopting_orphans
 from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
+from raytrain.rundir.folders import check_path
 from raytrain.rundir.private import private_file, short_private_folder
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.trial import AssignedTrial, PlannedTrial
@@ -79,8 +81,10 @@ def ray_started(ending: Ending) -> Iterator[bool]:
 
     A Ray that this process has started already is used, and left running. One that is started here keeps its sockets,
     logs and pickles in a folder of this user's alone, is reached by its token, and does not outlive this process,
-    which `ending` may end.
+    which `ending` may end. Raises UserError for an argument of the command that is not UTF-8: Ray takes no other.
     """
+    for argument in sys.argv:  # all of which Ray notes as its job's
+        check_path(argument, "argument")
     for variable, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it says of failed trials is in the table

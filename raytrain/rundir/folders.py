@@ -68,7 +68,7 @@ def in_runs(given: str | Path, runs: Path) -> Path:
 def check_path(path: str | Path, field: str) -> None:
     """Raises UserError, about `field`, for a path that is not UTF-8: safetensors, MLflow and Ray take no other."""
     if readable(str(path)) != str(path):
-        raise UserError(f"{field} ({path}) must be a path in UTF-8")
+        raise UserError(f"{field} ({path}) must be in UTF-8")
 
 
 def tracking_address(runs: Path, given: str | None) -> str:

@@ -1,4 +1,5 @@
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,10 @@ def test_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
         plan_lanes(trials(None), ResourceRequest(concurrent=16), is_local=False)
     with pytest.raises(UserError, match="give --concurrent too"):
         plan_lanes(trials(None), ResourceRequest(gpus_per_trial=1), is_local=False)
+
+
+def test_an_argument_that_is_no_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a traceback of Ray's, which notes the command as its job's, for `--data` in another encoding."""
+    monkeypatch.setattr(sys, "argv", ["tune", "--data", "caf\udce9"])
+    with pytest.raises(UserError, match=r"argument \(.*\) must be in UTF-8"):
+        ray_started(Ending()).__enter__()

@@ -69,12 +69,16 @@ def test_names_that_are_no_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert replay.main([str(odd / "table.parquet"), "--export", str(study)]) == 0
     assert replay.main([str(odd / "table.parquet"), "--replays", "2"]) == 0
     assert generate.main([str(odd / "study" / "trials" / "t0")]) == 2
-    with pytest.raises(UserError, match="must be a path in UTF-8"):
+    with pytest.raises(UserError, match="must be in UTF-8"):
         open_storage(odd)
     for uri in (None, "http://host"):  # whose artifacts would come into another folder
-        with pytest.raises(UserError, match=r"runs .* must be a path in UTF-8"):
+        with pytest.raises(UserError, match=r"runs .* must be in UTF-8"):
             tracking_address(odd, uri)
-    assert capsys.readouterr().err.count("\n") == 1
+    broken = json.loads((study / "study.json").read_text())
+    broken["trials"][0]["config"]["architecture"]["normalization"] = 3
+    (study / "study.json").write_text(json.dumps(broken))
+    assert replay.main([str(odd / "table.parquet"), "--export", str(study)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,7 @@ def test_seeds_and_fields_of_a_space() -> None:
     assert (len(one.trials), round(one.trials[0].config.learning_rate, 6)) == (2, 1e-3)
     assert one.budget_flops == plan(space, max_iters=30).budget_flops == 3 * plan(space, max_iters=10).budget_flops
     assert len(plan(space, seeds=3).trials) == 3
+    assert len(plan(space | {"seeds": None}).trials) == 1
 
 
 def test_what_a_level_implies_and_what_is_fixed() -> None:
