@@ -223,7 +223,7 @@ _PLAN = Record(
         "total_flops": NUMBER,
     },
 )
-_REQUESTS = ("gpus_per_trial", "workers_per_trial", "trials_per_gpu", "concurrent")
+_REQUESTS = ("gpus_per_trial", "workers_per_trial", "trials_per_gpu", "concurrent", "compile_ahead")
 STUDY = Record(
     {
         **dict.fromkeys(("name", "space", "base", "scale", "command", "created"), TEXT),

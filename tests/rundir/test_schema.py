@@ -1,5 +1,6 @@
 """Files that somebody has edited, or that come from elsewhere."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from raytrain.engine.journal import StudyJournal
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
+from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.trial import trials_of
 from raytrain.training.checkpoint import _hash, newest
 from raytrain.training.storage import open_storage
@@ -50,6 +52,14 @@ FILES: dict[str, Callable[[Path], object]] = {
     "study/events.jsonl": study_events,
     "data/manifest.json": lambda folder: read_manifest(folder / "data"),
 }
+
+
+def test_what_a_study_may_ask_of_lanes_is_known(tmp_path: Path) -> None:
+    """Would catch a new field of requests that makes every study.json a damaged one, which no driver takes up again."""
+    study = json.loads((OLD / "study" / "study.json").read_text())
+    asked = dataclasses.asdict(ResourceRequest(*(1 for _ in dataclasses.fields(ResourceRequest))))
+    (tmp_path / "study.json").write_text(json.dumps(study | {"lanes": asked}))
+    assert read_study_json(tmp_path)["lanes"] == asked
 
 
 def fields(value: Any) -> Iterator[tuple[Any, ...]]:
