@@ -18,7 +18,8 @@ def test_sync_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     config = resolve([("test", {"max_iters": 1, "checkpoint_interval": None})], data_vocab_size=256)[0]
     trials = [AssignedTrial("t", ("t",), config)]
     about = {"name": "s", "space": "presets", "base": "gpt2", "scale": "tiny", "created": "2026-01-01T00:00:00+00:00"}
-    about |= {"command": "c", "git_commit": None, "counts": {}, "versions": {}, "budget_flops": 1, "axes": {}}
+    about |= {"command": "c", "git_commit": None, "versions": {}, "budget_flops": 1, "axes": {}}
+    about["counts"] = dict.fromkeys(("points", "programs", "variants", "trials"), 1)
     (tmp_path / "s").mkdir()
     about |= {"baseline": {}, "trials": [trial.to_dict() for trial in trials]}
     (tmp_path / "s" / "study.json").write_text(json.dumps(about))

@@ -219,7 +219,7 @@ def _estimate(values: Array, level: float, is_log: bool = True) -> Estimate:
     if not np.isfinite(values[0]):
         return Estimate(None, reason="the loss is beyond what the baseline's surface reaches")
     # A refit without a value leaves the interval open on both sides.
-    ends = np.nan_to_num(values[1:], nan=-np.inf), np.nan_to_num(values[1:], nan=np.inf)
+    ends = (np.where(np.isnan(values[1:]), end, values[1:]) for end in (-np.inf, np.inf))
     parts = level / 2, 1 - level / 2
     low, high = (np.quantile(draws, part, method="nearest") for draws, part in zip(ends, parts, strict=True))
     found = [float(np.exp(one) if is_log else one) if np.isfinite(one) else None for one in (values[0], low, high)]

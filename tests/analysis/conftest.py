@@ -65,7 +65,8 @@ class Study:
         hashes = {trial["hash"] for trial in self.trials}
         study = {"name": self.folder.name, "space": "test", "base": self.base, "scale": "tiny"}
         study |= {"created": "2025-01-01T00:00:00+00:00", "command": "", "git_commit": "", "versions": {}}
-        study |= {"budget_flops": BUDGET, "counts": {"variants": len(hashes), "trials": len(self.trials)}}
+        counts = dict.fromkeys(("points", "programs", "variants"), len(hashes)) | {"trials": len(self.trials)}
+        study |= {"budget_flops": BUDGET, "counts": counts}
         if self.axes is not None:
             study |= {"axes": self.axes, "baseline": {axis: levels[0] for axis, levels in self.axes.items()}}
             study |= {"scheduler": {"name": "halving" if self.rungs else "none", "rungs": list(self.rungs)}}

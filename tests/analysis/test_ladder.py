@@ -9,7 +9,7 @@ import pytest
 import raytrain
 from raytrain.accounting.flops import flops_per_token
 from raytrain.analysis.answer import answer
-from raytrain.analysis.ladder import Ladder, Mean, Scale, ladder
+from raytrain.analysis.ladder import Ladder, Mean, Scale, _estimate, ladder, text
 from raytrain.analysis.noise import Noise
 from raytrain.analysis.ranking import rank, read_study
 from raytrain.analysis.trials import rung_table
@@ -175,3 +175,10 @@ def test_a_ladder_that_is_not_over(study: Callable[..., Path]) -> None:
     assert found.sentences[0] == "No gains by size: no variant was completed with two seeds at scale small."
     assert found.sentences[1].startswith("At tiny: The winner of 2 variants")
     assert sections(found)
+
+
+def test_an_open_interval_has_no_largest_number():
+    """Would catch: 1.8e308, the largest number there is, printed as the bound of a gain that has none."""
+    open_ended = _estimate(np.array([0.1, *([np.inf] * 5), *([-np.inf] * 5)]), 0.05)
+    assert (open_ended.low, open_ended.high) == (None, None)
+    assert text(open_ended) == "1.11 (95% unbounded to unbounded)"
