@@ -9,6 +9,7 @@ from raytrain.config.run import TrainConfig
 from raytrain.sweep.space import Candidate
 
 OPTIMAL = 20  # training tokens a parameter at which a compute budget is best spent (Hoffmann et al., arXiv 2203.15556)
+REPEATS = 4  # passes over the data up to which they are worth nearly as much as new data (arXiv 2305.16264)
 FEW = 5  # below, runs of docs/log.md were still near the unigram plateau, and the noise of leaving it hid every effect
 
 
@@ -34,22 +35,30 @@ class Spread:
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """What a run is trained on: `tokens`, of a model with so many `parameters` (an embedding counts; a tied head does
-    once) at `flops_per_token`. Of a study's runs, the medians, and then no `steps`."""
+    once) at `flops_per_token`. Of a study's runs, the medians, and then no `steps`. The data has `data_tokens` to train
+    on, where that is known."""
 
     tokens: float
     parameters: float
     flops_per_token: float
     steps: int | None = None
+    data_tokens: int | None = None
 
     @classmethod
-    def of(cls, config: TrainConfig) -> "Budget":
+    def of(cls, config: TrainConfig, data_tokens: int | None = None) -> "Budget":
         arch = config.architecture
         tokens = config.total_sequences * arch.block_size
-        return cls(tokens, parameter_count(arch)["total"], flops_per_token(arch).total, config.total_steps)
+        parameters = parameter_count(arch)["total"]
+        return cls(tokens, parameters, flops_per_token(arch).total, config.total_steps, data_tokens)
 
     @property
     def tokens_per_parameter(self) -> float:
         return self.tokens / self.parameters
+
+    @property
+    def passes(self) -> float:
+        """How often a run goes through its training data; 0 where the size of that is not known."""
+        return self.tokens / self.data_tokens if self.data_tokens else 0.0
 
     @property
     def optimal_flops(self) -> float:
@@ -67,10 +76,24 @@ class Budget:
                 f"warning     below {FEW} tokens per parameter models still leave the plateau; {OPTIMAL} is "
                 f"compute-optimal (Hoffmann et al., arXiv 2203.15556): --flops {self.optimal_flops:.2g} here"
             )
-        return lines
+        return lines + self.repeats()
+
+    def repeats(self) -> list[str]:
+        """The line that warns of data seen too often; or none."""
+        if self.passes <= REPEATS:
+            return []
+        return [
+            f"warning     {self.passes:.3g} passes over the {self.data_tokens:,} tokens of training data: after "
+            f"{REPEATS} a repeated token is worth less and less (Muennighoff et al., arXiv 2305.16264), and larger models overfit "
+            "first. Prepare more data (python -m raytrain.data prepare)"
+        ]
 
     def to_dict(self) -> dict[str, Any]:
-        derived = {"tokens_per_parameter": self.tokens_per_parameter, "optimal_flops": self.optimal_flops}
+        derived = {
+            "tokens_per_parameter": self.tokens_per_parameter,
+            "optimal_flops": self.optimal_flops,
+            "passes": self.passes,
+        }
         return {"steps": self.steps} | dataclasses.asdict(self) | derived
 
 

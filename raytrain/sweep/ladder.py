@@ -73,6 +73,7 @@ def _scale_lines(plan: Plan) -> list[str]:
     return [
         f"{plan.scale:<11} {budget.parameters:,} parameters (the base), {budget.tokens_per_parameter:.3g} tokens a "
         f"parameter: {budget.tokens:,} tokens in {budget.steps:,} steps, {plan.budget_flops:.4g} model FLOPs each",
+        *budget.repeats(),
         f"            {len(plan.trials)} trials, {plan.total_flops:.4g} FLOPs, about {duration(estimate.seconds)}; "
         f"FLOPs/token {plan.spread}",
     ]

@@ -228,6 +228,7 @@ def make_plan(
     tune_extend: bool = False,
     machine: Machine | None = None,
     price: float | None = None,
+    data_tokens: int | None = None,
 ) -> Plan:
     """Plan a sweep over the candidates of `expansion`, each with seeds `config.seed`, `config.seed` + 1, ...
 
@@ -337,7 +338,7 @@ def make_plan(
         confirm=confirm,
         independent_seeds=independent_seeds,
         tune_extend=tune_extend,
-        budget=Budget.of(base),
+        budget=Budget.of(base, data_tokens),
         price=price,
         request=request,
         tuning=_tuning(space, base, [*chosen, *extra], seeds, spreads=spreads) if space.tune else None,

@@ -202,13 +202,15 @@ def _plan_at(
         raise UserError(
             f"The sweep has {runs_in_all:,} trials, and may have {_MOST_RUNS:,}: take fewer seeds or levels"
         )
+    base = resolve_trial(first)
     return make_plan(
         space,
         expansion,
         budget_flops=round(budget),
         scale=baseline.scale,
         seeds=seeds,
-        base=resolve_trial(first),
+        base=base,
+        data_tokens=_training_tokens(base.data),
         request=request,
         halving=Halving(factor, rungs, baseline.rung_decay) if scheduler == "halving" else None,
         **options,
@@ -258,6 +260,7 @@ def _absolute(place: str) -> str:
     return place if place == STDLIB else str(Path(place).absolute())
 
 
+_training_tokens = functools.cache(lambda data: len(open_dataset(data).train))
 _vocabulary = functools.cache(lambda data: open_dataset(data).vocabulary)
 _eval_data = functools.cache(open_eval_data)
 

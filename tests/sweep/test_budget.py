@@ -29,5 +29,19 @@ def test_a_short_budget_is_warned_of_with_one_that_would_do():
     enough = plan({"ffn_type": ["standard", "swiglu"]}, base="llama", scale="small", vocab_size=256, flops=flops)
     assert enough.budget is not None
     assert enough.budget.tokens_per_parameter == pytest.approx(20, rel=1e-3)
-    assert "warning" not in str(enough)
+    assert "models still leave the plateau" not in str(enough)
     assert enough.to_dict()["training"]["steps"] == enough.budget.steps
+
+
+def test_data_seen_too_often_is_warned_of():
+    """Catches what a ladder on a GPU showed: five passes over a small corpus, whose larger models overfit and looked
+    worse for it, while the plan that recommended so many tokens said nothing."""
+    axes = {"ffn_type": ["standard", "swiglu"]}
+    often = plan(axes, base="llama", scale="small", tokens_per_parameter=20)
+    assert often.budget is not None
+    assert often.budget.passes == pytest.approx(often.budget.tokens / often.budget.data_tokens)
+    assert f"warning     {often.budget.passes:.3g} passes over the {often.budget.data_tokens:,} tokens" in str(often)
+    ladder = plan(axes, base="llama", ladder=("tiny", "small"), tokens_per_parameter=20)
+    assert str(ladder).count("passes over the") == 1  # that of small alone
+    once = plan(axes, base="llama", scale="tiny", tokens_per_parameter=20)
+    assert "passes over" not in str(once)
