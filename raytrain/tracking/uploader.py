@@ -21,9 +21,18 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+    MLFLOW_USER,
+)
+from mlflow.utils.validation import MAX_DATASET_DIGEST_SIZE
 from sqlalchemy.exc import SQLAlchemyError
 
 from raytrain.analysis.answer import answer
@@ -31,6 +40,7 @@ from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.architecture import AXES
 from raytrain.axes.plugin import digests
 from raytrain.config.run import flat
+from raytrain.data.corpora import STDLIB
 from raytrain.errors import UserError, readable
 from raytrain.report.document import markdown
 from raytrain.rundir.folders import check_path, read_study_json, tracking_address
@@ -42,8 +52,13 @@ _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
 _NOTE_LENGTH = 5000  # characters; a tag holds 8,000
 _STATUS = {"running": "RUNNING", "paused": "RUNNING", "interrupted": "KILLED"}
 _STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
-_NOT_METRICS = ("event", "step", "time", "seed", "vocab_size")
-_EXACT = ("train_flops", "flops_per_token")  # integers beyond a float's 53 bits: a string tag beside the metric
+# Numbers that a run has one of would each be a chart of one point. What follows from its configuration and data is a
+# param; what another attempt may change, as MLflow's params never change, is a tag.
+_FIXED = ("parameters", "flops_per_token", "flops_per_token_causal", "attention_ffn_ratio", "unigram_loss")
+_FIXED += ("total_steps", "total_tokens", "total_flops")
+_OF_ATTEMPT = ("world_size", "micro_batch", "peak_tflops", "tokens_per_second_at_50_mfu", "first_step")
+_NOT_METRICS = {"event", "step", "time", "seed", "vocab_size", "budget_ok", *_FIXED, *_OF_ATTEMPT}
+_EXACT = "train_flops"  # an integer beyond a float's 53 bits: a string tag beside the metric
 _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
 _ARTIFACTS = "raytrain.artifacts"  # of the parent: a digest of each file that is in MLflow, as JSON
 _FINAL = ["rank", "hardware_rank"]  # what is sent once all trials have ended
@@ -78,7 +93,8 @@ class _Run:
 
     id: str
     status: str
-    has_params: bool
+    params: set[str]
+    has_data: bool
     metrics: dict[str, float]
     tags: dict[str, str]
 
@@ -97,6 +113,7 @@ class Uploader:
         check_path(self._dir, "study")
         self.uri = resolve_uri(self._dir.parent, tracking_uri)
         self._experiment = ""
+        self._origin: dict[str, str] = {}  # tags of each run, which say where it comes from
         self._runs: dict[str, _Run] = {}  # by trial; the parent is ""
         self._seen: dict[str, Any] = {}  # what each trial's files were like at the last sync
 
@@ -153,6 +170,7 @@ class Uploader:
 
     def _open(self, study: dict[str, Any]) -> None:
         """The experiment, and the runs in it that are of this study."""
+        self._origin = _origin(study, self._dir)
         experiment = self._client.get_experiment_by_name(study["name"])
         if experiment is None:
             artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
@@ -178,15 +196,16 @@ class Uploader:
             page = matches.token or None
             for run in matches:
                 info, data = run.info, run.data
-                known = _Run(info.run_id, info.status, bool(data.params), dict(data.metrics), dict(data.tags))
+                has_data = bool(run.inputs.dataset_inputs)
+                known = _Run(info.run_id, info.status, {*data.params}, has_data, dict(data.metrics), dict(data.tags))
                 self._runs[data.tags["raytrain.trial"]] = known
 
     def _sync_parent(self, study: dict[str, Any], note: str | None, n_ended: int) -> _Run:
         facts = {key: study[key] for key in ("space", "base", "scale", "budget_flops")}
         run = self._run(study, "", study["name"], facts, _created(study))
         tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"] | {MLFLOW_RUN_NOTE: note}
-        counts = {**study["counts"], "ended": n_ended}
-        self._send(run, [], counts, 0, tags)
+        tags |= study["counts"] | self._origin  # a study that grows has other counts later
+        self._send(run, [], {"ended": n_ended}, 0, tags)
         self._sync_artifacts(run)
         return run
 
@@ -208,10 +227,12 @@ class Uploader:
         folder = RunFolder(self._dir / "trials" / trial["id"])
         reports, result = read_lines(folder.log), folder.result
         first, last = (reports[0]["time"], reports[-1]["time"]) if reports else (time.time(), time.time())
+        known = folder.start | result
         config = flat(trial["config"])
         plugins = digests(config.pop("plugins", ()))
         usual = {axis: AXES[axis].default for axis in study.get("axes", ()) if axis in AXES}
-        facts = {key: value for key, value in (usual | config | plugins).items() if value is not None}
+        fixed = {key: known.get(key) for key in _FIXED}
+        facts = {key: value for key, value in (usual | config | plugins | fixed).items() if value is not None}
         labels = ", ".join(trial["labels"])
         run = self._run(study, trial["id"], labels, facts, first)
 
@@ -224,10 +245,11 @@ class Uploader:
         ]
         tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}
         tags |= {"labels": labels, _LINES: len(reports)}
-        facts = folder.start | result
-        tags |= {"architecture": facts.get("name"), "data_fingerprint": facts.get("data_fingerprint")}
-        tags |= {key: result.get(key) for key in ("reason", *_EXACT)}
+        tags |= {"architecture": known.get("name"), "data_fingerprint": known.get("data_fingerprint")}
+        tags |= {key: known.get(key) for key in _OF_ATTEMPT} | {key: result.get(key) for key in ("reason", _EXACT)}
+        tags |= {"budget_ok": ranking["budget_ok"] if result else None} | self._origin
         final = _numbers(result | ranking) if result else {}
+        self._send_data(run, config.get("data"), known.get("data_fingerprint"))
         self._send(run, series, final, folder.last_step, tags)
         self._set_status(run, status, last)
 
@@ -237,15 +259,29 @@ class Uploader:
             tags = _key(study) | {"raytrain.trial": trial}
             self._find(tags)  # another process may have made it since
         if trial not in self._runs:
+            tags |= self._origin
             if trial:
                 tags[MLFLOW_PARENT_RUN_ID] = self._runs[""].id
             info = self._client.create_run(self._experiment, int(started * 1000), tags, name).info
-            self._runs[trial] = _Run(info.run_id, info.status, has_params=False, metrics={}, tags=tags)
+            self._runs[trial] = _Run(info.run_id, info.status, params=set(), has_data=False, metrics={}, tags=tags)
         run = self._runs[trial]
-        if not run.has_params:
-            self._client.log_batch(run.id, params=[Param(key, readable(str(value))) for key, value in facts.items()])
-            run.has_params = True
+        params = [Param(key, readable(str(value))) for key, value in facts.items() if key not in run.params]
+        if params:
+            self._client.log_batch(run.id, params=params)
+            run.params |= facts.keys()
         return run
+
+    def _send_data(self, run: _Run, data: str | None, fingerprint: str | None) -> None:
+        """The training data as an input of `run`, once it is known."""
+        if not data or not fingerprint or run.has_data:
+            return
+        kind, source = "local", {"uri": data}
+        if data == STDLIB:
+            kind, source = "code", {"tags": {MLFLOW_SOURCE_NAME: STDLIB}}
+        name, digest = readable(Path(data).name or data), fingerprint[:MAX_DATASET_DIGEST_SIZE]
+        dataset = Dataset(name, digest, kind, json.dumps(source))
+        self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
+        run.has_data = True
 
     def _send(
         self, run: _Run, series: list[Metric], final: dict[str, float], final_step: int, tags: dict[str, Any]
@@ -305,6 +341,16 @@ def _created(study: dict[str, Any]) -> float:
         raise UserError(f"study.json is damaged: created ({shown(study['created'])}) must be a date and time") from None
 
 
+def _origin(study: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Where the study comes from, in MLflow's own tags. Its user is the owner of its folder."""
+    tags = {MLFLOW_SOURCE_TYPE: "LOCAL", MLFLOW_SOURCE_NAME: readable(study["command"])}
+    if study["git_commit"]:
+        tags[MLFLOW_GIT_COMMIT] = study["git_commit"]
+    with contextlib.suppress(KeyError):  # a user without a name, as in a container
+        tags[MLFLOW_USER] = folder.owner()
+    return tags
+
+
 def _key(study: dict[str, Any]) -> dict[str, str]:
     """The tags that distinguish this study's runs from those of another study of the same name."""
     return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
@@ -331,7 +377,7 @@ def _note(sentences: list[str]) -> str:
 
 
 def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:
-    """The columns of `rank` that become metrics.
+    """The columns of `rank` that MLflow gets: `budget_ok`, a tag, and those that become metrics.
 
     The ratios only where the budget is ok: elsewhere they reflect who stopped first, and the UI would sort by that.
     Ranks and gains only once all trials have ended: before, each end would have to send them anew for all of them.

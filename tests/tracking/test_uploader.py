@@ -65,7 +65,7 @@ class Study:
     def end(self, trial, val_loss=None, status="complete", flops=BUDGET, **values):
         result = {"status": status, "name": "4L-RoPE", "hash": f"ab12-{trial}", "seed": 7, "vocab_size": 256, **values}
         if val_loss is not None:
-            result |= {"val_loss": val_loss, "train_flops": flops, "data_fingerprint": "f00d"}
+            result = {"val_loss": val_loss, "train_flops": flops, "data_fingerprint": "f00d"} | result
         folder = self.dir / "trials" / trial
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(result))
@@ -135,7 +135,10 @@ def test_the_ui_s_order_is_the_ranking(runs):
     order = study.runs(order_by=["metrics.loss_per_flop DESC"])
     assert list(order)[:3] == ["best", "middle", "worst"]
     assert [order[trial].data.metrics.get("rank") for trial in list(order)[:3]] == [1, 2, 3]
-    assert {trial: order[trial].data.metrics.get("budget_ok") for trial in ("early", "best")} == {"early": 0, "best": 1}
+    assert {trial: order[trial].data.tags.get("budget_ok") for trial in ("early", "best")} == {
+        "early": "0",
+        "best": "1",
+    }
     assert "loss_per_flop" not in order[""].data.metrics
     children = [
         trial for trial, run in order.items() if run.data.tags.get("mlflow.parentRunId") == order[""].info.run_id
@@ -227,6 +230,94 @@ def test_params_and_tags(runs):
     assert "None" not in run.data.params.values()  # the text of what is not set
     assert run.data.params["position_encoding"] == "rope"
     assert study.runs()[""].data.params["budget_flops"] == str(BUDGET)
+
+
+def test_constants_are_no_charts(runs):
+    """Would catch: a chart of one point for each number that a run has one of; a param that is not there once a run has
+    started, or that MLflow refuses to change when the next attempt starts elsewhere."""
+    study = Study(runs, "constants", ["a"])
+    fixed = {"parameters": 123, "flops_per_token": BUDGET, "attention_ffn_ratio": 0.75, "unigram_loss": 5.5}
+    fixed |= {"total_steps": 9, "total_tokens": 900, "total_flops": BUDGET, "flops_per_token_causal": 600}
+    attempt = {"world_size": 1, "first_step": 0, "micro_batch": 8, "peak_tflops": 989.0}
+    log = JsonLog(study.dir / "trials" / "a" / "log.jsonl")
+    log.write({"event": "step", "step": 1, "loss": 5.0})  # older than the report of a start
+    first = study.sync()
+    log.write({"event": "start", **fixed, **attempt, "tokens_per_second_at_50_mfu": 1e5})
+    first.sync()
+    data = study.runs()["a"].data
+    assert {key: data.params.get(key) for key in fixed} == {key: str(value) for key, value in fixed.items()}
+    assert (data.tags["first_step"], data.tags["world_size"]) == ("0", "1")
+
+    study.end("a", 2.0, **fixed, **attempt | {"first_step": 4, "world_size": 2})
+    study.sync()
+    found = study.runs()
+    data = found["a"].data
+    assert (data.tags["first_step"], data.tags["world_size"], data.tags["budget_ok"]) == ("4", "2", "1")
+    assert data.metrics.keys() == {"loss", "val_loss", "train_flops", "loss_per_flop", "rank"}
+    assert found[""].data.metrics == {"ended": 1}
+    assert {key: found[""].data.tags[key] for key in ("points", "trials")} == {"points": "5", "trials": "1"}
+
+
+def inputs(run):
+    return [
+        (given.dataset.name, given.dataset.digest, {tag.key: tag.value for tag in given.tags})
+        for given in run.inputs.dataset_inputs
+    ]
+
+
+def test_the_data_is_an_input_once(runs, monkeypatch):
+    """Would catch: a run without its data, or sent again at each sync; a fingerprint that is too long for MLflow; a
+    source that MLflow cannot read."""
+    sent = []
+    log_inputs = mlflow.MlflowClient.log_inputs
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "log_inputs", lambda *given, **more: sent.append(given) or log_inputs(*given, **more)
+    )
+    study = Study(runs, "inputs", ["a", "b"])
+    content = json.loads((study.dir / "study.json").read_text())
+    content["trials"][1]["config"]["data"] = "/my data/tiny"
+    (study.dir / "study.json").write_text(json.dumps(content))
+    study.log("a", [1])
+    study.sync()
+    assert not sent  # the log has no fingerprint yet
+
+    study.end("a", 2.0)
+    study.end("b", 2.5, data_fingerprint="f00d" * 16)
+    uploader = study.sync()
+    uploader.sync()
+    study.sync()
+    found = study.runs()
+    assert inputs(found["a"]) == [("stdlib", "f00d", {"mlflow.data.context": "training"})]
+    assert inputs(found["b"]) == [("tiny", "f00d" * 9, {"mlflow.data.context": "training"})]
+    assert inputs(found[""]) == []
+    assert len(sent) == 2
+    sources = [mlflow.data.get_source(found[trial].inputs.dataset_inputs[0]) for trial in "ab"]
+    assert [type(source).__name__ for source in sources] == ["CodeDatasetSource", "LocalArtifactDatasetSource"]
+    assert sources[1].uri == "/my data/tiny"
+
+
+def test_where_a_run_comes_from(runs, monkeypatch):
+    """Would catch: a run without a source, commit or user in MLflow's own columns; a user without a name, as in a
+    container, that ends the sync."""
+    study = Study(runs, "origin", ["a"])
+    study.log("a", [1])
+    study.sync()
+    expected = {"mlflow.source.name": "python -m raytrain.tune", "mlflow.source.type": "LOCAL"}
+    expected |= {"mlflow.source.git.commit": "c0ffee", "mlflow.user": study.dir.owner()}
+    for run in study.runs().values():
+        assert expected.items() <= run.data.tags.items()
+        assert run.info.user_id == study.dir.owner()
+
+    def no_name(path):
+        raise KeyError("getpwuid(): uid not found: 4242")
+
+    monkeypatch.setattr(Path, "owner", no_name)
+    study = Study(runs, "nameless", ["a"])
+    content = json.loads((study.dir / "study.json").read_text()) | {"git_commit": None}
+    (study.dir / "study.json").write_text(json.dumps(content))
+    study.log("a", [1])
+    study.sync()
+    assert not {"mlflow.user", "mlflow.source.git.commit"} & study.runs()["a"].data.tags.keys()
 
 
 @pytest.mark.parametrize(
