@@ -54,9 +54,9 @@ _STATUS = {"running": "RUNNING", "paused": "RUNNING", "interrupted": "KILLED"}
 _STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
 # Numbers that a run has one of would each be a chart of one point. What follows from its configuration and data is a
 # param; what another attempt may change, as MLflow's params never change, is a tag.
-_FIXED = ("parameters", "flops_per_token", "flops_per_token_causal", "attention_ffn_ratio", "unigram_loss")
-_FIXED += ("total_steps", "total_tokens", "total_flops")
-_OF_ATTEMPT = ("world_size", "micro_batch", "peak_tflops", "tokens_per_second_at_50_mfu", "first_step")
+_FIXED = ["parameters", "flops_per_token", "flops_per_token_causal", "attention_ffn_ratio", "unigram_loss"]
+_FIXED += ["total_steps", "total_tokens", "total_flops"]
+_OF_ATTEMPT = ["world_size", "micro_batch", "peak_tflops", "tokens_per_second_at_50_mfu", "first_step"]
 _NOT_METRICS = {"event", "step", "time", "seed", "vocab_size", "budget_ok", *_FIXED, *_OF_ATTEMPT}
 _EXACT = "train_flops"  # an integer beyond a float's 53 bits: a string tag beside the metric
 _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
@@ -196,7 +196,7 @@ class Uploader:
             page = matches.token or None
             for run in matches:
                 info, data = run.info, run.data
-                has_data = bool(run.inputs.dataset_inputs)
+                has_data = bool(run.inputs and run.inputs.dataset_inputs)
                 known = _Run(info.run_id, info.status, {*data.params}, has_data, dict(data.metrics), dict(data.tags))
                 self._runs[data.tags["raytrain.trial"]] = known
 
@@ -275,11 +275,11 @@ class Uploader:
         """The training data as an input of `run`, once it is known."""
         if not data or not fingerprint or run.has_data:
             return
-        kind, source = "local", {"uri": data}
+        kind, source = "local", json.dumps({"uri": data})
         if data == STDLIB:
-            kind, source = "code", {"tags": {MLFLOW_SOURCE_NAME: STDLIB}}
+            kind, source = "code", json.dumps({"tags": {MLFLOW_SOURCE_NAME: STDLIB}})
         name, digest = readable(Path(data).name or data), fingerprint[:MAX_DATASET_DIGEST_SIZE]
-        dataset = Dataset(name, digest, kind, json.dumps(source))
+        dataset = Dataset(name, digest, kind, source)
         self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
         run.has_data = True
 
