@@ -57,6 +57,7 @@ _STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
 _FIXED = ["parameters", "flops_per_token", "flops_per_token_causal", "attention_ffn_ratio", "unigram_loss"]
 _FIXED += ["total_steps", "total_tokens", "total_flops"]
 _OF_ATTEMPT = ["world_size", "micro_batch", "peak_tflops", "tokens_per_second_at_50_mfu", "first_step"]
+_OF_ATTEMPT += ["restored_seconds", "restored_eval_seconds"]
 _NOT_METRICS = {"event", "step", "time", "seed", "vocab_size", "budget_ok", *_FIXED, *_OF_ATTEMPT}
 _EXACT = "train_flops"  # an integer beyond a float's 53 bits: a string tag beside the metric
 _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
@@ -275,11 +276,10 @@ class Uploader:
         """The training data as an input of `run`, once it is known."""
         if not data or not fingerprint or run.has_data:
             return
-        kind, source = "local", json.dumps({"uri": data})
-        if data == STDLIB:
-            kind, source = "code", json.dumps({"tags": {MLFLOW_SOURCE_NAME: STDLIB}})
+        made: dict[str, Any] = {"tags": {MLFLOW_SOURCE_NAME: STDLIB}}
+        kind, source = ("code", made) if data == STDLIB else ("local", {"uri": data})
         name, digest = readable(Path(data).name or data), fingerprint[:MAX_DATASET_DIGEST_SIZE]
-        dataset = Dataset(name, digest, kind, source)
+        dataset = Dataset(name, digest, kind, json.dumps(source))
         self._client.log_inputs(run.id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])])
         run.has_data = True
 

@@ -238,7 +238,7 @@ def test_constants_are_no_charts(runs):
     study = Study(runs, "constants", ["a"])
     fixed = {"parameters": 123, "flops_per_token": BUDGET, "attention_ffn_ratio": 0.75, "unigram_loss": 5.5}
     fixed |= {"total_steps": 9, "total_tokens": 900, "total_flops": BUDGET, "flops_per_token_causal": 600}
-    attempt = {"world_size": 1, "first_step": 0, "micro_batch": 8, "peak_tflops": 989.0}
+    attempt = {"world_size": 1, "first_step": 0, "restored_seconds": 0.0, "micro_batch": 8, "peak_tflops": 989.0}
     log = JsonLog(study.dir / "trials" / "a" / "log.jsonl")
     log.write({"event": "step", "step": 1, "loss": 5.0})  # older than the report of a start
     first = study.sync()
