@@ -84,15 +84,19 @@ def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserE
 class Parser(argparse.ArgumentParser):
     """An argument parser, of the command `prog` or a part of it, whose mistakes are UserErrors: one line."""
 
-    def __init__(self, prog: str, description: str | None = None) -> None:
+    def __init__(
+        self, prog: str, description: str | None = None, meant: Callable[[str], str] = lambda argument: ""
+    ) -> None:
+        """`meant` gives what an unknown argument is called here, or nothing: then a flag of a similar name is meant."""
         super().__init__(prog, description=description, allow_abbrev=False)
+        self._meant = meant
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = short(unknown[0].split("=")[0])
-            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
-            hint = f" Did you mean {near[0]}?" if near else " --help lists the flags."
+            near = [self._meant(name), *difflib.get_close_matches(name, self._option_string_actions, n=1)]
+            hint = next((f" Did you mean {meant}?" for meant in near if meant), " --help lists the flags.")
             raise UserError(f"Unknown argument: {name}.{hint}")
         return flags
 

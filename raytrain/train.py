@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from raytrain.axes.plugin import check_loaded
-from raytrain.config.resolve import add_flags, read_file, read_flags, read_value, resolve
+from raytrain.config.resolve import add_flags, in_predecessor, read_file, read_flags, read_value, resolve
 from raytrain.config.resolve import fields as known_fields
 from raytrain.config.run import STOPS, TrainConfig, read_run
 from raytrain.data import open_dataset
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Train one run."""
     for plugin in load_named(argv):
         check(plugin)
-    parser = Parser("python -m raytrain.train", __doc__)
+    parser = Parser("python -m raytrain.train", __doc__, in_predecessor)
     parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
     parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
     parser.add_argument("--resume", metavar="RUN", help="continue from the last checkpoint of this run folder")

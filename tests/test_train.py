@@ -47,6 +47,12 @@ def test_exit_codes(tmp_path):
         ("--seed 99999999999999999999999", "must be below 2^63"),
         ("--micro_batch 3", "micro_batch (3) must divide"),
         ("--normalisation rmsnorm", "Did you mean --normalization?"),
+        ("config/arch_gpt2.py", "Unknown argument: config/arch_gpt2.py. Did you mean --preset gpt2 --scale 124m?"),
+        ("arch_custom.py --bias=True", "Did you mean --config FILE.yaml --scale 124m?"),
+        ("--arch_preset=llama", "Unknown argument: --arch_preset. Did you mean --preset?"),
+        ("--use_fsdp=True", "Unknown argument: --use_fsdp. Did you mean --parallel fsdp?"),
+        ("--use_zero1 True", "Unknown argument: --use_zero1. Did you mean --parallel zero1?"),
+        ("--dtype=bfloat16", "Unknown argument: --dtype. Did you mean --precision?"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, capsys, flags, said):

@@ -7,6 +7,7 @@ each came from, so that a command can print it.
 import argparse
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "124m": {"global_batch": 524288, "learning_rate": 6e-4, "flops": 2e18, "eval_tokens": 1048576},
     "350m": {"global_batch": 524288, "learning_rate": 3e-4, "flops": 1.5e19, "eval_tokens": 1048576},
     "1.3b": {"global_batch": 1048576, "learning_rate": 2e-4, "flops": 2e20, "eval_tokens": 1048576},
+}
+
+# What flags of the predecessor, and common ones of nanoGPT, are called here.
+_PREDECESSOR = {
+    "--arch_preset": "--preset",
+    "--use_fsdp": "--parallel fsdp",
+    "--use_zero1": "--parallel zero1",
+    "--dtype": "--precision",
+    "--batch_size": "--micro_batch",
+    "--gradient_accumulation_steps": "--global_batch",
+    "--dataset": "--data",
+    "--out_dir": "--runs",
+    "--eval_iters": "--eval_tokens",
+    "--min_lr": "--min_lr_fraction",
+    "--warmup_iters": "--warmup_fraction",
 }
 
 _TYPES: dict[str, Any] = {  # of the fields that are no axes of an architecture
@@ -81,6 +97,17 @@ def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
     parser.add_argument(
         "--plugin", action="append", metavar="FILE", help="Python file of levels and axes of your own; may stand twice"
     )
+
+
+def in_predecessor(argument: str) -> str:
+    """What an `argument` of the predecessor's command line is here; empty for one that it did not have.
+
+    >>> in_predecessor("--use_fsdp"), in_predecessor("config/arch_llama.py")
+    ('--parallel fsdp', '--preset llama --scale 124m')
+    """
+    if file := re.fullmatch(r"(?:[^-].*/)?arch_(\w+)\.py", argument):
+        return f"--preset {file[1]} --scale 124m" if PRESETS.get(file[1]) else "--config FILE.yaml --scale 124m"
+    return _PREDECESSOR.get(argument, "")
 
 
 def read_flags(flags: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,18 @@ import json
 
 import pytest
 
-from raytrain.config.resolve import RECIPES, add_flags, fields, read_file, read_flags, read_value, resolve
+from raytrain.architecture import PRESETS
+from raytrain.config.resolve import (
+    _PREDECESSOR,
+    RECIPES,
+    add_flags,
+    fields,
+    in_predecessor,
+    read_file,
+    read_flags,
+    read_value,
+    resolve,
+)
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 
@@ -207,3 +218,13 @@ def test_plain_values_and_back():
     assert (
         TrainConfig.from_dict(config.to_dict() | {"activation_checkpointing": False}) == config
     )  # as it was once written
+
+
+def test_what_the_predecessor_s_arguments_are_here():
+    """Would catch: a hint that is itself unknown here, such as a flag or a preset that was renamed."""
+    for hint in {*_PREDECESSOR.values(), *(in_predecessor(f"config/arch_{name}.py") for name in PRESETS)}:
+        flag, *value = hint.split()[:2]
+        assert flag[2:] in (*fields(), "preset", "config", "runs")
+        if flag not in ("--config", "--runs") and value:
+            run(flags(flag, *value))
+    assert in_predecessor("config/train_gpt2.py") == in_predecessor("--n_head") == ""
