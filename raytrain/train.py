@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import datetime
 import fcntl
+import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,6 +29,8 @@ from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_s
 from raytrain.rundir.folders import check_name
 from raytrain.rundir.log import JsonLog
 from raytrain.rundir.run import RunFolder
+from raytrain.sweep.estimate import Machine, time_of_run
+from raytrain.sweep.measure import measured_rate
 from raytrain.training.launch import launched
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
@@ -157,6 +161,8 @@ def _train(folder: Path | None, config: TrainConfig, received: list[int], *, is_
                 _take_up(files, config, log, report)
             log.write(report)
             console(report)
+            if report["event"] == "start" and (time := _time_ahead(config, report)):
+                print(f"  {'time':<20} {time}")
 
         try:
             result = train(config, on_report, folder, interrupted)
@@ -186,6 +192,20 @@ def _train(folder: Path | None, config: TrainConfig, received: list[int], *, is_
     if files:
         files.write_result(result)
     return result
+
+
+def _time_ahead(config: TrainConfig, start: Report) -> str:
+    """What a run whose `start` this is will take from here on, if that is long."""
+
+    def measured(config: TrainConfig) -> float | None:
+        with contextlib.suppress(UserError):  # a cache that may not be read is no reason to end a run
+            return measured_rate(config, now=False)
+        return None
+
+    ranks, on_gpus = start["world_size"], start["device"] != "cpu"
+    gpus = (start["device"],) * ranks if on_gpus else ()
+    machine = Machine(gpus, math.inf, ranks * torch.get_num_threads(), math.inf, name="")
+    return time_of_run(config, 1 - start["first_step"] / start["total_steps"], ranks, machine, measured)
 
 
 def _describe(files: RunFolder, config: TrainConfig) -> None:
@@ -312,7 +332,20 @@ def _last_line(result: Report, folder: Path) -> str:
         return f"diverged: {result['reason']}. Log in {folder}"
     if result["status"] == "interrupted":
         return f"interrupted at step {result['steps']}; resume with: python -m raytrain.train --resume {folder}"
-    return f"val_loss {result['val_loss']:.4f} after {result['train_flops']:.4g} FLOPs. Log and result in {folder}"
+    parts = [f"val_loss {result['val_loss']:.4f} after {result['train_flops']:.4g} FLOPs", _peak_memory(result)]
+    return f"{', '.join(filter(None, parts))}. Log and result in {folder}"
+
+
+def _peak_memory(result: Report) -> str:
+    """The most memory that the run held on this rank's GPU, or this process on a CPU, where the system tells."""
+    if "memory_peak_gb" in result:
+        return f"peak memory {result['memory_peak_gb']:.2f} GB"
+    try:  # getrusage would give the peak of the process that started this one, if that was higher
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return ""
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return f"peak memory of the process {int(peak[1]) * 1024 / 1e9:.2f} GB" if peak else ""
 
 
 @contextlib.contextmanager

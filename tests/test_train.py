@@ -1,11 +1,16 @@
 """The command line of one run."""
 
+import contextlib
+import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from raytrain import train
+from raytrain.architecture import preset
 from raytrain.rundir.log import read_log
 from raytrain.training.step import Stepper
 
@@ -22,12 +27,81 @@ def test_a_run_leaves_its_files_and_resumes_as_complete(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1L-2H-32D-AbsPos-RMS-GELU-PostNorm" in out
     assert "MFU is not logged" in out
+    assert "of training, on" not in out
     reports = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert [reports[0]["event"], reports[-1]["event"]] == ["start", "end"]
     before = (tmp_path / "a" / "result.json").read_text()
     assert train.main(["--resume", str(tmp_path / "a")]) == 0
     assert "is complete" in capsys.readouterr().out
     assert (tmp_path / "a" / "result.json").read_text() == before
+
+
+def test_a_file_s_axes_lie_over_its_preset_and_flags_over_both(tmp_path):
+    """Catches a file whose preset takes its axes back, or that must give all nine, and a flag's preset that does so."""
+    (tmp_path / "custom.yaml").write_text("normalization: layernorm\nbias: true\npreset: llama\n")
+
+    def made(*flags):
+        return train._resolved(_flags("--config", str(tmp_path / "custom.yaml"), *flags))[0].architecture
+
+    llama = preset("llama", vocab_size=256, n_layer=1, n_head=2, n_embd=32, block_size=32)
+    assert made() == dataclasses.replace(llama, normalization="layernorm", bias=True)
+    assert made("--bias", "False") == dataclasses.replace(llama, normalization="layernorm")
+    hybrid = made("--preset", "hybrid")
+    assert (hybrid.ffn_type, hybrid.normalization, hybrid.bias) == ("standard", "layernorm", True)
+
+
+class Started(Exception):
+    """Ends a run at its first report."""
+
+
+@pytest.mark.parametrize(
+    ("first_step", "device", "rate", "said"),
+    [
+        (0, "cpu", None, "about 5.56 h of training, on 2 CPU cores at an assumed 50 GFLOP/s each\n"),
+        (500, "cpu", None, "about 2.78 h of training, on 2 CPU cores at an assumed 50 GFLOP/s each\n"),
+        (0, "cpu", 25e9, "about 11.1 h of training, on 2 CPU cores, measured at 0.025 TFLOP/s each\n"),
+        (0, "NVIDIA H100 80GB HBM3", 1e11, "about 2.78 h of training, on 2 x NVIDIA H100 80GB HBM3, measured at"),
+        (997, "cpu", None, ""),
+    ],
+)
+def test_a_long_run_says_so_before_it_starts(tmp_path, capsys, monkeypatch, first_step, device, rate, said):
+    """Catches three days that begin without a word, a resumed run that counts what is done, and an unused rate."""
+    monkeypatch.setattr(train, "measured_rate", lambda config, *, now: rate)
+    monkeypatch.setattr(train.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(train, "Console", lambda config: contextlib.nullcontext(lambda report: None))
+
+    def start(config, on_report, folder, interrupted):
+        on_report({"event": "start", "first_step": first_step, "total_steps": 1000, "world_size": 2, "device": device})
+        raise Started
+
+    monkeypatch.setattr(train, "train", start)
+    with pytest.raises(Started):
+        run("--flops", "2e15", runs=tmp_path)
+    assert said in (out := capsys.readouterr().out)
+    assert said or "of training, on" not in out
+
+
+def test_a_long_run_starts_where_the_cache_may_not_be_read(tmp_path, monkeypatch):
+    """Catches a guess that ends a run which needs no cache."""
+    (tmp_path / "cache").mkdir(mode=0o777)
+    (tmp_path / "cache").chmod(0o777)
+    config, _ = train._resolved(_flags("--flops", "1e18"))
+    monkeypatch.setenv("RAYTRAIN_CACHE", str(tmp_path / "cache"))
+    start = {"first_step": 0, "total_steps": 9, "world_size": 1, "device": "cpu"}
+    assert "at an assumed" in train._time_ahead(config, start)
+
+
+def test_the_last_line_has_the_peak_of_memory(tmp_path):
+    """Catches a run on a CPU that says nothing of memory, and one on a GPU that gives the process's in its place."""
+    result = {"status": "complete", "val_loss": 1.0, "train_flops": 1e12}
+    assert "FLOPs, peak memory 3.50 GB. Log" in train._last_line(result | {"memory_peak_gb": 3.5}, tmp_path)
+    script = (
+        "from raytrain.train import _peak_memory as peak\nprint(peak({}))\nheld = bytearray(10**9)\nprint(peak({}))"
+    )
+    held = bytearray(10**9)  # in the process that starts the other, whose peak getrusage takes to begin with that
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    before, after = (float(text.removeprefix("peak memory of the process ").split()[0]) for text in out.splitlines())
+    assert before < len(held) / 1e9 < after < before + 1.1
 
 
 def test_exit_codes(tmp_path):

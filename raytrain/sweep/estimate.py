@@ -1,4 +1,4 @@
-"""What a sweep will cost on a machine: the time and the memory of its trials, before anything starts."""
+"""What a sweep, or one run, will cost on a machine: the time and the memory of trials, before anything starts."""
 
 import dataclasses
 import math
@@ -17,6 +17,7 @@ _MOST_DEVICES = 100_000  # of a cluster
 _ASSUMED_MFU = 0.4  # on a GPU whose peak is known
 _LEAST_WIDTH = 768  # of models that reach it
 _ASSUMED_GPU_FLOPS = 50e12  # FLOP/s of one GPU whose peak is not
+_LONG = 600.0  # seconds of a run, of which it tells beforehand
 _ASSUMED_CORE_FLOPS = 50e9  # FLOP/s of one CPU core; the tiny scale in fp32 was measured at 60 to 70
 
 
@@ -123,7 +124,9 @@ def estimate(
     limit = machine.gpu_bytes / share if gpus else machine.cpu_bytes / (lanes * ranks)
 
     devices = min(len(gpus), -(-lanes * ranks // share)) if gpus else machine.cores
-    place = (f"{devices} x {gpus[0]}" if gpus else f"{devices} CPU cores") + f" of {machine.name}" * bool(machine.name)
+    place = (
+        f"{devices} x {gpus[0]}" if gpus else f"{devices} CPU core{'s' * (devices > 1)}"
+    ) + f" of {machine.name}" * bool(machine.name)
     if request.gpus_per_trial and not gpus:
         place += ", which has no GPU (--on 8xH100 plans for one that has),"
     rate = measured(config)
@@ -145,6 +148,15 @@ def estimate(
     return Estimate(
         seconds, devices, "GPU" if gpus else "core", basis, lanes, memory, limit if math.isfinite(limit) else None
     )
+
+
+def time_of_run(
+    config: TrainConfig, part: float, ranks: int, machine: Machine, measured: Callable[[TrainConfig], float | None]
+) -> str:
+    """How long the last `part` of a run of `ranks` takes on `machine`, and what that rests on; empty if it is short."""
+    request = ResourceRequest(gpus_per_trial=ranks) if machine.gpus else ResourceRequest(workers_per_trial=ranks)
+    guess = estimate(part * config.train_flops, [PlannedTrial("", (), config)], request, machine, measured)
+    return f"about {duration(guess.seconds)} of training, on {guess.basis}" if guess.seconds >= _LONG else ""
 
 
 def rank_memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:
