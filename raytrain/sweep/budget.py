@@ -84,8 +84,8 @@ class Budget:
             return []
         return [
             f"warning     {self.passes:.3g} passes over the {self.data_tokens:,} tokens of training data: after "
-            f"{REPEATS} a repeated token is worth less and less (Muennighoff et al., arXiv 2305.16264), and larger models overfit "
-            "first. Prepare more data (python -m raytrain.data prepare)"
+            f"{REPEATS} a repeated token is worth less and less (Muennighoff et al., arXiv 2305.16264), and larger "
+            "models overfit first. Prepare more data (python -m raytrain.data prepare)"
         ]
 
     def to_dict(self) -> dict[str, Any]:
