@@ -22,6 +22,7 @@ def run(
     runs: str | Path = "runs",
     tracking_uri: str | None = None,
     storage: str | None = None,
+    keep_models: str = "best",
 ) -> "Study":
     """Run `plan` to its end on this machine, or on the Ray cluster of RAY_ADDRESS, and return the study.
 
@@ -34,6 +35,7 @@ def run(
         runs: where studies are kept; in a Ray job, from the home folder of the head node.
         tracking_uri: MLflow's; None: $MLFLOW_TRACKING_URI, or mlflow.db in `runs`.
         storage: folder or URI (s3://...) for checkpoints, which all nodes reach; None: the study's folder.
+        keep_models: final weights to keep: none, best (of rank 1 and the baseline) or all.
 
     Raises UserError, one line, if the name is taken or no trial fits on the cluster; and KeyboardInterrupt once an
     interrupted study is in order, which `resume` continues.
@@ -42,7 +44,9 @@ def run(
         from raytrain.engine.study import home, run_study, study_name  # Ray takes seconds to import
 
     name = name or study_name(plan)
-    code = run_study(plan, name=name, runs=Path(runs), tracking_uri=tracking_uri, storage=storage)
+    code = run_study(
+        plan, name=name, runs=Path(runs), tracking_uri=tracking_uri, storage=storage, keep_models=keep_models
+    )
     return _ended(code, home(Path(runs)) / name)
 
 

@@ -8,6 +8,7 @@ from raytrain.data import open_tokenizer
 from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import Parser, UserError, command
 from raytrain.plugins.loader import load_named
+from raytrain.rundir.folders import find_run
 from raytrain.training.pretrained import load_run, save_hugging_face
 
 FORMATS = ("huggingface",)
@@ -19,14 +20,15 @@ def main(argv: list[str] | None = None) -> None:
     load_named(argv)
     parser = Parser("python -m raytrain.export", __doc__)
     add_plugin_flag(parser)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help="run folder, or STUDY/TRIAL of a study that keeps its weights (--keep_models)")
+    parser.add_argument("--runs", default="runs", help="where runs and studies are kept [runs]")
     parser.add_argument("--to", nargs=2, metavar=("FORMAT", "DIR"), required=True, help="huggingface, and where")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     flags = parser.parse_args(argv)
     form, folder = flags.to
     if form not in FORMATS:
         raise UserError(f"Unknown format: {form!r}. Available: {', '.join(FORMATS)}.")
-    config, model = load_run(Path(flags.run))
+    config, model = load_run(*find_run(flags.run, Path(flags.runs)))
     save_hugging_face(model, Path(folder), _tokenizer(config.data), overwrite=flags.overwrite)
     print(f"wrote {model.arch.name} to {folder}")
 

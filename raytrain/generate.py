@@ -1,4 +1,4 @@
-"""`python -m raytrain.generate RUN --prompt ...`: text from a run's newest checkpoint."""
+"""`python -m raytrain.generate RUN --prompt ...`: text from the newest checkpoint, or the kept weights, of a run."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from raytrain.data.tokenizer import encodable
 from raytrain.errors import Parser, UserError, command
 from raytrain.model import Transformer
 from raytrain.plugins.loader import load_named
+from raytrain.rundir.folders import find_run
 from raytrain.training.pretrained import load_run
 
 
@@ -20,7 +21,8 @@ def main(argv: list[str] | None = None) -> None:
     load_named(argv)
     parser = Parser("python -m raytrain.generate", __doc__)
     add_plugin_flag(parser)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help="run folder, or STUDY/TRIAL of a study that keeps its weights (--keep_models)")
+    parser.add_argument("--runs", default="runs", help="where runs and studies are kept [runs]")
     parser.add_argument("--prompt", default="\n", help="text to continue [a line break]")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to write [200]")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token [0.8]")
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, least in (("tokens", 1), ("top_k", 1), ("temperature", 0)):
         if getattr(flags, name) < least:
             raise UserError(f"{name} ({getattr(flags, name)}) must be {least} or above")
-    config, model = load_run(Path(flags.run))
+    config, model = load_run(*find_run(flags.run, Path(flags.runs)))
     tokenizer = open_dataset(config.data).tokenizer
     if tokenizer is None:
         raise UserError(f"data ({config.data}) has no tokenizer, so its tokens cannot be read as text")

@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int | None:
         name=flags.name,
         tracking_uri=flags.tracking_uri,
         storage=flags.storage,
+        keep_models=flags.keep_models,
         command=shlex.join(["python", "-m", "raytrain.tune", *shown_command(sys.argv[1:] if argv is None else argv)]),
         as_json=flags.json,
     )
@@ -170,6 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument(
         "--storage", help="folder or URI (s3://...) for checkpoints, which all nodes reach [the study's folder]"
+    )
+    sweep.add_argument(
+        "--keep_models",
+        default="best",
+        help="final weights to keep: none, best (of rank 1 and the baseline) or all, for raytrain.generate and "
+        "raytrain.export [best]",
     )
     sweep.add_argument("--tracking_uri", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
     sweep.add_argument(

@@ -30,19 +30,21 @@ class LaneShape:
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One segment of a trial for a lane: the run's config as plain values, the folder for its checkpoints, or a URI,
-    the number of the rung at which it is to pause, if it is, and the source of each plugin that it uses, by name."""
+    the number of the rung at which it is to pause, if it is, the source of each plugin that it uses, by name, and where
+    its final weights go, if they are to be kept: a folder or a URI too."""
 
     config: dict[str, Any]
     folder: str | None = None
     rung: int | None = None
     plugins: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
 
     @classmethod
-    def of(cls, trial: AssignedTrial, segment: Segment) -> "Job":
+    def of(cls, trial: AssignedTrial, segment: Segment, weights: str | None = None) -> "Job":
         """`segment` of `trial`. Raises UserError for levels of plugins that no other process can have."""
         config = trial.config if segment.micro_batch is None else trial.config.replace(micro_batch=segment.micro_batch)
         stored = config.to_dict()
-        return cls(stored, trial.folder, segment.rung, sources(stored))
+        return cls(stored, trial.folder, segment.rung, sources(stored), weights)
 
 
 def one_line(error: BaseException) -> str:

@@ -27,6 +27,7 @@ import rich.console
 
 from raytrain.engine.hosts import failed_by_host
 from raytrain.engine.job import Report, one_line
+from raytrain.engine.models import Models
 from raytrain.engine.timing import Timing
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_json, read_study_json, write_json
@@ -66,7 +67,7 @@ class StudyJournal:
     """The study in `folder`, with its `trials`; takes it up where an earlier driver left it.
 
     `grow` is asked for the next stage whenever all trials have ended; its trials then join. `driver` is what is to be
-    known of this process: when it `started`, and how many `lanes` it has.
+    known of this process: when it `started`, and how many `lanes` it has. `models` says which weights are kept.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class StudyJournal:
         grow: Callable[[], Stage | None] = lambda: None,
         storage: str | None = None,
         driver: Mapping[str, Any] | None = None,
+        models: Models | None = None,
     ) -> None:
         self._study, self._folder, self._storage = folder, folder / "trials", storage
         self._grow: Callable[[], Stage | None] = lambda: None
+        self._models = models
         self.trials = {trial.id: trial for trial in trials}
         self.schedule = Schedule(trials, scheduler)
         self.on_full_disk: Callable[[OSError], object] | None = None
@@ -108,7 +111,7 @@ class StudyJournal:
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
-        return self.__dict__ | {"_grow": None, "_storage": None, "on_full_disk": None}
+        return self.__dict__ | {"_grow": None, "_storage": None, "_models": None, "on_full_disk": None}
 
     def _check(self, event: Report, path: Path) -> None:
         """Raises UserError for an event of an earlier driver's about what the study does not have."""
@@ -138,6 +141,10 @@ class StudyJournal:
         for stage in stages:
             names = [name for name, trial in self.trials.items() if trial.stage == stage]
             self._apply(event="stage", stage=stage, trials=[name for name in names if name not in self.schedule])
+
+    def weights_of(self, trial: str) -> str | None:
+        """Where the trial writes its final weights, a path or an address without secrets; None if it writes none."""
+        return self._models.place(self.trials[trial]) if self._models else None
 
     @_written
     def begin(self, segment: Segment, **facts: Any) -> None:
@@ -204,12 +211,12 @@ class StudyJournal:
             self._folder / trial / "result.json", {k: v for k, v in report.items() if k not in ("event", "time")}
         )
         self._apply(event="end", trial=trial, status=report["status"])
+        if self._models is not None:
+            self._models.ended(planned, report)
         # What was kept for a pause or a retry alone.
         if planned.folder is not None and config.checkpoint_interval is None:
             with contextlib.suppress(OSError, UserError):
-                storage = open_storage(reopened(planned.folder, self._storage))
-                for name in storage.names():
-                    storage.delete(name)
+                open_storage(reopened(planned.folder, self._storage)).clear()
 
     def _log(self, trial: str, report: Report) -> None:
         if trial not in self._logs:

@@ -49,7 +49,7 @@ from raytrain.engine.mailbox import Mailbox, RemoteMailbox
 from raytrain.engine.nodes import Notice, Ranks, going, meet
 from raytrain.errors import HostError
 from raytrain.plugins.loader import line_in_plugin, load_source
-from raytrain.uris import without_secrets
+from raytrain.uris import is_uri, without_secrets
 
 _POLL_SECONDS = 20.0  # a rank without a job asks again after this, so no call hangs for ever
 _LAST_WORDS_SECONDS = 2.0  # what the owner gets to take the report of a rank that ends itself
@@ -210,7 +210,7 @@ def _run(
         for name, source in job.plugins.items():
             load_source(name, source)
         config = TrainConfig.from_dict(job.config)
-        train(config, on_report, job.folder, interrupted)
+        train(config, on_report, job.folder, interrupted, **_weights(job))
     except Exception as error:
         outcome = describe(error)
         if outcome["status"] == "failed" and config and (lacks := missing(config, job.folder)):
@@ -219,6 +219,13 @@ def _run(
             outcome[name] = without_secrets(outcome[name], job.folder)
         return outcome
     return None
+
+
+def _weights(job: Job) -> dict[str, str]:
+    """Where the run's final weights go, if they are kept: not on a node that does not share the study's folder, where
+    nobody would find them."""
+    place = job.weights
+    return {"weights": place} if place and (is_uri(place) or Path(place).parent.is_dir()) else {}
 
 
 def _preempted(mailbox: Mailbox, job: Job) -> Report:

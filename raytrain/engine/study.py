@@ -4,13 +4,10 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -19,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 import rich.console
 from ray import tune
 
-from raytrain import version
 from raytrain.analysis.answer import answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.axes.plugin import LOADED, check_loaded
@@ -34,14 +29,16 @@ from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fin
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
+from raytrain.engine.models import KEEP, Models, settings
 from raytrain.engine.progress import Progress, findings, ranking_table, short_name
+from raytrain.engine.provenance import git_commit, versions
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
 from raytrain.engine.stages import grow, with_follow_up
 from raytrain.engine.timing import by_driver
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
-from raytrain.errors import UserError, unwritable
+from raytrain.errors import UserError, unknown_value, unwritable
 from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, find_study, read_study_json, tracking_address, write_json
 from raytrain.rundir.log import read_events
@@ -60,6 +57,7 @@ def run_study(
     name: str | None = None,
     tracking_uri: str | None = None,
     storage: str | None = None,
+    keep_models: str = "none",
     command: str = "",
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
@@ -67,7 +65,8 @@ def run_study(
     """Run `plan` to its end in the folder `runs`/`name`, print the ranking and return an exit code.
 
     `storage` (a path or a URI) is where checkpoints go, if not into the study's folder. No secret in it, nor in
-    `tracking_uri`, is printed or written to a file; to go on with the study takes it again.
+    `tracking_uri`, is printed or written to a file; to go on with the study takes it again. `keep_models` says of which
+    trials the final weights are kept: see `engine.models`.
 
     0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the study was interrupted. `train`
     takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON object, and stderr the rest.
@@ -76,6 +75,8 @@ def run_study(
     """
     started = time.time()
     console = _console(as_json=as_json)
+    if keep_models not in KEEP:
+        raise unknown_value("keep_models", keep_models, KEEP)
     tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
     folder = _free_folder(home(runs), name or study_name(plan))
     console.print(str(plan), markup=False)
@@ -100,11 +101,11 @@ def run_study(
             "scale": plan.scale,
             "created": datetime.datetime.now(datetime.UTC).isoformat(),
             "command": command,
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "plugins": {name: LOADED[name].sha256 for name in plugins},
             "budget_flops": plan.budget_flops,
             "counts": plan.counts,
-            "versions": _versions(),
+            "versions": versions(),
             "scheduler": plan.scheduler,
             "axes": described["axes"],
             "baseline": described["baseline"],
@@ -113,6 +114,7 @@ def run_study(
             "lanes": dataclasses.asdict(wanted),
             "data_fingerprints": data,
             "grows": plan.grows,
+            "models": settings(keep_models, storage),
             "trials": [trial.to_dict() for trial in trials],
         }
         check_hosts(trials, data, storage, is_local=is_local)
@@ -218,7 +220,8 @@ def _run(
             write_json(folder / "study.json", study)
         next_stage = functools.partial(grow, folder, lanes, console)
         driver = {"started": started, "lanes": lanes.most}
-        record = StudyJournal(folder, trials, study["scheduler"], next_stage, session.storage, driver)
+        models = Models(folder, study, session.storage)
+        record = StudyJournal(folder, trials, study["scheduler"], next_stage, session.storage, driver, models)
         at_end.enter_context(session.heeding_signals(sync, record))
         console.print(f"lanes       {lanes}\nfolder      {folder}", markup=False)
         for trial, reason in lanes.infeasible.items():
@@ -246,6 +249,7 @@ def _run(
                 console.print(ranking_table(table, console))
             if is_over:
                 _report(folder, console)
+                models.settle(table, record.trials, console)
 
     spent = by_driver(read_events(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
@@ -382,19 +386,3 @@ def _make(folder: Path, study: dict[str, Any], plugins: Mapping[str, str] | None
 def _taken(folder: Path) -> UserError:
     name = folder.name
     return UserError(f"name ({name}) is taken in {folder.parent}; choose another, or continue it with --resume {name}")
-
-
-def _git_commit() -> str | None:
-    """The commit that this code is checked out at; None for an installed package."""
-    package = Path(version.__file__)
-    git = ["git", "-C", str(package.parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", package.name], check=True, capture_output=True)
-        return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _versions() -> dict[str, str]:
-    own, torch = version.__version__, importlib.metadata.version("torch")
-    return {"python": platform.python_version(), "torch": torch, "ray": ray.__version__, "raytrain": own}

@@ -95,7 +95,7 @@ class Trial(tune.Trainable):
 
 def _job(text: str) -> Job:
     job = Job(**json.loads(text))
-    return dataclasses.replace(job, folder=opened(job.folder))
+    return dataclasses.replace(job, folder=opened(job.folder), weights=opened(job.weights))
 
 
 def trainable(train: Callable[..., Report] | None = None, hang_timeout: float = HANG_TIMEOUT) -> Any:

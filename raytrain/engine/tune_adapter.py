@@ -62,7 +62,8 @@ class SegmentSearcher(Searcher):
         trial = {"id": planned.id, "seed": planned.config.seed, "name": name, "is_ranked": is_ranked}
         trial["shape"] = json.dumps(dataclasses.asdict(shape))
         # As text, since Tune flattens and copies what a config holds, and keeps it for as long as the study runs.
-        return {"trial": trial, "job": json.dumps(dataclasses.asdict(Job.of(planned, segment)))}
+        job = Job.of(planned, segment, self._record.weights_of(planned.id))
+        return {"trial": trial, "job": json.dumps(dataclasses.asdict(job))}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         del self._live[trial_id]

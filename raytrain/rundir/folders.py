@@ -12,7 +12,9 @@ from raytrain.axes import plugin
 from raytrain.errors import UserError, readable, unknown_value
 from raytrain.rundir.parse import parse_json
 from raytrain.rundir.schema import ANY, NAME_LENGTH, STUDY, MapOf, Record, Schema, check, is_name
-from raytrain.uris import without_secrets
+from raytrain.uris import joined, without_secrets
+
+_SHOWN_MODELS = 4  # of a study, in an error
 
 
 def check_name(name: str) -> str:
@@ -97,6 +99,32 @@ def find_study(study: str | Path, runs: Path, field: str = "study") -> Path:
         raise UserError(f"{field} ({study}) is a folder without a study: it has no study.json")
     studies = sorted(path.parent.name for path in runs.glob("[!.]*/study.json")) if os.path.isdir(runs) else []
     raise unknown_value(f"{field} in {runs}", study, studies)
+
+
+def find_run(given: str, runs: Path) -> tuple[Path, list[str]]:
+    """The folder of the run that `given` means, and where else its weights may be: paths or addresses without secrets.
+
+    `given` is a run's folder, a path or a name in `runs`; or STUDY/TRIAL: a study, likewise, and the id of one of its
+    trials. Raises UserError for a study alone, naming the models that it keeps, and for a trial that it does not have.
+    A folder that holds no run is left to whoever reads it.
+    """
+    folder = in_runs(given, runs)
+    if os.path.isfile(folder / "study.json"):
+        kept = read_study_json(folder).get("models", {}).get("kept", {})
+        models = "; ".join(f"{given}/{trial} ({what})" for trial, what in list(kept.items())[:_SHOWN_MODELS])
+        raise UserError(f"run ({given}) is a study: give one of its trials, {models or 'such as STUDY/TRIAL'}")
+    parent, _, trial = str(given).rstrip("/").rpartition("/")
+    study = folder.absolute().parent.parent
+    if folder.absolute().parent.name != "trials" or not os.path.isfile(study / "study.json"):
+        study = in_runs(parent, runs)
+        if not parent or not os.path.isfile(study / "study.json"):
+            return folder, []
+    content = read_study_json(study)
+    planned = {entry["id"]: entry for entry in content["trials"]}
+    if trial not in planned:
+        raise unknown_value(f"trial of {study.name}", trial, planned)
+    places = [planned[trial].get("folder"), content.get("models", {}).get("storage")]
+    return study / "trials" / trial, [place for place in (places[0], places[1] and joined(places[1], trial)) if place]
 
 
 def read_study_json(folder: Path, *more: str) -> dict[str, Any]:

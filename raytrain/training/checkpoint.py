@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import shutil
 import socket
@@ -30,19 +29,16 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from raytrain.axes import plugin
 from raytrain.config.run import TrainConfig, flat
-from raytrain.errors import HostError, UserError, shown
-from raytrain.rundir.parse import parse_json
-from raytrain.rundir.schema import CHECKPOINT
+from raytrain.errors import HostError, UserError
+from raytrain.training.manifest import FORMAT, digest, newest, read_manifest, sha256, verify
 from raytrain.training.optimizer import initial_state
 from raytrain.training.parallel import World, local
-from raytrain.training.storage import MANIFEST, Storage, open_storage
+from raytrain.training.storage import WEIGHTS, Storage, open_storage
 
 T = TypeVar("T")
 
 # A process alone saves as one process: no news.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-
-_FORMAT = 1
 
 # Fields that change where or how fast a run trains, not what it computes: a resumed run may differ in them.
 _FREE = {
@@ -74,9 +70,10 @@ class State:
 class Checkpointer:
     """Saves and restores one run. Every method but `close` is a collective over the run's ranks.
 
-    Rank 0's `folder` counts: a path, or a URI; None keeps nothing. Saving copies the tensors and returns; a thread
-    writes them. What goes wrong on one rank is raised on all: UserError if the storage is at fault, else RuntimeError.
-    `close` it, or use it in a `with` statement: a process that trains many runs would gather process groups.
+    Rank 0's `folder` and `weights` count: each a path, or a URI; None keeps nothing. Saving copies the tensors and
+    returns; a thread writes them. What goes wrong on one rank is raised on all: UserError if the storage is at fault,
+    else RuntimeError. `close` it, or use it in a `with` statement: a process that trains many runs would gather process
+    groups.
     """
 
     def __init__(
@@ -87,11 +84,13 @@ class Checkpointer:
         world: World,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        weights: Path | str | None = None,
     ) -> None:
-        shared = [folder]
+        shared = [folder, weights]
         if world.size > 1:
             dist.broadcast_object_list(shared, src=0, device=world.device)
         self._storage = open_storage(shared[0]) if shared[0] is not None else None
+        self._weights = open_storage(shared[1], WEIGHTS) if shared[1] is not None else None
         self._config, self._world, self._optimizer = config, world, optimizer
         # Taken now: after an evaluation FSDP's root shows its parameters whole until the next backward pass.
         self._parameters = _parameters(model)
@@ -102,7 +101,8 @@ class Checkpointer:
         self._trajectory["data_fingerprint"] = data_fingerprint
         self._pending: concurrent.futures.Future[Any] | None = None
         # Writing has collectives of its own, on the CPU, apart from the training's.
-        self._group = dist.new_group(backend="gloo") if self._storage is not None and world.size > 1 else None
+        writes = self._storage is not None or self._weights is not None
+        self._group = dist.new_group(backend="gloo") if writes and world.size > 1 else None
 
     def __enter__(self) -> Self:
         return self
@@ -121,28 +121,49 @@ class Checkpointer:
         if self._storage is None:
             return
         self.finish()
-        storage, name = self._storage, f"step-{state.step:08d}"
-        stages = self._run_on_all_ranks(_task(storage, name), lambda: storage.stage(name, is_main=self._world.is_main))
-        stage = stages[self._world.rank]
-        writer = dcp.HuggingFaceStorageWriter(str(stage), save_distributed=True)
-        future = dcp.async_save(
-            self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._group is None
-        )
+        storage, stage, name, manifest = self._staged(self._storage, state)
+        future = dcp.async_save(self._tensors(), **self._writer(stage))
         assert isinstance(future, concurrent.futures.Future)
-        manifest = {"format": _FORMAT, "state": dataclasses.asdict(state), "trajectory": self._trajectory}
-        manifest |= {"config_hash": _hash(self._trajectory), "world_size": self._world.size}
-        manifest["rng"] = "dropout follows from (seed, step, rank, micro-batches); data order from (seed, sequence)"
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def publish(written: concurrent.futures.Future[Any]) -> None:
             try:
-                self._publish(storage, name, stage, manifest, written)
+                self._publish(storage, name, stage, manifest, written.result)
                 done.set_result(None)
             except BaseException as error:
                 done.set_exception(error)
 
         self._pending = done
         future.add_done_callback(publish)
+
+    def keep_weights(self, state: State) -> dict[str, str]:
+        """Write the model alone to `weights`, if they are to be kept, as a checkpoint that no run continues from.
+
+        Returns once it is there, with what to report: `weights`, the checkpoint's name; or `weights_lost`, why there is
+        none. That is no failure of the run, whose result does not rest on them.
+        """
+        if self._weights is None:
+            return {}
+        try:
+            storage, stage, name, manifest = self._staged(self._weights, state)
+            write = functools.partial(dcp.save, self._model_tensors(), **self._writer(stage))
+            self._publish(storage, name, stage, manifest, write)
+        except (UserError, RuntimeError) as error:
+            return {"weights_lost": str(error)}
+        return {"weights": name}
+
+    def _staged(self, storage: Storage, state: State) -> tuple[Storage, Path, str, dict[str, Any]]:
+        """For a new checkpoint: `storage`, where this rank writes its files, its name and its manifest."""
+        name = f"step-{state.step:08d}"
+        stages = self._run_on_all_ranks(_task(storage, name), lambda: storage.stage(name, is_main=self._world.is_main))
+        manifest = {"format": FORMAT, "state": dataclasses.asdict(state), "trajectory": self._trajectory}
+        manifest |= {"config_hash": digest(self._trajectory), "world_size": self._world.size}
+        manifest["rng"] = "dropout follows from (seed, step, rank, micro-batches); data order from (seed, sequence)"
+        return storage, stages[self._world.rank], name, manifest
+
+    def _writer(self, stage: Path) -> dict[str, Any]:
+        writer = dcp.HuggingFaceStorageWriter(str(stage), save_distributed=True)
+        return {"storage_writer": writer, "process_group": self._group, "no_dist": self._group is None}
 
     def finish(self) -> None:
         """Wait until what was saved is in its place. Raises what writing raised."""
@@ -154,8 +175,9 @@ class Checkpointer:
         """Let the writing thread end, and free the process group. Raises nothing."""
         if self._pending is not None:
             concurrent.futures.wait([self._pending])
-        if self._storage is not None:
-            self._storage.close()
+        for storage in (self._storage, self._weights):
+            if storage is not None:
+                storage.close()
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
@@ -212,10 +234,13 @@ class Checkpointer:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor of the run by name. The dict holds the live tensors, so loading fills them."""
-        tensors = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+        tensors = self._model_tensors()
         for name, state in self._states().items():
             tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items() if key != "step"}
         return tensors
+
+    def _model_tensors(self) -> dict[str, torch.Tensor]:
+        return {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
 
     def _set_step(self, step: int) -> None:
         """Let the optimizer continue after `step` steps, where it counts them."""
@@ -244,20 +269,20 @@ class Checkpointer:
         name: str,
         stage: Path,
         manifest: dict[str, Any],
-        written: concurrent.futures.Future[Any],
+        write: Callable[[], object],
     ) -> None:
-        """Make a checkpoint visible once it is written to `stage`, and drop older ones. In the writing thread."""
+        """Make a checkpoint visible once `write` has put it in `stage`, and drop older ones."""
         is_mine = self._world.is_main or not storage.is_shared
 
         def put() -> dict[str, str]:
-            written.result()
-            digests = {file.name: _sha256(file) for file in sorted(stage.iterdir())} if is_mine else {}
+            write()
+            digests = {file.name: sha256(file) for file in sorted(stage.iterdir())} if is_mine else {}
             storage.put(stage, name)
             return digests
 
         def commit(files: dict[str, str]) -> None:
             whole = {"name": name, **manifest, "files": files}
-            whole["sha256"] = _hash(whole)
+            whole["sha256"] = digest(whole)
             storage.commit(stage, name, json.dumps(whole, indent=1).encode())
             self._drop_older(storage, name)
 
@@ -274,7 +299,7 @@ class Checkpointer:
         # The next save reports a failing storage; not all may be deletable, and one of another format is not ours.
         with contextlib.suppress(OSError, UserError):
             names = [name for name in storage.names() if name <= latest]
-            manifests = {name: m for name in names if (m := _read_manifest(storage, name)) is not None}
+            manifests = {name: m for name in names if (m := read_manifest(storage, name)) is not None}
             losses = {
                 name: m["state"]["evaluation"]["val_loss"]
                 for name, m in manifests.items()
@@ -315,58 +340,6 @@ class Checkpointer:
         return [result for result, _, _ in outcomes]
 
 
-def newest(storage: Storage) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest of the newest whole checkpoint in `storage`, and of each newer one why it is not whole.
-
-    The checkpoint is at `storage.local(manifest["name"])` then.
-    """
-    damaged: list[str] = []
-    for name in reversed(storage.names()):
-        manifest, problem = verify(storage, name)
-        if manifest is not None:
-            return manifest, damaged
-        damaged.append(f"{name}: {problem}")
-    return None, damaged
-
-
-def verify(storage: Storage, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of checkpoint `name` if every byte of it is as written; else None and what is wrong.
-
-    Raises UserError for a checkpoint in another format, whose digests may mean something else.
-    """
-    manifest = _read_manifest(storage, name)
-    if manifest is None:
-        return None, f"{MANIFEST} is missing or damaged"
-    if problem := CHECKPOINT.problem(manifest, ""):
-        return None, f"{MANIFEST} is damaged: {problem}"
-    files = manifest["files"]
-    storage.fetch(name, list(files))
-    for file, digest in files.items():
-        path = storage.local(name) / file
-        if not path.is_file():
-            return None, f"{file} is missing"
-        if _sha256(path) != digest:
-            return None, f"{file} is damaged (sha256 differs)"
-    # The reader takes the tensors of every file in the folder, and of two with one name the later.
-    beside = sorted(path.name for path in storage.local(name).iterdir() if path.name not in (*files, MANIFEST))
-    return (None, f"{beside[0]} is not in its manifest") if beside else (manifest, "")
-
-
-def _read_manifest(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The manifest as it was written; None if it is not. Raises UserError for another format."""
-    written = storage.manifest(name)
-    if written is None:
-        return None
-    try:
-        manifest = parse_json(written)
-        digest, form = manifest.pop("sha256"), manifest["format"]
-    except (UserError, KeyError, AttributeError, TypeError):
-        return None
-    if isinstance(form, int) and form != _FORMAT:  # before the digest, which may be taken of other things there
-        raise UserError(f"checkpoint {name} in {storage}: format ({shown(form)}) is not {_FORMAT}, which this reads")
-    return manifest if digest == _hash(manifest) else None
-
-
 def _task(storage: Storage, name: str) -> str:
     return f"checkpoint {name} in {storage} was not saved"
 
@@ -384,12 +357,3 @@ def _describe(error: BaseException, task: str) -> tuple[type[Exception], str]:
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trained parameters by the model's own names, without what checkpointing wrappers put in between."""
     return {name.replace("_checkpoint_wrapped_module.", ""): p for name, p in model.named_parameters()}
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,21 +29,23 @@ def train(
     on_report: OnReport = lambda report: None,
     folder: Path | str | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    weights: Path | str | None = None,
 ) -> Report:
     """Train the run that `config` describes; called on every rank. Returns its result.
 
     `on_report` is called on rank 0 with flat dicts of plain values, each with an "event": start, step, gradients, eval,
     rung, end. If it returns True at an eval, every rank stops there; at a rung, the run pauses: it saves a checkpoint
     if it has a folder, whatever `config` asks for, and ends. `folder` is where checkpoints are kept, a path or a URI
-    that pyarrow knows (`s3://bucket/prefix`); a run continues from one of its own that is there. When `interrupted`
-    turns true on any rank, the run saves a checkpoint and ends. The result's "status" is complete, stopped, paused,
-    interrupted or diverged.
+    that pyarrow knows (`s3://bucket/prefix`); a run continues from one of its own that is there. `weights` is where the
+    model of a complete run is kept, likewise. When `interrupted` turns true on any rank, the run saves a checkpoint and
+    ends. The result's "status" is complete, stopped, paused, interrupted or diverged.
 
     Joins a torch.distributed process group that is already there, or torchrun's; see `parallel.join_world`.
     Raises UserError for a mistake in `config` that only data or devices could show.
     """
     with parallel.join_world(config) as world, contextlib.ExitStack() as at_end:
-        return _train(config, on_report if world.is_main else lambda report: None, folder, interrupted, world, at_end)
+        report = on_report if world.is_main else lambda report: None
+        return _train(config, report, folder, interrupted, weights, world, at_end)
 
 
 def _train(
@@ -51,6 +53,7 @@ def _train(
     on_report: OnReport,
     folder: Path | str | None,
     interrupted: Callable[[], bool],
+    weights: Path | str | None,
     world: parallel.World,
     at_end: contextlib.ExitStack,
 ) -> Report:
@@ -61,7 +64,9 @@ def _train(
     adamw = optimizer.make_optimizer(model, config, world)
 
     # Where it starts
-    checkpoints = at_end.enter_context(Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw))
+    checkpoints = at_end.enter_context(
+        Checkpointer(folder, config, dataset.fingerprint, world, loss_model, adamw, weights)
+    )
     state, notes = checkpoints.restore()
     state.micro_batch = micro_batch(model, adamw, config, world, before=state.micro_batch)
 
@@ -123,7 +128,8 @@ def _train(
             break
     with reports.saving():
         checkpoints.finish()
-    return reports.end(status)
+        kept = checkpoints.keep_weights(reports.state()) if status == "complete" else {}
+    return reports.end(status, kept)
 
 
 def _open_data(config: TrainConfig) -> tuple[Dataset, dict[str, Dataset], Report]:

@@ -1,8 +1,10 @@
 """Weights to start from or to leave with: a run's own checkpoint, and folders as Hugging Face keeps them."""
 
+import itertools
 import json
 import os.path
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +22,48 @@ from raytrain.model.interchange import from_hf, to_hf
 from raytrain.rundir.folders import check_path, read_json, write_json
 from raytrain.rundir.run import RunFolder
 from raytrain.rundir.schema import HUGGING_FACE
-from raytrain.training.checkpoint import newest
-from raytrain.training.storage import open_storage
+from raytrain.training.manifest import newest
+from raytrain.training.storage import CHECKPOINTS, WEIGHTS, Storage, open_storage
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
+_HOW = (
+    " and no weights: a sweep keeps those of the baseline and rank 1 (--keep_models best) or of every completed trial "
+    "(--keep_models all); --checkpoint_interval N keeps checkpoints"
+)
 
-def load_run(run: Path) -> tuple[TrainConfig, Transformer]:
-    """The configuration and the newest whole checkpoint of the run in folder `run`, the model on the CPU.
 
-    Raises UserError for a folder that is no run or has no whole checkpoint.
+def load_run(run: Path, elsewhere: Sequence[str] = ()) -> tuple[TrainConfig, Transformer]:
+    """The configuration of the run in folder `run`, and its model on the CPU: from its newest whole checkpoint, or else
+    from the weights that a study has kept of it, in the folder or in one of the places `elsewhere`.
+
+    Raises UserError for a folder that is no run, or whose weights are not there or damaged.
     """
     config = read_run(RunFolder(run))
     if config is None:
-        is_study = os.path.exists(run / "study.json")  # Path.exists raises for a name too long for any file
-        why = f"it is a study's, whose runs are in {run / 'trials'}" if is_study else "it has no config.json"
-        raise UserError(f"run ({run}) is not a run folder: {why}")
-    storage = open_storage(run)
-    manifest, damaged = newest(storage)
-    if manifest is None:
-        raise UserError(f"run ({run}) has no whole checkpoint{': ' if damaged else ''}{'; '.join(damaged)}")
+        raise UserError(f"run ({run}) is not a run folder: it has no config.json")
+    damaged: list[str] = []
+    for place, kind in itertools.product((str(run), *elsewhere), (CHECKPOINTS, WEIGHTS)):
+        storage = open_storage(place, kind)
+        try:
+            manifest, problems = newest(storage)
+            if manifest is not None:
+                return config, _model(run, config, storage, manifest)
+        finally:
+            storage.close()
+        damaged += problems
+    why = ": " + "; ".join(damaged) if damaged else _HOW if config.checkpoint_interval is None else ""
+    raise UserError(f"run ({run}) has no whole checkpoint{why}")
+
+
+def _model(run: Path, config: TrainConfig, storage: Storage, manifest: dict[str, Any]) -> Transformer:
     _check_same(run, config.architecture, manifest["trajectory"]["architecture"])
     model = build(config.architecture)
     tensors = {f"model.model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     reader = dcp.HuggingFaceStorageReader(str(storage.local(manifest["name"])))
     dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return config, model.eval()
+    return model.eval()
 
 
 def _check_same(run: Path, arch: Architecture, kept: dict[str, Any]) -> None:

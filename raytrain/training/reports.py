@@ -69,8 +69,8 @@ class Reports:
         report = {**rung, **self._position("step"), **losses, **self._seconds(), **self._meter.summary()}
         return self._world.agree(self._send(report))
 
-    def end(self, status: str) -> Report:
-        """The run's result, which is its last report too."""
+    def end(self, status: str, facts: Report) -> Report:
+        """The run's result, which is its last report too; with `facts` in it."""
         state = self._state
         result: Report = {"status": status, **self._facts, **self._position("steps"), **self._seconds()}
         if status == "diverged":
@@ -83,7 +83,7 @@ class Reports:
             result["decay_flops"] = state.decay_flops
         result |= self._meter.summary() | monitor.memory(self._world.device)
         result |= {"first_steps_seconds": self._meter.first_steps_seconds}
-        result |= {"checkpoint_seconds": self._checkpoint_seconds}
+        result |= {"checkpoint_seconds": self._checkpoint_seconds} | facts
         if "mfu" in result:
             ratio = monitor.reference_ratio(self._config, self._world)
             result["hardware_flops"] = result["train_flops"] / result["mfu"] * ratio

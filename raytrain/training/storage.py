@@ -24,6 +24,7 @@ from raytrain.rundir.folders import check_path
 from raytrain.uris import joined, shown, without_secrets
 
 MANIFEST = "manifest.json"
+CHECKPOINTS, WEIGHTS = "checkpoints", "weights"  # of a run: what it continues from, and its model at the end alone
 _CHUNK_BYTES = 16 * 2**20  # of one request; each waits for an answer, so small ones are slow
 _DOWNLOADS = 8  # files at a time
 
@@ -81,6 +82,10 @@ class FolderStorage:
         """Remove a checkpoint. Cut short, this leaves one that is seen not to be whole."""
         _remove(self._folder / name)
 
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        _remove(self._folder)
+
     def close(self) -> None:
         """Remove what this process holds of checkpoints that are kept elsewhere."""
 
@@ -94,18 +99,18 @@ class RemoteStorage:
 
     is_shared = False
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, kind: str = CHECKPOINTS) -> None:
+        self._uri, self._kind = uri, kind
 
     def __str__(self) -> str:
-        return shown(joined(self._uri, "checkpoints"))
+        return shown(joined(self._uri, self._kind))
 
     @functools.cached_property
     def _place(self) -> tuple[fs.FileSystem, str]:
         """The file system and the path in it. Writes a mark there: a place that cannot be written is known at once."""
         try:
             filesystem, path = connect(self._uri)
-            path = f"{path.rstrip('/')}/checkpoints"
+            path = f"{path.rstrip('/')}/{self._kind}"
             _make_folder(filesystem, path)
             filesystem.open_output_stream(f"{path}/.writable").close()
         except (OSError, pa.ArrowException) as error:
@@ -165,6 +170,10 @@ class RemoteStorage:
             filesystem.delete_file(f"{path}/{name}/{MANIFEST}")
         filesystem.delete_dir(f"{path}/{name}")
 
+    def clear(self) -> None:
+        for name in self.names():
+            self.delete(name)
+
     def close(self) -> None:
         if "_scratch" in self.__dict__:
             self._scratch.cleanup()
@@ -174,15 +183,16 @@ class RemoteStorage:
 Storage = FolderStorage | RemoteStorage
 
 
-def open_storage(folder: Path | str) -> Storage:
-    """The checkpoints of the run in `folder`: a path, or a URI (`s3://bucket/prefix`). Touches nothing.
+def open_storage(folder: Path | str, kind: str = CHECKPOINTS) -> Storage:
+    """The checkpoints of the run in `folder`: a path, or a URI (`s3://bucket/prefix`); or its `WEIGHTS`, which are one
+    checkpoint of the model alone. Touches nothing.
 
     Raises UserError for a path that is not UTF-8.
     """
     if isinstance(folder, str) and "://" in folder:
-        return RemoteStorage(folder)
+        return RemoteStorage(folder, kind)
     check_path(folder, "folder")
-    return FolderStorage(Path(folder) / "checkpoints")
+    return FolderStorage(Path(folder) / kind)
 
 
 def connect(uri: str) -> tuple[fs.FileSystem, str]:

@@ -19,7 +19,7 @@ from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.trial import trials_of
-from raytrain.training.checkpoint import _hash, newest
+from raytrain.training.manifest import digest, newest
 from raytrain.training.storage import open_storage
 
 OLD = Path(__file__).parents[1] / "fixtures" / "v0_1"
@@ -88,7 +88,7 @@ def tampered(content: str, *, is_log: bool) -> Iterator[str]:
             for by in (GONE if place % 3 == 0 else WRONG[(place * 7 + 3) % len(WRONG)], WRONG[place % len(WRONG)]):
                 one = changed(line, path, by)
                 if "files" in one and "sha256" in one:  # a checkpoint's manifest: tampered with knowingly
-                    one["sha256"] = _hash({name: part for name, part in one.items() if name != "sha256"})
+                    one["sha256"] = digest({name: part for name, part in one.items() if name != "sha256"})
                 new = [*lines[:number], one, *lines[number + 1 :]]
                 yield "".join(json.dumps(line) + "\n" for line in new)
 

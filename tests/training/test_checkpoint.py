@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raytrain.errors import UserError
-from raytrain.training.checkpoint import newest
 from raytrain.training.evaluate import Evaluator
 from raytrain.training.loop import train
+from raytrain.training.manifest import newest
 from raytrain.training.storage import open_storage
 from tests.ranks import Ranks, read_losses, write_losses
 

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from raytrain.errors import UserError
 from raytrain.training import storage
-from raytrain.training.checkpoint import newest
 from raytrain.training.loop import train
+from raytrain.training.manifest import newest
 from raytrain.training.storage import open_storage
 from tests.ranks import Ranks
 
