@@ -59,18 +59,22 @@ class Model:
         return self.scale, self.variant
 
 
-def leading(models: Mapping[str, Model]) -> set[str]:
-    """Of `models` by trial, those that may turn out to be the best of rank 1 or of the baseline."""
+def leading(models: Mapping[str, Model], held: Iterable[str]) -> set[str]:
+    """Of the trials whose weights are `held`, those that may turn out to be the best of rank 1 or of the baseline.
+
+    `models` are all that ever were: the mean of a setting is taken over its seeds without weights too.
+    """
     kept = set()
     for scale in {model.scale for model in models.values()}:
-        settings: dict[str, dict[str, float]] = {}
-        for trial, model in models.items():
+        losses: dict[str, list[float]] = {}
+        for model in models.values():
             if model.scale == scale:
-                settings.setdefault(model.setting, {})[trial] = model.loss
-        by_mean = sorted(settings, key=lambda setting: (statistics.fmean(settings[setting].values()), setting))
-        best = {setting: min(losses, key=lambda trial: (losses[trial], trial)) for setting, losses in settings.items()}
-        kept |= {best[setting] for setting in by_mean[:LEADING]}
-        kept |= {trial for trial in best.values() if models[trial].is_base}
+                losses.setdefault(model.setting, []).append(model.loss)
+        by_mean = sorted(losses, key=lambda setting: (statistics.fmean(losses[setting]), setting))
+        for setting in losses:
+            there = [trial for trial in held if models[trial].setting == setting and models[trial].scale == scale]
+            if there and (setting in by_mean[:LEADING] or models[there[0]].is_base):
+                kept.add(min(there, key=lambda trial: (models[trial].loss, trial)))
     return kept
 
 
@@ -84,8 +88,9 @@ class Models:
         self._folder, self._storage = folder, storage
         self._found: dict[str, Model] = {}  # all completed trials that wrote weights: means are theirs
         self._held: set[str] = set()  # those whose weights are there
-        self._baselines = {own["scale"]: _baseline(own) for own in by_scale(dict(study))}
+        self._baselines: dict[str, tuple[Sequence[str], dict[str, object]]] = {}
         if self._keep != "none":
+            self._baselines = {own["scale"]: _baseline(own) for own in by_scale(dict(study))}
             for trial in study["trials"]:
                 self._find(AssignedTrial.from_dict(trial), folder)
 
@@ -109,7 +114,7 @@ class Models:
             self._note(trial, result)
             self._held.add(trial.id)
             if self._keep == "best":
-                self._delete(self._held - leading(self._found))
+                self._delete(self._held - leading(self._found, self._held))
 
     def settle(self, table: pd.DataFrame, trials: Mapping[str, AssignedTrial], console: rich.console.Console) -> None:
         """The study is over, with this `table` of all its `trials`, best first: keep what is to be kept.
@@ -129,9 +134,9 @@ class Models:
 
     def _keep_best(self, ranks: Mapping[tuple[str, str], str]) -> dict[str, str]:
         """What each model that stays is, by trial, such as "rank 1, baseline"; of `ranks`, best first, by variant."""
-        places = {variant: place for place, variant in enumerate(ranks)}
+        places = {variant: place for place, variant in enumerate(ranks)}  # those without a rank go by their loss
         models = [(trial, self._found[trial]) for trial in self._held]
-        models.sort(key=lambda item: (places[item[1].key], item[1].loss, item[0]))
+        models.sort(key=lambda item: (places.get(item[1].key, len(places)), item[1].loss, item[0]))
         if self._keep == "best":
             chosen: dict[tuple[str, bool], str] = {}
             for trial, model in models:
@@ -141,7 +146,7 @@ class Models:
             self._delete(self._held - set(chosen.values()))
         several = len({model.scale for _, model in models}) > 1
         words = {
-            trial: (several * model.scale, ranks[model.key], model.is_base * "baseline")
+            trial: (several * model.scale, ranks.get(model.key, "no rank"), model.is_base * "baseline")
             for trial, model in models
             if trial in self._held
         }
@@ -158,7 +163,7 @@ class Models:
             else:
                 unseen += 1
         if unseen:
-            nodes = f"{unseen} trials ran where {shown(self._place)} is not reached (--storage S3_OR_SHARED_FOLDER)"
+            nodes = f"{unseen} trials ran where {shown(self._place)} is not reached; --storage takes a place that is"
             reasons.append(nodes)
         return list(dict.fromkeys(reasons))[:_SHOWN]
 
@@ -180,11 +185,11 @@ class Models:
 
 
 def _ranks(table: pd.DataFrame, trials: Mapping[str, AssignedTrial]) -> dict[tuple[str, str], str]:
-    """The rank of each variant of each scale in words, best first; empty for one without."""
+    """The rank of each variant of each scale that has one, in words, best first."""
     ranks: dict[tuple[str, str], str] = {}
-    for row in table.to_dict("records"):
+    for row in table[table["rank"].notna()].to_dict("records"):
         trial = trials[row["trial"]]
-        ranks.setdefault((trial.config.scale, _variant(trial)), "" if pd.isna(row["rank"]) else f"rank {row['rank']}")
+        ranks.setdefault((trial.config.scale, _variant(trial)), f"rank {row['rank']}")
     return ranks
 
 

@@ -15,7 +15,7 @@ import rich.console
 from mlflow import MlflowClient
 
 import raytrain.tracking.uploader
-from raytrain import tune
+from raytrain import generate, tune
 from raytrain.config.resolve import resolve
 from raytrain.engine import study
 from raytrain.engine.cluster import Lanes
@@ -442,6 +442,10 @@ def test_real_sweep_as_json(ray_here: None, tmp_path: Path, capsys: pytest.Captu
     budget = json.loads((tmp_path / "r" / "study.json").read_text())["budget_flops"]
     assert [trial["train_flops"] for trial in shown["trials"]] == pytest.approx([budget] * 4, rel=0.005)
     assert [trial["rank"] for trial in shown["trials"]] == [1, 2, 3, 4]
+    base = next(trial["trial"] for trial in shown["trials"] if trial["short_name"].startswith("gpt2"))
+    weights = {path.parents[2].name for path in (tmp_path / "r" / "trials").glob("*/weights/*/manifest.json")}
+    assert weights == {shown["trials"][0]["trial"], base}
+    assert generate.main([f"r/{base}", "--runs", str(tmp_path), "--tokens", "1"]) == 0
     spent = shown["lane_seconds"]
     assert (spent["lanes"], spent["segments"]) == (1, 4)
     assert 0 <= spent["engine_median"] <= spent["turnaround_median"]

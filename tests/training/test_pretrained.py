@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from raytrain import export, generate
 from raytrain.architecture import preset
@@ -14,6 +15,7 @@ from raytrain.data.tokenizer import ByteTokenizer, JsonTokenizer, train_bpe
 from raytrain.model import build
 from raytrain.training.loop import train
 from raytrain.training.pretrained import load_run, save_hugging_face
+from tests.studies import write_study
 
 
 @pytest.fixture(scope="module", params=["llama", "openai_gpt2"])
@@ -133,3 +135,56 @@ def test_a_configuration_that_is_not_the_checkpoints(run, tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps(config))
     assert generate.main([str(folder)]) == 2
     assert "config.json is damaged: n_layer (9999) must be" in capsys.readouterr().err
+
+
+@pytest.fixture
+def study(tiny_run, tmp_path):
+    """The folder of a study with the weights of one of its two trials, as a lane writes them."""
+    folder = write_study(tmp_path / "runs" / "s", axes={"normalization": ("layernorm",)}, seeds=2)
+    config = tiny_run(max_iters=2, preset="openai_gpt2", checkpoint_interval=None)
+    for trial in ("t0", "t1"):
+        (folder / "trials" / trial / "config.json").write_text(json.dumps(config.to_dict()))
+    result = train(config, weights=folder / "trials" / "t1")
+    assert result["weights"] == "step-00000002"
+    names = {f"model.model.{name}" for name, _ in build(config.architecture).named_parameters()}
+    assert load_file(next(folder.rglob("*.safetensors"))).keys() == names  # no optimizer state
+    return folder
+
+
+def test_a_trial_of_a_study_can_be_used(study, tmp_path, capsys, monkeypatch):
+    """Catches weights that only a run's own checkpoint gives, other weights than those at the end, and a trial that its
+    study's name, path or folder does not lead to."""
+    texts = []
+    for given in ("s/t1", str(study / "trials" / "t1"), f"{study}/t1"):
+        assert generate.main([given, "--runs", str(study.parent), "--tokens", "9"]) == 0
+        texts.append(capsys.readouterr().out)
+    monkeypatch.chdir(study / "trials")
+    assert generate.main(["t1", "--tokens", "9"]) == 0
+    assert {*texts, capsys.readouterr().out} == {texts[0]}
+    assert export.main(["s/t1", "--runs", str(study.parent), "--to", "huggingface", str(tmp_path / "out")]) == 0
+    config, _ = load_run(study / "trials" / "t1")
+    reports = []
+    train(config.replace(max_iters=1, learning_rate=1e-12, init_from=str(tmp_path / "out")), reports.append)
+    after = []
+    train(config, after.append)
+    losses = [next(report["val_loss"] for report in own if report["event"] == "eval") for own in (reports, after[-2:])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_trial_without_weights_names_the_flags(study, capsys):
+    """Catches a user who is told that there is no checkpoint, and not how the next sweep keeps one."""
+    models = {"models": {"keep": "best", "kept": {"t1": "rank 1"}}}
+    (study / "study.json").write_text(json.dumps(json.loads((study / "study.json").read_text()) | models))
+    for given, said in (
+        ("s/t0", ("no whole checkpoint and no weights", "--keep_models all", "--checkpoint_interval N")),
+        ("s", ("run (s) is a study: give one of its trials, s/t1 (rank 1)",)),
+        ("s/t9", ("Unknown trial of s: 't9'. Available: t0, t1.",)),
+        ("nowhere/t1", ("run (nowhere/t1) is not a run folder",)),
+    ):
+        assert generate.main([given, "--runs", str(study.parent)]) == 2
+        err = capsys.readouterr().err
+        assert all(words in err for words in said), err
+        assert err.count("\n") == 1
+    (next(study.rglob("*.safetensors"))).write_bytes(b"torn")
+    assert generate.main(["s/t1", "--runs", str(study.parent)]) == 2
+    assert "is damaged (sha256 differs)" in capsys.readouterr().err

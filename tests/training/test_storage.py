@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pytest
+import torch
 import torch.distributed as dist
 from pyarrow import fs
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -19,6 +21,7 @@ from raytrain.errors import UserError
 from raytrain.training import storage
 from raytrain.training.loop import train
 from raytrain.training.manifest import newest
+from raytrain.training.pretrained import load_run
 from raytrain.training.storage import open_storage
 from tests.ranks import Ranks
 
@@ -283,3 +286,42 @@ def test_links_in_place_of_checkpoints_are_replaced_and_not_followed(config, uni
     assert newest(open_storage(tmp_path / "run"))[0]["name"] == "step-00000012"
     assert not any(path.is_symlink() for path in folder.iterdir())
     assert [path.name for path in elsewhere.iterdir()] == ["mine"]
+
+
+def test_weights_in_a_store_are_those_of_the_end(config, store, tmp_path):
+    """Catches weights that only a folder takes, a store that fails and takes the run's result with it, and a run that
+    would continue from them."""
+    plain = config.replace(checkpoint_interval=None)
+    (tmp_path / "config.json").write_text(json.dumps(plain.to_dict()))
+    store.fails = "write .*weights"
+    result = train(plain, weights=URI)
+    assert result["status"] == "complete"
+    assert "weights" not in result
+    assert "was not saved: connection reset by peer" in result["weights_lost"]
+    store.fails = "^$"
+    again = train(plain, folder=URI, weights=URI)
+    assert again["first_step"] == 0
+    assert again["weights"] == f"step-{STEPS:08d}"
+    _, model = load_run(tmp_path, [URI])
+    train(plain.replace(checkpoint_interval=0), folder=tmp_path)
+    _, other = load_run(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    open_storage(URI, "weights").clear()
+    assert open_storage(URI, "weights").names() == []
+
+
+def _keep(config, folder):
+    result = train(config, weights=folder)
+    assert result["weights"] == "step-00000003"
+
+
+def test_weights_of_several_ranks_are_whole(tiny_run, tmp_path):
+    """Catches a shard in place of the model, which FSDP leaves on each rank, and a rank that waits for ever."""
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        config = tiny_run(max_iters=3, checkpoint_interval=None, parallel="fsdp" if size > 1 else "single")
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        assert Ranks(size, _keep, config, folder).join() == [0] * size
+    ones, twos = (load_run(tmp_path / size)[1].state_dict() for size in ("1", "2"))
+    assert all(torch.allclose(ones[name], twos[name], atol=1e-5) for name in ones)
