@@ -74,7 +74,7 @@ def driver(folder: Path, name: str, extra: list[str]) -> subprocess.Popen[bytes]
     if (folder / name / "study.json").exists():
         tune += ["--resume", name]
     else:
-        tune += ["--name", name, "--space", str(folder / "space.yaml"), *SMALL.split(), *extra]
+        tune += ["--name", name, "--experiment", name, "--space", str(folder / "space.yaml"), *SMALL.split(), *extra]
     with (folder / f"{name}.log").open("ab") as log:
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(tune, stdout=log, stderr=log, env=env, start_new_session=True)

@@ -73,7 +73,11 @@ class Study:
         self.folder, self.name = folder, name
         self.log = folder / f"{name}.log"
         has_begun = (folder / name / "study.json").exists()
-        plan = ["--resume", name] if has_begun else ["--name", name, "--space", "presets", *SMALL.split(), *flags]
+        plan = (
+            ["--resume", name]
+            if has_begun
+            else ["--name", name, "--experiment", name, "--space", "presets", *SMALL.split(), *flags]
+        )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command("tune", folder, *plan), stdout=log, stderr=log, start_new_session=True, env=environment(**env)

@@ -23,6 +23,7 @@ def run(
     tracking_uri: str | None = None,
     storage: str | None = None,
     keep_models: str = "best",
+    experiment: str | None = None,
 ) -> "Study":
     """Run `plan` to its end on this machine, or on the Ray cluster of RAY_ADDRESS, and return the study.
 
@@ -36,6 +37,7 @@ def run(
         tracking_uri: MLflow's; None: $MLFLOW_TRACKING_URI, or mlflow.db in `runs`.
         storage: folder or URI (s3://...) for checkpoints, which all nodes reach; None: the study's folder.
         keep_models: final weights to keep: none, best (of rank 1 and the baseline) or all.
+        experiment: MLflow's, for studies of one question; None: the space's name.
 
     Raises UserError, one line, if the name is taken or no trial fits on the cluster; and KeyboardInterrupt once an
     interrupted study is in order, which `resume` continues.
@@ -45,7 +47,13 @@ def run(
 
     name = name or study_name(plan)
     code = run_study(
-        plan, name=name, runs=Path(runs), tracking_uri=tracking_uri, storage=storage, keep_models=keep_models
+        plan,
+        name=name,
+        runs=Path(runs),
+        tracking_uri=tracking_uri,
+        storage=storage,
+        keep_models=keep_models,
+        experiment=experiment,
     )
     return _ended(code, home(Path(runs)) / name)
 

@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int | None:
         tracking_uri=flags.tracking_uri,
         storage=flags.storage,
         keep_models=flags.keep_models,
+        experiment=flags.experiment,
         command=shlex.join(["python", "-m", "raytrain.tune", *shown_command(sys.argv[1:] if argv is None else argv)]),
         as_json=flags.json,
     )
@@ -178,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         help="final weights to keep: none, best (of rank 1 and the baseline) or all, for raytrain.generate and "
         "raytrain.export [best]",
     )
+    sweep.add_argument("--experiment", help="MLflow's, for studies of one question [the space's name]")
     sweep.add_argument("--tracking_uri", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
     sweep.add_argument(
         "--gpus_per_trial", type=int, help="GPUs of each trial; 0 trains on CPUs [1 where there are GPUs]"

@@ -58,6 +58,7 @@ def run_study(
     tracking_uri: str | None = None,
     storage: str | None = None,
     keep_models: str = "none",
+    experiment: str | None = None,
     command: str = "",
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
@@ -66,7 +67,7 @@ def run_study(
 
     `storage` (a path or a URI) is where checkpoints go, if not into the study's folder. No secret in it, nor in
     `tracking_uri`, is printed or written to a file; to go on with the study takes it again. `keep_models` says of which
-    trials the final weights are kept: see `engine.models`.
+    trials the final weights are kept: see `engine.models`. `experiment` is MLflow's, by default named as the space.
 
     0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the study was interrupted. `train`
     takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON object, and stderr the rest.
@@ -77,6 +78,8 @@ def run_study(
     console = _console(as_json=as_json)
     if keep_models not in KEEP:
         raise unknown_value("keep_models", keep_models, KEEP)
+    if experiment is not None and not experiment.strip():
+        raise UserError(f"experiment ({experiment!r}) must not be empty")
     tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
     folder = _free_folder(home(runs), name or study_name(plan))
     console.print(str(plan), markup=False)
@@ -97,6 +100,7 @@ def run_study(
         study = {
             "name": folder.name,
             "space": plan.space,
+            "experiment": experiment or plan.space,
             "base": plan.base,
             "scale": plan.scale,
             "created": datetime.datetime.now(datetime.UTC).isoformat(),

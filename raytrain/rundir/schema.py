@@ -242,6 +242,7 @@ STUDY = Record(
         "grows": ListOf(Record({"stage": TEXT}, {"most": COUNT, "seeds": POSITIVE})),
         "stages": ListOf(Record({"name": TEXT, "trials": ListOf(ID), "reason": TEXT})),
         "interrupted": FLAG,
+        "experiment": TEXT,
         "models": Record({"keep": TEXT}, {"storage": TEXT, "kept": MapOf(TEXT)}),
     },
 )

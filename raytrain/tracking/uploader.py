@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
@@ -35,7 +35,7 @@ from mlflow.utils.mlflow_tags import (
 from mlflow.utils.validation import MAX_DATASET_DIGEST_SIZE
 from sqlalchemy.exc import SQLAlchemyError
 
-from raytrain.analysis.answer import answer
+from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.ranking import UNFINISHED, rank, read_study
 from raytrain.architecture import AXES
 from raytrain.axes.plugin import digests
@@ -46,6 +46,7 @@ from raytrain.report.document import markdown
 from raytrain.rundir.folders import check_path, read_study_json, tracking_address
 from raytrain.rundir.log import first_reports, read_lines
 from raytrain.rundir.run import RunFolder
+from raytrain.tracking.views import figures, key, link, views
 from raytrain.uris import shown, without_secrets
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
@@ -64,13 +65,7 @@ _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
 _ARTIFACTS = "raytrain.artifacts"  # of the parent: a digest of each file that is in MLflow, as JSON
 _FINAL = ["rank", "hardware_rank"]  # what is sent once all trials have ended
 _FINAL += [f"{kind}_gain{end}" for kind in ("compute", "hardware") for end in ("", "_low", "_high")]
-# What MLflow's menu "Views" offers for the table of runs: a tag of the experiment, as the UI itself saves one.
-_VIEW = "mlflow.sharedViewState.ranking"
 _LOCAL_UI = "http://127.0.0.1:5000"  # of `mlflow ui`, by default
-_RANKING = "/#/experiments/{}/runs?viewStateShareKey=ranking&workflowType=machine_learning"
-_COLUMNS = ["rank", "hardware_rank", "val_loss", "loss_per_flop", "mfu"]
-_COLUMNS += ["compute_gain", "compute_gain_low", "compute_gain_high"]
-_COLUMN_WIDTH = 100  # pixels
 
 
 def resolve_uri(runs: str | Path, given: str | None = None) -> str:
@@ -101,19 +96,19 @@ class _Run:
 
 
 class Uploader:
-    """Brings the study in `study_dir` to MLflow. The experiment bears the study's name.
+    """Brings the study in `study_dir` to MLflow, into the experiment that it names: in an older study, its own name.
 
     `sync` may be called at any time and any number of times, by this or another process: runs are identified by their
     tags raytrain.study, raytrain.created and raytrain.trial, and only what is new or has changed is sent. Artifacts of
     the parent run are study.json and what is in the study's folder report/; its description is the answer in words.
-    The experiment has a saved view, "ranking": the trials by rank, with their gains and the nine axes as columns.
+    The experiment has saved views (`tracking.views`): the study's trials by rank, what varies in them and their gains.
     """
 
     def __init__(self, study_dir: str | Path, tracking_uri: str | None = None) -> None:
         self._dir = Path(study_dir).absolute()
         check_path(self._dir, "study")
         self.uri = resolve_uri(self._dir.parent, tracking_uri)
-        self._experiment = ""
+        self._experiment = self._view = ""
         self._origin: dict[str, str] = {}  # tags of each run, which say where it comes from
         self._runs: dict[str, _Run] = {}  # by trial; the parent is ""
         self._seen: dict[str, Any] = {}  # what each trial's files were like at the last sync
@@ -124,12 +119,12 @@ class Uploader:
         ended = ~table["status"].isin(UNFINISHED)
         final = answer(self._dir) if ended.all() else None
         table = final.table if final else rank(table)
-        note = _note(final.sentences) if final else None
+        told = _told(final)
         trials = {trial["id"]: trial for trial in study["trials"]}
         with self._speaking():
             if not self._experiment:
                 self._open(study)
-            parent = self._sync_parent(study, note, n_ended=int(ended.sum()))
+            parent = self._sync_parent(study, told, {"ended": int(ended.sum())} | (figures(final) if final else {}))
             for row in table.to_dict("records"):
                 trial, status, ranking = row["trial"], row["status"], _ranking(row, bool(ended.all()))
                 log = RunFolder(self._dir / "trials" / trial).log
@@ -144,7 +139,7 @@ class Uploader:
     def link(self) -> str | None:
         """Where a browser shows the ranking, with `ui_command` or at the server; None before the first sync."""
         server = shown(self.uri).rstrip("/") if self.uri.startswith(("http://", "https://")) else _LOCAL_UI
-        return f"{server}{_RANKING.format(self._experiment)}" if self._experiment else None
+        return link(server, self._experiment, self._view) if self._experiment else None
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -172,21 +167,28 @@ class Uploader:
     def _open(self, study: dict[str, Any]) -> None:
         """The experiment, and the runs in it that are of this study."""
         self._origin = _origin(study, self._dir)
-        experiment = self._client.get_experiment_by_name(study["name"])
-        if experiment is None:
-            artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-            self._experiment = self._client.create_experiment(study["name"], artifacts)
-        elif experiment.lifecycle_stage == "deleted":
+        name = readable(study.get("experiment", study["name"]))
+        experiment = self._client.get_experiment_by_name(name) or self._new_experiment(name)
+        if experiment.lifecycle_stage == "deleted":
             restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
             uri = shlex.quote(shown(self.uri))
             raise UserError(
-                f"experiment {study['name']} is deleted in MLflow; restore it by: MLFLOW_TRACKING_URI={uri} {restore}"
+                f"experiment {name} is deleted in MLflow; restore it by: MLFLOW_TRACKING_URI={uri} {restore}"
             )
-        else:
-            self._experiment = experiment.experiment_id
-            self._find(_key(study))
-        if experiment is None or _VIEW not in experiment.tags:
-            self._client.set_experiment_tag(self._experiment, _VIEW, _view(study))
+        self._experiment, self._view = experiment.experiment_id, key(study)
+        self._find(_key(study))
+        for tag, view in views(study, _created(study)).items():
+            if tag not in experiment.tags:
+                self._client.set_experiment_tag(self._experiment, tag, view)
+
+    def _new_experiment(self, name: str) -> Experiment:
+        artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        with contextlib.suppress(MlflowException):  # another study of the same experiment may be faster
+            self._client.create_experiment(name, artifacts)
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            raise MlflowException(f"experiment {name} cannot be made")
+        return experiment
 
     def _find(self, tags: dict[str, str]) -> None:
         """Take up the runs that MLflow has with these tags."""
@@ -201,12 +203,12 @@ class Uploader:
                 known = _Run(info.run_id, info.status, {*data.params}, has_data, dict(data.metrics), dict(data.tags))
                 self._runs[data.tags["raytrain.trial"]] = known
 
-    def _sync_parent(self, study: dict[str, Any], note: str | None, n_ended: int) -> _Run:
+    def _sync_parent(self, study: dict[str, Any], told: dict[str, str | None], metrics: dict[str, float]) -> _Run:
         facts = {key: study[key] for key in ("space", "base", "scale", "budget_flops")}
         run = self._run(study, "", study["name"], facts, _created(study))
-        tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"] | {MLFLOW_RUN_NOTE: note}
-        tags |= study["counts"] | self._origin  # a study that grows has other counts later
-        self._send(run, [], {"ended": n_ended}, 0, tags)
+        tags = {key: study[key] for key in ("command", "git_commit")} | study["versions"]
+        tags |= study["counts"] | told | self._origin  # a study that grows has other counts later
+        self._send(run, [], metrics, 0, tags)
         self._sync_artifacts(run)
         return run
 
@@ -356,24 +358,18 @@ def _key(study: dict[str, Any]) -> dict[str, str]:
     return {"raytrain.study": study["name"], "raytrain.created": study["created"]}
 
 
-def _view(study: dict[str, Any]) -> str:
-    """The saved view, in the form that the UI reads."""
-    axes = [axis for axis in AXES if AXES[axis].is_required or axis in study.get("axes", ())]
-    columns = [f"metrics.`{name}`" for name in _COLUMNS] + [f"params.`{axis}`" for axis in axes]
-    state = {"orderByKey": columns[0], "orderByAsc": True, "selectedColumns": columns, "columnOrder": columns}
-    state |= {"columnWidths": dict.fromkeys(columns, _COLUMN_WIDTH)}
-    created = int(_created(study) * 1000)
-    return json.dumps({"name": "ranking", "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
-
-
-def _note(sentences: list[str]) -> str:
-    """What the UI shows as the description of a run: Markdown, as long as a tag may be."""
+def _told(final: Answer | None) -> dict[str, str | None]:
+    """The answer in words, as tags: the headline, and the description that the UI shows of a run, as long as a tag may
+    be."""
+    if final is None:
+        return {"headline": None, MLFLOW_RUN_NOTE: None}
     kept: list[str] = []
-    for sentence in map(markdown, sentences):
+    for sentence in map(markdown, final.sentences):
         if len("\n\n".join([*kept, sentence])) > _NOTE_LENGTH:
-            return "\n\n".join([*kept, "The rest is in the report."])
+            kept.append("The rest is in the report.")
+            break
         kept.append(sentence)
-    return "\n\n".join(kept)
+    return {"headline": final.sentences[0][:_NOTE_LENGTH], MLFLOW_RUN_NOTE: "\n\n".join(kept)}
 
 
 def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:

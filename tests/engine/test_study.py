@@ -109,7 +109,7 @@ def test_sweep_with_failures(
     assert "bad luck" in out
     assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in out
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("s")
+    experiment = client.get_experiment_by_name("test")  # the space's name
     assert experiment is not None
     assert f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=ranking" in out
     assert len(client.search_runs([experiment.experiment_id])) == 1 + 6

@@ -146,18 +146,72 @@ def test_the_ui_s_order_is_the_ranking(runs):
     assert sorted(children) == ["best", "broken", "early", "middle", "worst"]
 
 
-def test_the_saved_view_shows_what_there_is(runs):
-    """Would catch: a view that the UI cannot read, or a column of it, an axis or a metric, that no trial has."""
-    folder = write_study(runs / "viewed", frontier_budgets=(2.5e14, 5e14, 2e15))
+@pytest.mark.parametrize("experiment", [None, "question"])
+def test_the_saved_view_shows_what_there_is(runs, experiment):
+    """Would catch: a view that the UI cannot read, or a column of it, an axis or a metric, that no trial has; constants
+    before what varies; other studies of the experiment among a study's own."""
+    name = f"viewed-{experiment}"
+    more = {"experiment": experiment} if experiment else {}
+    folder = write_study(runs / name, frontier_budgets=(2.5e14, 5e14, 2e15), results=lambda _: {"val_bpb": 1.5}, **more)
+    uploader = Uploader(folder)
+    uploader.sync()
+    client, found, _ = children(folder, experiment)
+    own = f"ranking-{name}" if experiment else "ranking"
+    assert uploader.link.endswith(f"?viewStateShareKey={own}&workflowType=machine_learning")
+    tags = client.get_experiment_by_name(experiment or name).tags
+    for key in {own, "ranking"}:
+        view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+        assert (view["name"], type(view["createdAt"])) == (key, int)
+        state = json.loads(view["state"])
+        data = found["t0"].data
+        has = {f"metrics.`{name}`" for name in data.metrics} | {f"params.`{name}`" for name in data.params}
+        has |= {f"tags.`{name}`" for name in data.tags}
+        columns = state["selectedColumns"]
+        assert {*columns, state["orderByKey"]} <= has
+        assert {f"params.`{axis}`" for axis in NINE} <= {*columns}
+        shown = ["tags.`raytrain.study`"] if experiment and key == "ranking" else []
+        varied = [f"params.`{axis}`" for axis in ("norm_position", "position_encoding", "normalization")]
+        assert columns[: columns.index("metrics.`val_loss`")] == ["metrics.`rank`", *shown, *varied, "tags.`seed`"]
+        wanted = f"tags.`raytrain.study` = '{name}'" if key != "ranking" else ""
+        assert state["searchFilter"] == wanted
+    assert len(client.search_runs([found[""].info.experiment_id], f"tags.`raytrain.study` = '{name}'")) == len(found)
+
+
+def test_studies_of_one_question_stand_together(runs):
+    """Would catch: an experiment a study; runs of one taken for those of another; a view that the second study lacks;
+    a study of an earlier version that moves to another experiment."""
+    for name in ("first", "second"):
+        Uploader(write_study(runs / name, points=2, experiment="norms")).sync()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    together = client.get_experiment_by_name("norms")
+    parents = {run.info.run_name for run in client.search_runs([together.experiment_id], "tags.`raytrain.trial` = ''")}
+    assert parents == {"first", "second"}
+    assert {f"mlflow.sharedViewState.ranking{end}" for end in ("", "-first", "-second")} <= together.tags.keys()
+    assert client.get_experiment_by_name("first") is None
+    Uploader(write_study(runs / "earlier", points=2)).sync()
+    assert client.get_experiment_by_name("earlier") is not None
+
+
+def test_effects_and_noise_are_the_parent_s(runs):
+    """Would catch: effects that are nowhere but in the report, other figures than its, and a name that MLflow refuses."""
+    axes = {"normalization": ("rmsnorm", "layernorm"), "ffn_type": ("standard", "swiglu")}
+    folder = write_study(
+        runs / "figures", axes=axes, seeds=3, effect=lambda point: 0.1 * (point["ffn_type"] == "swiglu")
+    )
     Uploader(folder).sync()
-    client, found, _ = children(folder)
-    view = json.loads(client.get_experiment_by_name("viewed").tags["mlflow.sharedViewState.ranking"])
-    assert (view["name"], type(view["createdAt"])) == ("ranking", int)
-    state = json.loads(view["state"])
-    data = found["t0"].data
-    has = {f"metrics.`{name}`" for name in data.metrics} | {f"params.`{name}`" for name in data.params}
-    assert {*state["selectedColumns"], state["orderByKey"]} <= has
-    assert {f"params.`{axis}`" for axis in NINE} <= {*state["selectedColumns"]}
+    final = answer(folder)
+    _, found, _ = children(folder)
+    metrics = found[""].data.metrics
+    row = final.effects.table.set_index("effect").loc["ffn_type=swiglu"]
+    assert metrics["effect/ffn_type.swiglu"] == row["estimate"]
+    assert (metrics["effect/ffn_type.swiglu_low"], metrics["effect/ffn_type.swiglu_high"]) == (row["low"], row["high"])
+    assert metrics["noise_sd"] == final.noise.sd
+    assert metrics.keys() == {"ended", "noise_sd"} | {
+        f"effect/{level}{end}"
+        for level in ("normalization.layernorm", "ffn_type.swiglu")
+        for end in ("", "_low", "_high")
+    }
+    assert found[""].data.tags["headline"] == final.sentences[0]
 
 
 def test_a_second_sync_changes_nothing(runs, monkeypatch):
@@ -376,10 +430,10 @@ def test_a_new_study_of_an_old_name(runs):
     assert sorted(lengths) == [1, 3]
 
 
-def children(folder):
+def children(folder, experiment=None):
     """Of a finished study of tests.studies: its runs by trial; the parent is ""."""
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder.parent / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name(folder.name).experiment_id])
+    found = client.search_runs([client.get_experiment_by_name(experiment or folder.name).experiment_id])
     return client, {run.data.tags["raytrain.trial"]: run for run in found}, len(found)
 
 
