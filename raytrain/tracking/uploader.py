@@ -149,6 +149,10 @@ class Uploader:
             text = " ".join(str(error).split())
             if "database is locked" in text:
                 text = "another process holds the database locked; end it, or try again later"
+            if "error code 401" in text:
+                text = (
+                    "it asks for another user or password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (401)"
+                )
             text = without_secrets(text, self.uri)
             raise UserError(f"tracking_uri ({shown(self.uri)}) does not take the results: {text}") from error
 
@@ -183,12 +187,13 @@ class Uploader:
 
     def _new_experiment(self, name: str) -> Experiment:
         artifacts = (self._dir.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-        with contextlib.suppress(MlflowException):  # another study of the same experiment may be faster
-            self._client.create_experiment(name, artifacts)
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            raise MlflowException(f"experiment {name} cannot be made")
-        return experiment
+        try:
+            return self._client.get_experiment(self._client.create_experiment(name, artifacts))
+        except MlflowException:  # another study of the same experiment may be faster
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+            return experiment
 
     def _find(self, tags: dict[str, str]) -> None:
         """Take up the runs that MLflow has with these tags."""

@@ -193,7 +193,7 @@ def test_studies_of_one_question_stand_together(runs):
 
 
 def test_effects_and_noise_are_the_parent_s(runs):
-    """Would catch: effects that are nowhere but in the report, other figures than its, and a name that MLflow refuses."""
+    """Would catch: effects that are in the report alone, other figures than its, and a name that MLflow refuses."""
     axes = {"normalization": ("rmsnorm", "layernorm"), "ffn_type": ("standard", "swiglu")}
     folder = write_study(
         runs / "figures", axes=axes, seeds=3, effect=lambda point: 0.1 * (point["ffn_type"] == "swiglu")
