@@ -42,15 +42,13 @@ from raytrain.axes.plugin import digests
 from raytrain.config.run import flat
 from raytrain.data.corpora import STDLIB
 from raytrain.errors import UserError, readable
-from raytrain.report.document import markdown
 from raytrain.rundir.folders import check_path, read_study_json, tracking_address
 from raytrain.rundir.log import first_reports, read_lines
 from raytrain.rundir.run import RunFolder
-from raytrain.tracking.views import figures, key, link, views
+from raytrain.tracking.views import NOTE_LENGTH, description, figures, key, link, views
 from raytrain.uris import shown, without_secrets
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
-_NOTE_LENGTH = 5000  # characters; a tag holds 8,000
 _STATUS = {"running": "RUNNING", "paused": "RUNNING", "interrupted": "KILLED"}
 _STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
 # Numbers that a run has one of would each be a chart of one point. What follows from its configuration and data is a
@@ -364,17 +362,10 @@ def _key(study: dict[str, Any]) -> dict[str, str]:
 
 
 def _told(final: Answer | None) -> dict[str, str | None]:
-    """The answer in words, as tags: the headline, and the description that the UI shows of a run, as long as a tag may
-    be."""
+    """The answer in words, as tags of the parent."""
     if final is None:
         return {"headline": None, MLFLOW_RUN_NOTE: None}
-    kept: list[str] = []
-    for sentence in map(markdown, final.sentences):
-        if len("\n\n".join([*kept, sentence])) > _NOTE_LENGTH:
-            kept.append("The rest is in the report.")
-            break
-        kept.append(sentence)
-    return {"headline": final.sentences[0][:_NOTE_LENGTH], MLFLOW_RUN_NOTE: "\n\n".join(kept)}
+    return {"headline": final.sentences[0][:NOTE_LENGTH], MLFLOW_RUN_NOTE: description(final.sentences)}
 
 
 def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:

@@ -6,16 +6,18 @@ The menu "Views" offers what is a tag of the experiment, in the form in which th
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raytrain.analysis.answer import Answer
 from raytrain.analysis.trials import axes_of
 from raytrain.architecture import AXES
+from raytrain.report.document import markdown
 from raytrain.sweep.ladder import by_scale
 from raytrain.sweep.space import TUNABLE
 
 RANKING = "ranking"
+NOTE_LENGTH = 5000  # characters; a tag holds 8,000
 _TAG = "mlflow.sharedViewState."
 _LINK = "/#/experiments/{}/runs?viewStateShareKey={}&workflowType=machine_learning"
 _RESULTS = ("val_loss", "val_bpb", "compute_gain", "compute_gain_low", "compute_gain_high", "mfu", "loss_per_flop")
@@ -61,6 +63,16 @@ def _columns(study: Mapping[str, Any], *, several: bool) -> list[str]:
 def link(server: str, experiment: str, name: str) -> str:
     """Where a browser shows the view `name`."""
     return f"{server}{_LINK.format(experiment, name)}"
+
+
+def description(sentences: Sequence[str]) -> str:
+    """What the UI shows as the description of a run: Markdown, as long as a tag may be."""
+    kept: list[str] = []
+    for sentence in map(markdown, sentences):
+        if len("\n\n".join([*kept, sentence])) > NOTE_LENGTH:
+            return "\n\n".join([*kept, "The rest is in the report."])
+        kept.append(sentence)
+    return "\n\n".join(kept)
 
 
 def figures(final: Answer) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """MLflow's tracking server behind HTTP basic authentication, in this process: `python server.py FOLDER`.
 
-The application is MLflow's own, with its database and artifacts in FOLDER. Its plugin for passwords needs a package that
-raytrain does not install, so the check, which is that of any proxy before such a server, is here. The first line of the
-output is the port; connections are accepted from then on.
+The application is MLflow's own, with its database and artifacts in FOLDER. Its plugin for passwords needs a package
+that raytrain does not install, so the check, which is that of any proxy before such a server, is here. The first line
+of the output is the port; connections are accepted from then on.
 """
 
 import base64

@@ -54,7 +54,7 @@ def test_a_server_with_a_password(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert f"tracking_uri ({address}) does not take the results" in said
-        assert "another user or password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (401)" in said
+        assert "another user or password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD (401)" in said
         assert "battery" not in said
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", server.USER)
