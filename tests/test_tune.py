@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from raytrain import train, tune
         ("--seed 99999999999999999999999", "must be below 2^63"),
         ("--init_from /nowhere", "init_from (/nowhere) is no folder"),
         ("--frontier_budgets 1,x", "--frontier_budgets: '1,x' must be numbers with commas between"),
+        ("--keep_models bets", "Unknown keep_models: 'bets'. Available: none, best, all. Did you mean best?"),
+        ("--experiment ''", "experiment ('') must have 1 to 500 characters"),
         ("--max_trial 3", "Did you mean --max_trials?"),
         ("--micro_batch auto --trials_per_gpu 2", "micro_batch (auto) has a GPU to itself while it tries"),
     ],
@@ -32,7 +35,7 @@ from raytrain import train, tune
 def test_mistakes(flags: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Would catch a mistake that surfaces as a traceback, or only once Ray is up or a folder was made."""
     runs = tmp_path / "runs"
-    assert tune.main([*flags.split(), "--runs", str(runs)]) == 2
+    assert tune.main([*shlex.split(flags), "--runs", str(runs)]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

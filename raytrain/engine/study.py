@@ -38,7 +38,7 @@ from raytrain.engine.stages import grow, with_follow_up
 from raytrain.engine.timing import by_driver
 from raytrain.engine.trial import trainable
 from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
-from raytrain.errors import UserError, unknown_value, unwritable
+from raytrain.errors import UserError, short, unknown_value, unwritable
 from raytrain.plugins.loader import sources, write_sources
 from raytrain.rundir.folders import check_name, find_study, read_study_json, tracking_address, write_json
 from raytrain.rundir.log import read_events
@@ -47,6 +47,7 @@ from raytrain.sweep.plan import Plan
 from raytrain.sweep.trial import AssignedTrial, assign, trials_of
 from raytrain.uris import is_uri, joined, reopened, shown, stored
 
+_EXPERIMENT_LENGTH = 500  # characters, that MLflow takes
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
 
 
@@ -78,8 +79,8 @@ def run_study(
     console = _console(as_json=as_json)
     if keep_models not in KEEP:
         raise unknown_value("keep_models", keep_models, KEEP)
-    if experiment is not None and not experiment.strip():
-        raise UserError(f"experiment ({experiment!r}) must not be empty")
+    if experiment is not None and not 0 < len(experiment.strip()) <= _EXPERIMENT_LENGTH:
+        raise UserError(f"experiment ({short(experiment)!r}) must have 1 to {_EXPERIMENT_LENGTH} characters")
     tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
     folder = _free_folder(home(runs), name or study_name(plan))
     console.print(str(plan), markup=False)

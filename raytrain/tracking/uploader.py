@@ -148,9 +148,7 @@ class Uploader:
             if "database is locked" in text:
                 text = "another process holds the database locked; end it, or try again later"
             if "error code 401" in text:
-                text = (
-                    "it asks for another user or password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (401)"
-                )
+                text = "it wants another user or password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD (401)"
             text = without_secrets(text, self.uri)
             raise UserError(f"tracking_uri ({shown(self.uri)}) does not take the results: {text}") from error
 

@@ -22,6 +22,7 @@ _TAG = "mlflow.sharedViewState."
 _LINK = "/#/experiments/{}/runs?viewStateShareKey={}&workflowType=machine_learning"
 _RESULTS = ("val_loss", "val_bpb", "compute_gain", "compute_gain_low", "compute_gain_high", "mfu", "loss_per_flop")
 _RESULTS += ("hardware_rank",)
+_CURVES = ("val_loss", "loss")
 _COLUMN_WIDTH = 100  # pixels
 
 
@@ -43,8 +44,25 @@ def _view(study: Mapping[str, Any], name: str, only: str, created: int) -> str:
     columns = _columns(study, several=not only and "experiment" in study)
     state: dict[str, Any] = {"orderByKey": "metrics.`rank`", "orderByAsc": True, "searchFilter": only}
     state |= {"selectedColumns": columns, "columnOrder": columns}
-    state |= {"columnWidths": dict.fromkeys(columns, _COLUMN_WIDTH)}
+    state |= {"columnWidths": dict.fromkeys(columns, _COLUMN_WIDTH)} | _charts()
     return json.dumps({"name": name, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
+
+
+def _charts() -> dict[str, Any]:
+    """The page of charts, with the curves of the losses before all others: MLflow adds one for each other metric."""
+    sections = {"curves": "Loss curves", "model": "Model metrics", "system": "System metrics"}  # two are its own
+    flags = {"display": True, "isReordered": False, "deleted": False, "isGenerated": True}
+    line: dict[str, Any] = {"type": "LINE", "metricSectionId": "curves", "deleted": False, "isGenerated": True}
+    line |= {"runsCountToCompare": 10, "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric"}
+    line |= {"xAxisScaleType": "linear", "scaleType": "linear", "lineSmoothness": 0, "range": {}}
+    line |= {"yAxisExpressions": [], "ignoreOutliers": False}
+    line |= {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
+    curves = [{"uuid": name, "metricKey": name, "selectedMetricKeys": [name], "displayName": name} for name in _CURVES]
+    return {
+        "compareRunSections": [{"uuid": uuid, "name": name} | flags for uuid, name in sections.items()],
+        "compareRunCharts": [line | curve for curve in curves],
+        "isAccordionReordered": True,  # else the sections are in the order of the alphabet
+    }
 
 
 def _columns(study: Mapping[str, Any], *, several: bool) -> list[str]:

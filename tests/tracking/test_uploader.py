@@ -174,6 +174,11 @@ def test_the_saved_view_shows_what_there_is(runs, experiment):
         assert columns[: columns.index("metrics.`val_loss`")] == ["metrics.`rank`", *shown, *varied, "tags.`seed`"]
         wanted = f"tags.`raytrain.study` = '{name}'" if key != "ranking" else ""
         assert state["searchFilter"] == wanted
+        assert [chart["metricKey"] for chart in state["compareRunCharts"]] == ["val_loss", "loss"]
+        assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {
+            state["compareRunSections"][0]["uuid"]
+        }
+        assert len(tags[f"mlflow.sharedViewState.{key}"]) < 5000  # what a column of the database holds
     assert len(client.search_runs([found[""].info.experiment_id], f"tags.`raytrain.study` = '{name}'")) == len(found)
 
 
