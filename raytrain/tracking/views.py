@@ -20,8 +20,8 @@ RANKING = "ranking"
 NOTE_LENGTH = 5000  # characters; a tag holds 8,000
 _TAG = "mlflow.sharedViewState."
 _LINK = "/#/experiments/{}/runs?viewStateShareKey={}&workflowType=machine_learning"
-_RESULTS = ("val_loss", "val_bpb", "compute_gain", "compute_gain_low", "compute_gain_high", "mfu", "loss_per_flop")
-_RESULTS += ("hardware_rank",)
+_RESULTS = ["val_loss", "val_bpb", "compute_gain", "compute_gain_low", "compute_gain_high", "mfu", "loss_per_flop"]
+_RESULTS += ["hardware_rank"]
 _CURVES = ("val_loss", "loss")
 _COLUMN_WIDTH = 100  # pixels
 
