@@ -1,4 +1,5 @@
-"""The JSON log of a run, and MLflow, which is fed from it. `uploader` alone imports mlflow."""
+"""The JSON log of a run, and MLflow, which is fed from it. `uploader` alone imports mlflow, and
+`tensorboard` writes event files."""
 
 import os
 

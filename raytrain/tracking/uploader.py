@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import shlex
 import shutil
@@ -45,19 +44,13 @@ from raytrain.errors import UserError, readable
 from raytrain.rundir.folders import check_path, read_study_json, tracking_address
 from raytrain.rundir.log import first_reports, read_lines
 from raytrain.rundir.run import RunFolder
+from raytrain.tracking.numbers import FIXED, OF_ATTEMPT, numbers
 from raytrain.tracking.views import NOTE_LENGTH, description, figures, key, link, views
 from raytrain.uris import shown, without_secrets
 
 _BATCH = 900  # entities; MLflow takes 1,000 in one request, tags included
 _STATUS = {"running": "RUNNING", "paused": "RUNNING", "interrupted": "KILLED"}
 _STATUS |= {"complete": "FINISHED", "stopped": "FINISHED"}  # else FAILED
-# Numbers that a run has one of would each be a chart of one point. What follows from its configuration and data is a
-# param; what another attempt may change, as MLflow's params never change, is a tag.
-_FIXED = ["parameters", "flops_per_token", "flops_per_token_causal", "attention_ffn_ratio", "unigram_loss"]
-_FIXED += ["total_steps", "total_tokens", "total_flops"]
-_OF_ATTEMPT = ["world_size", "micro_batch", "peak_tflops", "tokens_per_second_at_50_mfu", "first_step"]
-_OF_ATTEMPT += ["restored_seconds", "restored_eval_seconds"]
-_NOT_METRICS = {"event", "step", "time", "seed", "vocab_size", "budget_ok", *_FIXED, *_OF_ATTEMPT}
 _EXACT = "train_flops"  # an integer beyond a float's 53 bits: a string tag beside the metric
 _LINES = "raytrain.lines"  # how many lines of the trial's log are in MLflow
 _ARTIFACTS = "raytrain.artifacts"  # of the parent: a digest of each file that is in MLflow, as JSON
@@ -235,7 +228,7 @@ class Uploader:
         config = flat(trial["config"])
         plugins = digests(config.pop("plugins", ()))
         usual = {axis: AXES[axis].default for axis in study.get("axes", ()) if axis in AXES}
-        fixed = {key: known.get(key) for key in _FIXED}
+        fixed = {key: known.get(key) for key in FIXED}
         facts = {key: value for key, value in (usual | config | plugins | fixed).items() if value is not None}
         labels = ", ".join(trial["labels"])
         run = self._run(study, trial["id"], labels, facts, first)
@@ -245,14 +238,14 @@ class Uploader:
             Metric(key, value, int(report["time"] * 1000), report["step"])
             for number, report in first_reports(reports)
             if number >= sent and "step" in report
-            for key, value in _numbers(report).items()
+            for key, value in numbers(report).items()
         ]
         tags = {key: trial[key] for key in ("hash", "seed")} | {"git_commit": study["git_commit"], "status": status}
         tags |= {"labels": labels, _LINES: len(reports)}
         tags |= {"architecture": known.get("name"), "data_fingerprint": known.get("data_fingerprint")}
-        tags |= {key: known.get(key) for key in _OF_ATTEMPT} | {key: result.get(key) for key in ("reason", _EXACT)}
+        tags |= {key: known.get(key) for key in OF_ATTEMPT} | {key: result.get(key) for key in ("reason", _EXACT)}
         tags |= {"budget_ok": ranking["budget_ok"] if result else None} | self._origin
-        final = _numbers(result | ranking) if result else {}
+        final = numbers(result | ranking) if result else {}
         self._send_data(run, config.get("data"), known.get("data_fingerprint"))
         self._send(run, series, final, folder.last_step, tags)
         self._set_status(run, status, last)
@@ -376,15 +369,3 @@ def _ranking(row: dict[Any, Any], is_final: bool) -> dict[str, Any]:
     columns += ["loss_per_flop", "loss_per_hardware_flop"] if row["budget_ok"] else []
     columns += _FINAL if is_final else []
     return {column: None if pd.isna(row[column]) else row[column] for column in columns}
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The metrics among `values`: finite numbers."""
-    return {
-        key: float(value)
-        for key, value in values.items()
-        if key not in _NOT_METRICS
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    }
