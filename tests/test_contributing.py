@@ -61,13 +61,13 @@ CHECKS = {
         import json, math
         from pathlib import Path
         from raytrain.analysis.ranking import rank, read_study
-        from raytrain.tracking.uploader import _numbers
+        from raytrain.tracking.numbers import numbers
         from tests.studies import write_study
 
         main(["--name", "run"])
         result = json.loads(Path("runs/run/result.json").read_text())
         assert math.isclose(result["val_bits"], result["val_loss"] / math.log(2))
-        assert "val_bits" in _numbers(result)
+        assert "val_bits" in numbers(result)
         write_study(Path("study"), results=lambda index: {"val_bits": 1.0 + index})
         assert set(rank(read_study("study"))["val_bits"]) >= {1.0, 2.0}
     """,

@@ -34,7 +34,7 @@ from raytrain.sweep.ladder import by_scale
 from raytrain.sweep.trial import AssignedTrial, without_seed
 from raytrain.sweep.tuning import suffix
 from raytrain.training.storage import WEIGHTS, open_storage
-from raytrain.uris import joined, reopened, shown, stored
+from raytrain.uris import is_uri, joined, reopened, shown, stored
 
 KEEP = ("none", "best", "all")
 _SHOWN = 4  # lines at a study's end
@@ -198,7 +198,15 @@ def _variant(trial: AssignedTrial) -> str:
 
 
 def settings(keep: str, storage: str | None) -> dict[str, str]:
-    """What study.json holds of `--keep_models` and `--storage`."""
+    """What study.json holds of `--keep_models` and `--storage`. A folder to keep models in is made.
+
+    Lanes write nothing to a place that their node does not see. Raises UserError if the folder cannot be made.
+    """
+    if storage and keep != "none" and not is_uri(storage):
+        try:
+            Path(storage).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"storage ({storage}) cannot be written: {error.strerror}") from None
     return {"keep": keep} | ({"storage": stored(storage)} if storage and keep != "none" else {})
 
 

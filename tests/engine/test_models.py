@@ -10,6 +10,7 @@ import rich.console
 from raytrain.config.resolve import resolve
 from raytrain.engine.journal import StudyJournal
 from raytrain.engine.models import LEADING, Model, Models, leading, settings
+from raytrain.errors import UserError
 from raytrain.sweep.trial import AssignedTrial
 from tests.engine.test_journal import finish, start
 
@@ -140,6 +141,11 @@ def test_places_follow_the_study_and_its_storage(tmp_path: Path) -> None:
     assert (
         Models(tmp_path / "here", study_of(planned, "best")).place(planned[0]) == f"{tmp_path}/here/trials/layernorm-s1"
     )
+    shared = study_of(planned, "best", str(tmp_path / "new" / "shared"))
+    assert Path(str(Models(tmp_path, shared).place(planned[0]))).parent.is_dir()  # else no lane writes to it
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"storage \(.*file\) cannot be written"):
+        settings("best", str(tmp_path / "file"))
     address = "s3://KEY:SECRET@bucket/runs?region=eu"
     study = study_of(planned, "all", address)
     assert Models(tmp_path, study, address).place(planned[0]) == "s3://bucket/runs/layernorm-s1?region=eu"
