@@ -15,7 +15,6 @@ import functools
 import json
 import shutil
 import socket
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -36,9 +35,6 @@ from raytrain.training.parallel import World, local
 from raytrain.training.storage import WEIGHTS, Storage, open_storage
 
 T = TypeVar("T")
-
-# A process alone saves as one process: no news.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 # Fields that change where or how fast a run trains, not what it computes: a resumed run may differ in them.
 _FREE = {

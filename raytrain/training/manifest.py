@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from raytrain.rundir.schema import CHECKPOINT
 from raytrain.training.storage import MANIFEST, Storage
 
 FORMAT = 1
+
+# A process alone saves and loads as one process: no news.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 def newest(storage: Storage) -> tuple[dict[str, Any] | None, list[str]]:
