@@ -16,7 +16,7 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raytrain import version
-from raytrain.engine.ending import Ending, adopting_orphans
+from raytrain.engine.ending import Ending, adopting_orphans, descendants, kill_all_below
 from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
@@ -96,6 +96,7 @@ def ray_started(ending: Ending) -> Iterator[bool]:
     # Ray opens its own folder to all users of the machine, so it gets one below a private one.
     place = short_private_folder("raytrain-") if is_local else contextlib.nullcontext()
     with place as ending.private, adopting_orphans() if is_local else contextlib.nullcontext():
+        others = descendants(os.getpid())
         try:
             try:
                 with held():
@@ -107,6 +108,10 @@ def ray_started(ending: Ending) -> Iterator[bool]:
             yield is_local
         finally:
             ray.shutdown()
+            if (
+                is_local and ending.has_come
+            ):  # a start cut short leaves what Ray has not yet noted as its own
+                kill_all_below(os.getpid(), others)
             ending.private = None
 
 

@@ -149,7 +149,7 @@ def _scheduler(study: dict[str, Any]) -> str:
     scheduler = study.get("scheduler") or {"name": "none"}
     if scheduler["name"] == "none":
         return "Every trial was to run to its end."
-    survivors = zip(scheduler["keep"], scheduler["rungs"], strict=True)
+    survivors = zip(scheduler["keep"], scheduler["rungs"], strict=False)
     rungs = ", ".join(f"{keep} after {flops:.3g} FLOPs" for keep, flops in survivors)
     return f"Scheduler: {scheduler['name']}, which continues the best: {rungs}."
 
