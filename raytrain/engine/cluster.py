@@ -108,9 +108,7 @@ def ray_started(ending: Ending) -> Iterator[bool]:
             yield is_local
         finally:
             ray.shutdown()
-            if (
-                is_local and ending.has_come
-            ):  # a start cut short leaves what Ray has not yet noted as its own
+            if is_local and ending.has_come:  # a start cut short leaves what Ray has not yet noted as its own
                 kill_all_below(os.getpid(), others)
             ending.private = None
 
