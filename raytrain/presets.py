@@ -10,7 +10,7 @@ from rich.table import Table
 from raytrain.accounting.flops import flops_per_token, parameter_count
 from raytrain.architecture import AXES, PRESET_NOTES, PRESETS, SCALES, preset
 from raytrain.axes import RUN_AXES
-from raytrain.config.resolve import add_plugin_flag
+from raytrain.config.flags import add_plugin_flag
 from raytrain.errors import Parser, command, unknown_value
 from raytrain.plugins.loader import load_named
 from raytrain.tables import fit

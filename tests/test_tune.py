@@ -26,6 +26,9 @@ from raytrain import train, tune
         ("--init_from /nowhere", "init_from (/nowhere) is no folder"),
         ("--frontier_budgets 1,x", "--frontier_budgets: '1,x' must be numbers with commas between"),
         ("--max_trial 3", "Did you mean --max_trials?"),
+        ("config/arch_gpt2.py", "Did you mean --base gpt2 --scale 124m?"),
+        ("--use_fsdp=True", "Unknown argument: --use_fsdp. Did you mean --parallel fsdp?"),
+        ("--wandb_log=True", "Leave it out: a run is logged in its folder, and a sweep in MLflow too."),
         ("--micro_batch auto --trials_per_gpu 2", "micro_batch (auto) has a GPU to itself while it tries"),
     ],
 )
