@@ -19,7 +19,8 @@ _BYTES = 256  # the vocabulary of the default corpus, for the scales that leave 
 
 
 def list_presets() -> dict[str, str]:
-    """The names of the presets, each with a note of what it is."""
+    """Print the presets, a line each with a note of what it is; return name -> note."""
+    print("\n".join(f"{name:<12} {note}" for name, note in PRESET_NOTES.items()))
     return dict(PRESET_NOTES)
 
 

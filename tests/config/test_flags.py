@@ -1,12 +1,14 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from raytrain import tune
 from raytrain.config.flags import _GROUP_OF, FIRST, RESULTS, train_parser
 from raytrain.config.run import TrainConfig
+from raytrain.errors import UserError
 
 PARSERS = [pytest.param(train_parser, id="train"), pytest.param(tune._parser, id="tune")]
 
@@ -43,3 +45,22 @@ def test_groups_name_fields_that_exist():
     """Would catch: a field that was renamed, and fell into another group."""
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     assert _GROUP_OF.keys() - known == {"preset", "config", "plugin"}
+
+
+ROWS = re.findall(
+    r"(?m)^\| `python train.py ([^`]*)` \| ([^|]+) \|",
+    (Path(__file__).parents[2] / "docs" / "coming_from.md").read_text(),
+)
+
+
+@pytest.mark.parametrize(("argv", "answer"), ROWS)
+def test_what_the_page_for_the_predecessor_s_users_says(argv, answer):
+    """Would catch: a row of docs/coming_from.md that states another answer than the command gives."""
+    with pytest.raises(UserError) as caught:
+        train_parser().parse_args(argv.split())
+    assert str(caught.value).endswith(f". {answer}")
+
+
+def test_the_page_has_rows():
+    """Would catch: a table whose rows the test above no longer finds."""
+    assert len(ROWS) == 8
