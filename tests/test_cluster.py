@@ -76,7 +76,7 @@ def amount(text: str | int) -> float:
 
 
 def test_the_queue_on_kubernetes() -> None:
-    """Would catch: a queue that admits no study: names that differ, a resource that is not covered, too small a quota."""
+    """Would catch: a queue that admits no study: names that differ, a resource not covered, too small a quota."""
     found = {manifest["kind"]: manifest for manifest in manifests()}
     assert {found[kind]["apiVersion"] for kind in ("ResourceFlavor", "ClusterQueue", "LocalQueue")} == {
         "kueue.x-k8s.io/v1beta2"
