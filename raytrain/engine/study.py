@@ -119,7 +119,7 @@ def run_study(
         _make(folder, study, plugins)
         return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
-    return _with_ray(Session(folder, console, storage, tracking_uri), begin)
+    return _with_ray(Session(folder, console, storage, tracking_uri), begin, request)
 
 
 def resume_study(
@@ -168,7 +168,7 @@ def resume_study(
             raise UserError(f"{error}; {then}") from None
         return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
-    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on)
+    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on, request)
 
 
 def _check_storage(trials: Iterable[AssignedTrial], storage: str) -> None:
@@ -182,13 +182,13 @@ def _check_storage(trials: Iterable[AssignedTrial], storage: str) -> None:
             )
 
 
-def _with_ray(session: Session, work: Callable[..., int]) -> int:
+def _with_ray(session: Session, work: Callable[..., int], request: ResourceRequest) -> int:
     """Do `work` with a Ray, and MLflow getting ready meanwhile; after a signal at any time, print how to resume."""
     with listening() as session.ending:
         session.ending.on_force = session.interrupted
         try:
             sync = Sync(session.folder, session.tracking_uri, session.console)
-            with ray_started(session.ending) as is_local:
+            with ray_started(session.ending, shares_gpus=(request.trials_per_gpu or 1) > 1) as is_local:
                 return work(session, sync, is_local=is_local)
         except KeyboardInterrupt:
             return session.interrupted()
