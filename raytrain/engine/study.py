@@ -34,7 +34,7 @@ from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fin
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
-from raytrain.engine.progress import Progress, findings, ranking_table, short_name
+from raytrain.engine.progress import Progress, ranking_table, short_name
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
 from raytrain.engine.stages import grow, with_follow_up
@@ -48,6 +48,7 @@ from raytrain.rundir.log import read_events
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.trial import AssignedTrial, assign, trials_of
+from raytrain.tables import facts, told
 from raytrain.uris import is_uri, joined, reopened, shown, stored
 
 _FILE_WIDTH = 160  # of tables that do not go to a terminal
@@ -78,7 +79,7 @@ def run_study(
     console = _console(as_json=as_json)
     tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
     folder = _free_folder(home(runs), name or study_name(plan))
-    console.print(str(plan), markup=False)
+    console.print(facts(str(plan), console.width), markup=False)
     storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)
     request = plan.request
     plugins = {name: source for trial in plan.trials for name, source in sources(trial.config.to_dict()).items()}
@@ -241,7 +242,7 @@ def _run(
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
             if found:
-                console.print(findings(found.sentences), soft_wrap=False)
+                console.print(f"\n{told(found.sentences, console.width)}\n", markup=False)
             if unfinished < len(table):
                 console.print(ranking_table(table, console))
             if is_over:
@@ -250,9 +251,12 @@ def _run(
     spent = by_driver(read_events(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
     ranking = sync.link and f"then open   {sync.link}"
-    for line in (spent, planned, sync.ui and f"compare     {sync.ui}", ranking):
+    for line in (spent, planned):
         if line:
-            console.print(str(line), markup=False)
+            console.print(facts(str(line), console.width), markup=False)
+    for command in (sync.ui and f"compare     {sync.ui}", ranking):
+        if command:  # whole, to be copied
+            console.print(command, markup=False)
     if as_json:
         result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished}
         result |= {

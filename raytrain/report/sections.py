@@ -43,14 +43,15 @@ _GAINS = {"compute_gain": "compute gain", "hardware_gain": "hardware gain"}
 _NO_PEAK = "the peak of the device is not known (see --peak_tflops)"
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+def write_report(folder: str | Path, out: str | Path | None = None, found: Answer | None = None) -> list[Path]:
     """Report on the study in `folder`, ended or not, in `out` (by default its folder `report`); the files written.
+    `found` is its answer, if that is known already.
 
     index.html comes first, then summary.md, table.csv (a row a trial) and each picture as .svg and .png. Raises
     UserError for a folder that holds no study, and an `out` that cannot be written.
     """
     folder = Path(folder)
-    answer = answer_of(folder)
+    answer = found or answer_of(folder)
     parts = sections(answer)
     out = Path(out) if out is not None else folder / "report"
     title = f"Study {answer.study['name']}"
@@ -211,7 +212,7 @@ def _ranking(answer: Answer, table: pd.DataFrame) -> list[Block]:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "rank": lambda entry: _place(entry["rank"]),
         "by hardware FLOPs": lambda entry: _place(entry["hardware_rank"]) + f" {_MOVED}" * bool(entry["rank_note"]),
-        "variant": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
+        "variant": lambda entry: entry["short_name"] + " (baseline)" * bool(entry["is_baseline"]),
         "val_loss": lambda entry: _mean_loss(entry["losses"], answer.noise),
     }
     if "best_learning_rate" in table and table["best_learning_rate"].notna().any():
@@ -248,7 +249,7 @@ def _ranking(answer: Answer, table: pd.DataFrame) -> list[Block]:
         text += " Differences are known better than that, as the variants share their seeds."
     words = tuple(number for number, name in enumerate(columns) if name in ("variant", "each seed", "outcome"))
     blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
-    if notes := [f"{entry['label']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
+    if notes := [f"{entry['short_name']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
         blocks.append(
             Text(f"{_MOVED} marks a variant that changes places with others by hardware FLOPs, where MFU counts:")
         )
@@ -297,7 +298,7 @@ def _lacking(entries: list[dict[str, Any]]) -> list[Block]:
         if len(lacking) == len(entries) and len(set(reasons)) == 1:
             out.setdefault(reasons[0], []).append(name)
         else:
-            which = f"{name} for {len(lacking)} of {len(entries)} variants, such as {lacking[0]['label']}"
+            which = f"{name} for {len(lacking)} of {len(entries)} variants, such as {lacking[0]['short_name']}"
             out.setdefault(reasons[0], []).append(which)
     return [Missing(f"No {' and no '.join(names)}: {why}.") for why, names in out.items()]
 
@@ -501,7 +502,7 @@ def _outcomes(answer: Answer) -> list[Block]:
     else:
         reasons = bad.get("reason", pd.Series(np.nan, index=bad.index))
         rows = [
-            [row["label"], str(row["seed"]), row["status"], _reason(row["status"], reason)]
+            [row["short_name"], str(row["seed"]), row["status"], _reason(row["status"], reason)]
             for row, reason in zip(bad.to_dict("records"), reasons, strict=True)
         ]
         blocks.append(Table(["variant", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))
