@@ -21,6 +21,7 @@ from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.follow_up import settled
 from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
 from raytrain.analysis.ladder import Ladder, Mean, Scale, ladder
+from raytrain.analysis.learning import learning_curves
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
 from raytrain.analysis.plateau import mark_plateaus, plateau_sentences
 from raytrain.analysis.ranking import (
@@ -82,6 +83,7 @@ class Answer:
     scope: str = ""
     tuned: Tuned | None = None
     late: Sequence[str] = ()  # how much runs still change late
+    learning: pd.DataFrame | None = None  # see `learning.learning_curves`
     confirmed: Confirmation | None = None  # where the leader ran anew with fresh seeds: the winner is theirs
     scales: Sequence["Answer"] = ()  # of a ladder, from the smallest up: all but `table` and `sentences` is the last's
     ladder: Ladder | None = None
@@ -210,6 +212,7 @@ def _answer(folder: Path, study: dict[str, Any]) -> Answer:
         tuned=tuned,
         confirmed=_confirmed(study, table),
         late=_late(folder, table),
+        learning=learning_curves(folder, table, is_base),
     )
     out = dataclasses.replace(out, winner=_winner(out), scope=_scope(out))
     return dataclasses.replace(out, told=_told(out))

@@ -16,14 +16,15 @@ from raytrain.analysis.answer import Answer
 from raytrain.analysis.answer import answer as answer_of
 from raytrain.analysis.effects import span
 from raytrain.analysis.eval_sets import further_losses
-from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
+from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, pooled
 from raytrain.analysis.plateau import PLATEAU
-from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, unlike_devices
+from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
 from raytrain.config.run import flat
 from raytrain.errors import UserError, unwritable
 from raytrain.report import plots
-from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.report.document import Block, Code, Folded, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.report.grid import chosen, grid
 from raytrain.report.ladder import at_scale, sizes_section
 from raytrain.report.rates import rates_section
 from raytrain.rundir.folders import write_whole
@@ -31,7 +32,7 @@ from raytrain.sweep.estimate import duration
 from raytrain.sweep.factorial import live
 from raytrain.sweep.factors import held_fixed, level_text
 
-PICTURES = ("effects", "interactions", "frontier", "hardware_frontier", "speed")
+PICTURES = ("effects", "curves", "interactions", "frontier", "hardware_frontier", "speed")
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _MOVED = "\N{NOT EQUAL TO}"
@@ -39,6 +40,7 @@ _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 _SEEDS = (1, 2, 3, 5, 10)
 _SEEDS_LISTED = 5  # losses of a variant's seeds before the least and the most stand for them
 _REMARKS_LISTED = 5  # of a list of remarks
+_LEAST_FACTOR = 1.01  # less is no difference in speed
 _GAINS = {"compute_gain": "compute gain", "hardware_gain": "hardware gain"}
 _NO_PEAK = "the peak of the device is not known (see --peak_tflops)"
 
@@ -81,11 +83,11 @@ def sections(answer: Answer) -> list[Section]:
     else:
         compared = _compared(answer)
     return [
-        Section("question", "The question", _question(answer)),
         Section("answer", "The answer", _answer(answer)),
-        Section("cost", "Plan and cost", _cost(answer)),
+        Section("question", "The question", _question(answer)),
         *compared,
         Section("outcomes", "Outcomes", _outcomes(answer)),
+        Section("cost", "Plan and cost", _cost(answer)),
         Section("reproduce", "Reproduce", _reproduce(answer)),
         Section("method", "How this was computed", _method(answer)),
     ]
@@ -99,8 +101,9 @@ def _compared(answer: Answer) -> list[Section]:
     """The sections that compare trials with one another."""
     table = answer.table.assign(is_baseline=_is_baseline(answer))
     return [
-        Section("ranking", "Ranking", _ranking(answer, table)),
         Section("effects", "Main effects", _main_effects(answer)),
+        Section("ranking", "Ranking", _ranking(answer, table)),
+        Section("curves", "Learning curves", _curves(answer)),
         Section("interactions", "Interactions", _interactions(answer)),
         *rates_section(answer),
         Section("frontier", "Loss against FLOPs", _frontier(answer, table)),
@@ -163,8 +166,15 @@ def _answer(answer: Answer) -> list[Block]:
         notes.append(Missing(f"The study {how}: {unfinished} of {len(answer.table)} trials have not ended."))
     if answer.noise is None and not answer.scales:
         notes.append(Missing(f"No claim of better or worse: {answer.reasons['noise']}."))
-    first, *others = answer.sentences
-    return [*notes, Text(first), *([Items(others)] if others else [])]
+    first, *others = answer.told.findings
+    limits, known = answer.told.warnings, answer.told.notes
+    return [
+        *notes,
+        Text(first),
+        *([Items(others)] if others else []),
+        *map(Missing, limits),
+        *([Folded("How this is known", [Items(known)])] if known else []),
+    ]
 
 
 def _cost(answer: Answer) -> list[Block]:
@@ -248,7 +258,21 @@ def _ranking(answer: Answer, table: pd.DataFrame) -> list[Block]:
     if answer.paired and SHARED in answer.paired.source:
         text += " Differences are known better than that, as the variants share their seeds."
     words = tuple(number for number, name in enumerate(columns) if name in ("variant", "each seed", "outcome"))
-    blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
+    whole = Table(list(columns), rows, words, kept, marked)
+    blocks: list[Block] = [Text(text)]
+    if answer.axes:
+        first = chosen([entry for entry in entries if entry["is_ranked"]])
+        shown = grid(answer, first, [_mean_loss(entry["losses"], answer.noise) for entry in first])
+        more = f"The {len(first)} that matter of {ranked}: the best, the baseline and the last. " * (
+            len(first) < ranked
+        )
+        blocks += [
+            Text(f"{more}A mark stands where a variant differs from the baseline, whose levels are the headings."),
+            shown,
+        ]
+        blocks.append(Folded(f"All {len(entries)} variants, with every column", [whole]))
+    else:
+        blocks.append(whole)
     if notes := [f"{entry['short_name']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
         blocks.append(
             Text(f"{_MOVED} marks a variant that changes places with others by hardware FLOPs, where MFU counts:")
@@ -347,6 +371,8 @@ def _effect_table(effects: pd.DataFrame) -> Table:
             continue
         direction = ("better" if estimate < 0 else "worse") + (" together" if is_pair else "")
         doubt = "no claim" if np.isnan(row["p_holm"]) else "not distinguishable from zero"
+        if row["p_holm"] >= SIGNIFICANCE and (row["low"] > 0 or row["high"] < 0):
+            doubt += f" (adjusted for {effects['p_holm'].notna().sum()} effects; alone p = {row['p']:.2g})"
         verdict = direction if row["p_holm"] < SIGNIFICANCE else doubt
         rows.append(
             [
@@ -379,7 +405,31 @@ def _interactions(answer: Answer) -> list[Block]:
         caption += " A bold frame is distinguishable from zero after Holm's adjustment."
     order = (pairs["estimate"] / pairs["standard_error"]).abs().fillna(pairs["estimate"].abs())
     strongest = pairs.loc[order.sort_values(ascending=False, kind="stable").index]
+    if len(pairs) == 1:
+        return [
+            Text("One pair of levels was run together: " + _one_interaction(pairs.iloc[0])),
+            _effect_table(strongest),
+        ]
     return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest)]
+
+
+def _one_interaction(row: pd.Series) -> str:
+    """What a picture of one cell would show."""
+    return (
+        f"{row['axis']}={row['level']} changes by {_signed(row['estimate'])} nats with {row['other_axis']}="
+        f"{row['other_level']}, against its effect with {row['other_reference']}."
+    )
+
+
+def _curves(answer: Answer) -> list[Block]:
+    runs = answer.learning
+    if runs is None or runs["loss"].notna().sum() < 2:
+        return [Missing("No learning curves: the logs of the best, the baseline and the worst have no steps.")]
+    caption = (
+        "Training loss of the best variant, the baseline and the worst against the model FLOPs spent, the mean over "
+        "their seeds, without the first fifth; crosses are val_loss."
+    )
+    return [Image("curves", caption, plots.curves_picture(runs))]
 
 
 def _frontier(answer: Answer, table: pd.DataFrame) -> list[Block]:
@@ -430,16 +480,29 @@ def _speed(table: pd.DataFrame) -> list[Block]:
         blocks.append(Missing(f"No MFU: {_NO_PEAK}. Tokens per second instead."))
     if numbers(table, name).isna().all():
         return [*blocks, Missing("No picture: no trial with a loss has a speed.")]
-    caption = (
-        f"val_loss against {what}, each variant's mean: down and to the right is better. The dashed line joins those "
-        "that no other beats in both."
-    )
+    faster = _clear_factor(table, name)
+    caption = f"val_loss against {what}, each variant's mean: down and to the right is better."
+    if faster is not None:
+        caption += (
+            " A dashed line joins those that no other beats in both, if they differ in speed beyond the clock's noise."
+        )
     if unlike := unlike_devices(table):
         caption += f" But {unlike}, and a speed is theirs as much as the variant's."
     if len(entries) < 2:
         return [*blocks, Missing("No picture: all trials with a loss are one variant.")]
     entries["val_loss"] = entries["losses"].map(np.mean)
-    return [*blocks, Image("speed", caption, plots.speed_picture(entries, name))]
+    return [*blocks, Image("speed", caption, plots.speed_picture(entries, name, faster))]
+
+
+def _clear_factor(table: pd.DataFrame, speed: str) -> float | None:
+    """By which factor the mean speeds of two variants must differ to be told from the clock's noise (95%); None on CPUs
+    without replicates, whose clocks are never quiet."""
+    known = table[numbers(table, speed) > 0]
+    clock = pooled(np.log(numbers(known, speed)), programs(known))
+    if clock is None:
+        return None if speed != "mfu" else _LEAST_FACTOR
+    runs = float(programs(known).value_counts().median())
+    return max(_LEAST_FACTOR, float(np.exp(clock.t * clock.sd * np.sqrt(2 / runs))))
 
 
 def _noise(answer: Answer) -> list[Block]:
