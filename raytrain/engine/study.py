@@ -251,12 +251,10 @@ def _run(
     spent = by_driver(read_events(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
     ranking = sync.link and f"then open   {sync.link}"
-    for line in (spent, planned):
-        if line:
-            console.print(facts(str(line), console.width), markup=False)
-    for command in (sync.ui and f"compare     {sync.ui}", ranking):
-        if command:  # whole, to be copied
-            console.print(command, markup=False)
+    for line in filter(None, (spent, planned)):
+        console.print(facts(str(line), console.width), markup=False)
+    for command in filter(None, (sync.ui and f"compare     {sync.ui}", ranking)):
+        console.print(command, markup=False)  # whole, to be copied
     if as_json:
         result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished}
         result |= {
