@@ -91,8 +91,7 @@ def run_study(
         if request.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
             wanted = dataclasses.replace(request, gpus_per_trial=int(on_gpus))
         described = plan.to_dict()
-        place = storage or str(folder / "trials")
-        trials = [assign(trial, on_gpus=on_gpus, storage=place) for trial in plan.trials]
+        trials = [assign(trial, on_gpus=on_gpus, storage=storage or str(folder / "trials")) for trial in plan.trials]
         data = fingerprints(trials)
         study = {
             "name": folder.name,
@@ -250,10 +249,9 @@ def _run(
 
     spent = by_driver(read_events(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
-    ranking = sync.link and f"then open   {sync.link}"
     for line in filter(None, (spent, planned)):
         console.print(facts(str(line), console.width), markup=False)
-    for command in filter(None, (sync.ui and f"compare     {sync.ui}", ranking)):
+    for command in filter(None, (sync.ui and f"compare     {sync.ui}", sync.link and f"then open   {sync.link}")):
         console.print(command, markup=False)  # whole, to be copied
     if as_json:
         result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished}

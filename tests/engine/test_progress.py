@@ -40,7 +40,7 @@ def test_the_ranking_has_a_row_a_variant() -> None:
     """Would catch a row a seed, a mean without its interval or its number of seeds, one that an unranked run is in, and
     a failed seed that nothing tells of."""
     lost = table().iloc[:1].assign(seed=1339, status="oom", val_loss=float("nan"), rank=None, reason="no memory")
-    frontier = table().assign(role="frontier", short_name="llama at 2 x the budget", rank=None)
+    frontier = table().assign(role="frontier", short_name="llama at 2 x the budget", rank=None, hardware_rank=None)
     console = Console(file=io.StringIO(), width=240)
     console.print(ranking_table(pd.concat([table(), lost, frontier], ignore_index=True), console))
     rows = [line.split() for line in console.file.getvalue().splitlines() if "1.68" in line]
