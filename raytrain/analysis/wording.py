@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 _SIGNIFICANT = 2  # digits of half an interval
-_FEWEST, _MOST = 3, 6  # digits after the point
+_FEWEST, _ENOUGH, _MOST = 3, 4, 6  # digits after the point
 
 LevelText = Callable[[str, Any], str]  # of an axis and its level
 
@@ -33,12 +33,12 @@ def plain_level(axis: str, level: Any) -> str:
 
 
 def digits(low: float, high: float) -> int:
-    """How many digits after the point say what the interval `low` to `high` allows: two of its half-width, and as many
-    as keep an end apart from zero."""
-    sizes = [(high - low) / 2] if high > low else [abs(high)]
-    wanted = [_SIGNIFICANT - 1 - math.floor(math.log10(size)) for size in sizes if size > 0]
-    wanted += [-math.floor(math.log10(abs(end))) for end in (low, high) if end]
-    return min(_MOST, max([_FEWEST, *wanted]))
+    """How many digits after the point say what the interval `low` to `high` allows: two of its half-width, up to four,
+    and as many as keep an end apart from zero."""
+    size = (high - low) / 2
+    wanted = min(_ENOUGH, _SIGNIFICANT - 1 - math.floor(math.log10(size))) if size > 0 else _FEWEST
+    apart = [-math.floor(math.log10(abs(end))) for end in (low, high) if end]
+    return min(_MOST, max([_FEWEST, wanted, *apart]))
 
 
 def with_interval(estimate: float, low: float, high: float) -> str:

@@ -168,11 +168,13 @@ def interactions_picture(effects: pd.DataFrame) -> Picture:
 def frontier_picture(table: pd.DataFrame, frontier: Frontier | None, flops: str = "train_flops") -> Picture:
     """val_loss against the FLOPs in the column `flops`, with the baseline's frontier and its 95% band.
 
-    `table` has a row a trial: `val_loss`, `status`, `is_baseline` and `flops`.
+    `table` has a row a trial: `val_loss`, `status`, `is_baseline`, `flops` and `short_name`, which points are named by.
     """
     with matplotlib.rc_context(_STYLE):
         figure, ax = _figure(3.9)
-        _scatter(ax, table[table["val_loss"].notna() & table[flops].notna()], flops)
+        shown = table[table["val_loss"].notna() & table[flops].notna()]
+        _scatter(ax, shown, flops)
+        others = shown[~shown["is_baseline"]].sort_values("val_loss").drop_duplicates("short_name")
         if frontier is not None:
             x = np.geomspace(frontier.low, frontier.high, 100)
             floor, scale, alpha = frontier.draws[:3, :, None]
@@ -187,6 +189,7 @@ def frontier_picture(table: pd.DataFrame, frontier: Frontier | None, flops: str 
         if high / low < 20:  # too few powers of ten to read an axis by
             ax.set_xticks(np.geomspace(low, high, 4))
             ax.minorticks_off()
+        _name_points(ax, others, flops, others.index[:3])
         ax.set_xlabel("hardware FLOPs" if flops == "hardware_flops" else "model FLOPs")
         ax.set_ylabel("val_loss, nats per token")
         figure.legend(loc="outside lower center", ncols=2, handlelength=1.5)
@@ -248,8 +251,9 @@ def speed_picture(table: pd.DataFrame, speed: str = "mfu", faster: float | None 
 
 def _name_points(ax: Axes, table: pd.DataFrame, x: str, first: pd.Index) -> None:
     """Name the points of `table`: all if they are few; else those `first`, then the baseline and the last of all."""
-    rows = table.loc[list(dict.fromkeys([*first, *table.index[table["is_baseline"]], *table.index[-1:], *table.index]))]
-    rows = rows if len(table) <= _NAMED else rows.head(min(_NAMED, len(first) + 2))
+    base = table.index[table["is_baseline"]]
+    rows = table.loc[list(dict.fromkeys([*first[:1], *base, *table.index[-1:], *first, *table.index]))]
+    rows = rows if len(table) <= _NAMED else rows.head(min(_NAMED, len(first) + 2))  # a crowd reads as none
     rows = rows.sort_values("val_loss")
     per_point = 72 / ax.figure.dpi
     low, high = ax.get_xlim()

@@ -5,7 +5,15 @@ from raytrain.analysis.wording import digits, signed_with_interval, with_interva
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.1767, 0.2009, 3), (-0.0174, 0.0034, 3), (0.5, 1.5, 3), (0.00012, 0.00018, 6), (0.0004, 0.0244, 4), (1, 1, 3)],
+    [
+        (0.1767, 0.2009, 3),
+        (-0.0174, 0.0034, 3),
+        (0.5, 1.5, 3),
+        (0.2978, 0.2996, 4),
+        (0.00002, 0.00018, 5),
+        (0.0004, 0.0244, 4),
+        (1, 1, 3),
+    ],
 )
 def test_digits(low: float, high: float, expected: int) -> None:
     """Would catch: digits that the interval does not allow, or an end shown as 0.000 that is clear of zero."""

@@ -101,8 +101,8 @@ def test_the_page_parses_and_has_every_section(whole_report):
 
 
 def test_the_page_needs_no_network_and_runs_no_script_but_its_own(whole, whole_report):
-    """Would catch: a picture by its file's name, a font or style from elsewhere, a script of a label's, or a policy that
-    would let one run."""
+    """Would catch: a picture by its file's name, a font or style from elsewhere, a script of a label, or a policy that
+    lets one run."""
     found, _ = whole_report
     tags = [tag for tag, _ in found.tags]
     assert not {*tags} & {"iframe", "object", "embed"}
