@@ -609,7 +609,7 @@ def _gain_sentences(answer: Answer) -> Told:
         above, below = int((known[f"{gain}_low"] > 1).sum()), int((high < 1).sum())
         gains = ", ".join(_gain(row, gain) for row in known.head(_LISTED).to_dict("records"))
         lacking = once[once[gain].isna()]
-        more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'])})." if len(lacking) else ""
+        more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'], 1)})." if len(lacking) else ""
         out.append(
             f"Compute gain at this size, the {unit} that the baseline would need for the same loss over those used: "
             f"{gains}. Variants that save compute: {above} of {len(known)}; that waste it: {below}. These 95% "
@@ -685,15 +685,14 @@ def _outcomes(table: pd.DataFrame) -> list[str]:
             out.append(f"{len(those)} {status}: {names}{f' ({reasons})' if reasons else ''}.")
     program = programs(table)
     partly = table[at_budget(table) & program.isin(program[table["status"].isin(WITHOUT_LOSS)])]
-    out += [
-        f"{name} is ranked by the seeds that came through; others did not."
-        for name in dict.fromkeys(partly["short_name"])
-    ]
+    if len(partly):
+        names = "; ".join(dict.fromkeys(partly["short_name"]))
+        out.append(f"Ranked by the seeds that came through, as others did not: {names}.")
     if unfinished := int(table["status"].isin(UNFINISHED).sum()):
         out.append(f"{unfinished} of {len(table)} trials have not ended: all of this is so far.")
     return out
 
 
-def _reasons(column: pd.Series) -> str:
+def _reasons(column: pd.Series, most: int = _LISTED) -> str:
     """The distinct reasons, most frequent first."""
-    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:_LISTED] if reason)
+    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:most] if reason)

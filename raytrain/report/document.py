@@ -121,7 +121,7 @@ th { border-bottom: 1px solid #555; vertical-align: bottom; font-weight: 600; }
 th { white-space: normal; }
 [id^="ranking"] td { white-space: normal; }
 [id^="ranking"] td.words { min-width: 5rem; }
-[id^="ranking"] td.words:nth-child(3) { min-width: 12rem; }
+[id^="ranking"] details td.words:nth-child(3) { min-width: 12rem; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; margin: 0; text-align: inherit;
   cursor: pointer; white-space: inherit; }
 th button:hover { text-decoration: underline; }
@@ -271,7 +271,7 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     return _box(title, f"<table{style}>{head}<tbody>{''.join(lines)}</tbody></table>")
 
 
-_INTERVAL = re.compile(r"\([\d.]+ (to [\d.]+|or more)\)")
+_INTERVAL = re.compile("\\([\\d.]+ (to [\\d.]+|or more)\\)| \N{PLUS-MINUS SIGN}")
 
 
 def _unbroken(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ content allows.
 import base64
 import dataclasses
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _PALE = "#E4E4E4"
 _DIVERGING = LinearSegmentedColormap.from_list("better_worse", [BLUE, "#FFFFFF", VERMILLION])
 _WIDTH = 5.0  # inches; 480 CSS pixels
 _START, _BINS = 0.2, 60  # of a learning curve: the part left out, and the points of the whole
-_NAMED, _NAME_LENGTH = 8, 34  # points with a name at most, and its letters
+_NAMED, _NAME_LENGTH = 8, 34  # points with a name at most, and the letters of one line of it
 _LINE_POINTS = 11.0  # between the names of two points
 # An axis is linear up to two half-widths of the intervals (rounded up to a power of ten) and logarithmic beyond, if the
 # largest effect is 5 times that, and 10 times the median effect.
@@ -189,7 +190,7 @@ def frontier_picture(table: pd.DataFrame, frontier: Frontier | None, flops: str 
         if high / low < 20:  # too few powers of ten to read an axis by
             ax.set_xticks(np.geomspace(low, high, 4))
             ax.minorticks_off()
-        _name_points(ax, others, flops, others.index[:3])
+        _name_points(ax, others, flops, others.index[:1])
         ax.set_xlabel("hardware FLOPs" if flops == "hardware_flops" else "model FLOPs")
         ax.set_ylabel("val_loss, nats per token")
         figure.legend(loc="outside lower center", ncols=2, handlelength=1.5)
@@ -207,9 +208,7 @@ def curves_picture(runs: pd.DataFrame) -> Picture:
             steps = own[own["loss"].notna()]
             bins = np.ceil(_BINS * steps["train_flops"].astype(float) / spent.max())
             mean = steps.astype({"train_flops": float, "loss": float}).groupby(bins)[["train_flops", "loss"]].mean()
-            ax.plot(
-                mean["train_flops"], mean["loss"], color=color, linestyle=line, linewidth=1.4, label=_short(str(name))
-            )
+            ax.plot(mean["train_flops"], mean["loss"], color=color, linestyle=line, linewidth=1.4, label=str(name))
             scores = own[own["val_loss"].notna()].astype({"train_flops": float, "val_loss": float})
             at_end = scores.groupby("train_flops")["val_loss"].mean()
             ax.plot(at_end.index, at_end, linestyle="", marker="x", color=color)
@@ -260,12 +259,14 @@ def _name_points(ax: Axes, table: pd.DataFrame, x: str, first: pd.Index) -> None
     below = -np.inf
     for row in rows.to_dict("records"):
         where = (row[x], row["val_loss"])
+        name = textwrap.wrap(row["short_name"], _NAME_LENGTH)
         height = ax.transData.transform(where)[1] * per_point
-        lift = max(0.0, below + _LINE_POINTS - height)  # above the name before
-        below = height + lift
+        half = len(name) * _LINE_POINTS / 2
+        lift = max(0.0, below + half - height)  # above the name before
+        below = height + lift + half
         is_right = row[x] > (low + high) / 2
         ax.annotate(
-            _short(row["short_name"]),
+            "\n".join(name),
             where,
             xytext=(-6 if is_right else 6, lift),
             textcoords="offset points",
@@ -273,10 +274,6 @@ def _name_points(ax: Axes, table: pd.DataFrame, x: str, first: pd.Index) -> None
             va="center",
             fontsize=7.5,
         )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _figure(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:

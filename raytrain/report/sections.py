@@ -336,12 +336,12 @@ def _main_effects(answer: Answer) -> list[Block]:
     if answer.effects is None:
         return [Missing(f"No effects: {answer.reasons['effects']}.")]
     table = answer.effects.claims
-    main = table[table["other_axis"].isna()]
+    main, tested = table[table["other_axis"].isna()], int(table["p_holm"].notna().sum())
     if main["estimate"].isna().all():
         why = "No main effect can be estimated, because the runs differ in several axes at once"
         return [
             Missing(f"{why}; each is given with up to three others that it goes together with."),
-            _effect_table(main),
+            _effect_table(main, tested),
         ]
     caption = (
         "The effect of each level on val_loss against the baseline's level of its axis, averaged over the other axes"
@@ -355,10 +355,11 @@ def _main_effects(answer: Answer) -> list[Block]:
         caption += " A filled mark is distinguishable from zero after Holm's adjustment."
     else:
         caption += " No claim is made of any, as no variant was completed with two seeds."
-    return [Image("effects", caption, plots.effects_picture(table, answer.noise)), _effect_table(main)]
+    return [Image("effects", caption, plots.effects_picture(table, answer.noise)), _effect_table(main, tested)]
 
 
-def _effect_table(effects: pd.DataFrame) -> Table:
+def _effect_table(effects: pd.DataFrame, tested: int) -> Table:
+    """`effects` of the `tested` ones that p-values are adjusted for."""
     rows = []
     for row in effects.to_dict("records"):
         is_pair = not pd.isna(row["other_axis"])
@@ -372,7 +373,7 @@ def _effect_table(effects: pd.DataFrame) -> Table:
         direction = ("better" if estimate < 0 else "worse") + (" together" if is_pair else "")
         doubt = "no claim" if np.isnan(row["p_holm"]) else "not distinguishable from zero"
         if row["p_holm"] >= SIGNIFICANCE and (row["low"] > 0 or row["high"] < 0):
-            doubt += f" (adjusted for {effects['p_holm'].notna().sum()} effects; alone p = {row['p']:.2g})"
+            doubt += f" (adjusted for {tested} effects; alone p = {row['p']:.2g})"
         verdict = direction if row["p_holm"] < SIGNIFICANCE else doubt
         rows.append(
             [
@@ -392,7 +393,7 @@ def _interactions(answer: Answer) -> list[Block]:
     if answer.effects is None:
         return [Missing(f"No interactions: {answer.reasons['effects']}.")]
     table = answer.effects.claims
-    pairs = table[table["other_axis"].notna()]
+    pairs, tested = table[table["other_axis"].notna()], int(table["p_holm"].notna().sum())
     if pairs.empty:
         return [Missing("No interactions: a single axis varies, or no pair of its levels was run together.")]
     if pairs["estimate"].isna().all():
@@ -408,9 +409,9 @@ def _interactions(answer: Answer) -> list[Block]:
     if len(pairs) == 1:
         return [
             Text("One pair of levels was run together: " + _one_interaction(pairs.iloc[0])),
-            _effect_table(strongest),
+            _effect_table(strongest, tested),
         ]
-    return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest)]
+    return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest, tested)]
 
 
 def _one_interaction(row: pd.Series) -> str:
