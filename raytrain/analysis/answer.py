@@ -621,11 +621,13 @@ def _gain_sentences(answer: Answer) -> Told:
     if len(again):
         gains = ", ".join(_gain(row, "compute_gain") for row in again.to_dict("records"))
         out.append(f"Compute gain at this size by fresh seeds alone: {gains}.")
+    if not answer.frontier.is_misfit:
+        return Told(out)
     misfit = (
         "The baseline's losses are not on a curve of the shape E + A FLOPs^-alpha (p = "
         f"{answer.frontier.misfit:.2g}), so gains are interpolated between its budgets."
     )
-    return Told(out, [misfit] if answer.frontier.is_misfit else [])
+    return Told(out, [misfit])
 
 
 def _trend_sentences(answer: Answer) -> list[str]:

@@ -130,7 +130,7 @@ def by_variant(table: pd.DataFrame) -> list[dict[str, Any]]:
 def by_name(table: pd.DataFrame) -> list[dict[str, Any]]:
     """As `by_variant`, but with a row for each name that trials are shown by: the runs of a variant at other budgets,
     or with fresh seeds, are apart."""
-    keys = [programs(table), table["short_name"]]
+    keys = [programs(table), table["role"], table["short_name"]]
     return [_entry(runs) for _, runs in table.groupby(keys, sort=False, dropna=False)]
 
 

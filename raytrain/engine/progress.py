@@ -65,6 +65,7 @@ _RANKING = (
     ("train_seconds", "s", "{:.1f}"),
     ("outcomes", "outcome", "{}"),
 )
+_WORD = 40  # columns
 _LOSSES = 6  # of these come before the losses on further validation sets
 
 
@@ -171,7 +172,11 @@ def ranking_table(table: pd.DataFrame, console: rich.console.Console) -> rich.ta
         columns.insert(0, ("scale", "scale", "{}"))
     for metric, heading, _ in columns:
         is_text = metric in ("short_name", "outcomes")
-        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+        words = " ".join(entries[metric]).split() if is_text else []
+        longest = min(_WORD, max(map(len, words), default=0)) if is_text else None  # shorter words are not cut to fit
+        shown.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold", min_width=longest
+        )
     for row, is_moved in zip(entries.to_dict("records"), moved, strict=True):
         texts = [_text(row, metric, form) for metric, _, form in columns]
         if is_moved:
