@@ -86,6 +86,8 @@ def _unclear(own: dict[Any, Any]) -> str:
         return "cannot be estimated"
     ends = "" if math.isnan(own["low"]) else f", 95% {own['low']:+.4f} to {own['high']:+.4f}"
     bound = f", {_BOUNDS[own['bound']]}" if own["bound"] else ""
+    if not bound and (own["low"] > 0 or own["high"] < 0):
+        bound = ", which alone excludes 0, but not after adjustment for all effects"
     return f"shows no clear difference ({own['estimate']:+.4f}{ends}{bound})"
 
 
