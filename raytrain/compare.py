@@ -23,7 +23,7 @@ from raytrain.accounting.flops import flops_per_token
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES
 from raytrain.architecture import AXES
 from raytrain.axes import may_kill, plugin
-from raytrain.config.resolve import add_plugin_flag
+from raytrain.config.flags import add_plugin_flag
 from raytrain.config.run import STOPS
 from raytrain.config.run import read_run as config_of
 from raytrain.errors import Parser, UserError, command

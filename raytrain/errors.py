@@ -66,8 +66,8 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserError:
-    """The error for a `value` of `field` outside `allowed`, with the nearest allowed value if one is near.
+def unknown_value(field: str, value: object, allowed: Iterable[object], hint: str = "") -> UserError:
+    """The error for a `value` of `field` outside `allowed`, with `hint`, else the nearest allowed value if one is near.
 
     >>> str(unknown_value("norm type", "rmsnrm", ["layernorm", "rmsnorm"]))
     "Unknown norm type: 'rmsnrm'. Available: layernorm, rmsnorm. Did you mean rmsnorm?"
@@ -75,7 +75,7 @@ def unknown_value(field: str, value: object, allowed: Iterable[object]) -> UserE
     names = [short(str(name)) for name in allowed]
     text = value if isinstance(value, str) else shown(value)
     near = difflib.get_close_matches(text[:_SHOWN_CHARACTERS].lower(), names, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = f" {hint}" if hint else f" Did you mean {near[0]}?" if near else ""
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     listed = ", ".join(names[:_SHOWN_NAMES]) or "none"
     return UserError(f"Unknown {field}: {shown(value)}. Available: {listed}{more}.{hint}")
@@ -85,19 +85,26 @@ class Parser(argparse.ArgumentParser):
     """An argument parser, of the command `prog` or a part of it, whose mistakes are UserErrors: one line."""
 
     def __init__(
-        self, prog: str, description: str | None = None, meant: Callable[[str], str] = lambda argument: ""
+        self,
+        prog: str,
+        description: str | None = None,
+        hint: Callable[[str], str] = lambda argument: "",
+        **how: Any,
     ) -> None:
-        """`meant` gives what an unknown argument is called here, or nothing: then a flag of a similar name is meant."""
-        super().__init__(prog, description=description, allow_abbrev=False)
-        self._meant = meant
+        """`hint` gives what to say of an unknown argument, or nothing: then a flag of a similar name is meant.
+
+        `how` is what argparse takes besides, such as `usage` and `epilog`.
+        """
+        super().__init__(prog, description=description, allow_abbrev=False, **how)
+        self._hint = hint
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         flags, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = short(unknown[0].split("=")[0])
-            near = [self._meant(name), *difflib.get_close_matches(name, self._option_string_actions, n=1)]
-            hint = next((f" Did you mean {meant}?" for meant in near if meant), " --help lists the flags.")
-            raise UserError(f"Unknown argument: {name}.{hint}")
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = self._hint(name) or (f"Did you mean {near[0]}?" if near else "--help lists the flags.")
+            raise UserError(f"Unknown argument: {name}. {hint}")
         return flags
 
     def error(self, message: str) -> NoReturn:

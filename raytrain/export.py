@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from raytrain.config.resolve import add_plugin_flag
+from raytrain.config.flags import add_plugin_flag
 from raytrain.data import open_tokenizer
 from raytrain.data.tokenizer import Tokenizer
 from raytrain.errors import Parser, UserError, command

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raytrain.config.resolve import add_plugin_flag
+from raytrain.config.flags import add_plugin_flag
 from raytrain.data import open_dataset
 from raytrain.data.tokenizer import encodable
 from raytrain.errors import Parser, UserError, command

@@ -10,7 +10,7 @@ from rich.table import Table
 from raytrain.accounting.flops import flops_per_token, parameter_count
 from raytrain.architecture import AXES, PRESET_NOTES, PRESETS, SCALES, preset
 from raytrain.axes import RUN_AXES
-from raytrain.config.resolve import add_plugin_flag
+from raytrain.config.flags import add_plugin_flag
 from raytrain.errors import Parser, command, unknown_value
 from raytrain.plugins.loader import load_named
 from raytrain.tables import fit
@@ -19,7 +19,8 @@ _BYTES = 256  # the vocabulary of the default corpus, for the scales that leave 
 
 
 def list_presets() -> dict[str, str]:
-    """The names of the presets, each with a note of what it is."""
+    """Print the presets, a line each with a note of what it is; return name -> note."""
+    print("\n".join(f"{name:<12} {note}" for name, note in PRESET_NOTES.items()))
     return dict(PRESET_NOTES)
 
 

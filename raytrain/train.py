@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from raytrain.axes.plugin import check_loaded
-from raytrain.config.resolve import add_flags, in_predecessor, read_file, read_flags, read_value, resolve
+from raytrain.config.flags import train_parser
 from raytrain.config.resolve import fields as known_fields
+from raytrain.config.resolve import read_file, read_flags, read_value, resolve
 from raytrain.config.run import STOPS, TrainConfig, read_run
 from raytrain.data import open_dataset
-from raytrain.errors import Parser, UserError, command, unknown_value, unwritable
+from raytrain.errors import UserError, command, unknown_value, unwritable
 from raytrain.interrupts import INTERRUPTED, exit_code
 from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
 from raytrain.rundir.folders import check_name
@@ -43,12 +44,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Train one run."""
     for plugin in load_named(argv):
         check(plugin)
-    parser = Parser("python -m raytrain.train", __doc__, in_predecessor)
-    parser.add_argument("--runs", default="runs", help="where run folders are kept [runs]")
-    parser.add_argument("--name", help="the run's folder [the architecture's name and the time]")
-    parser.add_argument("--resume", metavar="RUN", help="continue from the last checkpoint of this run folder")
-    add_flags(parser)
-    flags = parser.parse_args(argv)
+    flags = train_parser().parse_args(argv)
 
     config, layers = _resumed(Path(flags.resume), flags) if flags.resume else _resolved(flags)
     folder = taken = None

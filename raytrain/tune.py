@@ -5,10 +5,14 @@ import gc
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from raytrain.config.resolve import add_flags, read_flags
-from raytrain.errors import Parser, UserError, command
+from raytrain.config.flags import BUDGET, FIRST, RESULTS, RUNS_ON, add_field, add_flags, command_parser, group
+from raytrain.config.predecessor import hint_for_argument
+from raytrain.config.resolve import read_flags
+from raytrain.errors import UserError, command
 from raytrain.interrupts import held
 from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import check_name, find_study
@@ -16,6 +20,14 @@ from raytrain.sweep.design import DESIGNS
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.planning import OPTIONS, SCHEDULERS, plan
 from raytrain.uris import shown_command
+
+_FIRST = ("flops", "scale", "data")  # fields of a run among the ten that help begins with
+_EXAMPLES = """
+python -m raytrain.tune                                                        # a first answer, in minutes
+python -m raytrain.tune --space one_factor --base llama --seeds 3 --plan
+python -m raytrain.tune --space full --design d_optimal --trials 128 --plan
+python -m raytrain.tune --space full --scale 124m --plan --on 8xH100 --price 3
+"""
 
 
 @command
@@ -71,55 +83,45 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m raytrain.tune", __doc__)
-    sweep = parser.add_argument_group("sweep")
-    sweep.add_argument(
+    parser = command_parser(
+        "tune",
+        "A sweep over a search space, on this machine or on the Ray cluster of RAY_ADDRESS or of a job.",
+        "[--space SPACE] [--flops F] [--seeds N] [options]",
+        _EXAMPLES,
+        lambda argument: hint_for_argument(argument).replace("--preset", "--base"),
+    )
+    _add_first(group(parser, FIRST).add_argument)
+    _add_sweep(group(parser, "sweep").add_argument)
+    _add_design(group(parser, "design: which runs, and what they can tell").add_argument)
+    add_flags(parser, besides=_FIRST)
+    group(parser, BUDGET).add_argument(
+        "--tokens_per_parameter",
+        type=float,
+        metavar="N",
+        help="training tokens for each parameter of the base [20 with --ladder; else the scale's FLOPs]",
+    )
+    _add_places(group(parser, RUNS_ON).add_argument)
+    _add_results(group(parser, RESULTS).add_argument)
+    return parser
+
+
+def _add_first(add: Callable[..., Any]) -> None:
+    add(
         "--space",
         default="quickstart",
         help="quickstart, presets, one_factor, full, modern, or a YAML file [quickstart]",
     )
-    sweep.add_argument("--base", help="preset that the space varies around [the space's own]")
-    sweep.add_argument("--max_trials", type=int, help="train a fixed random part of the space, the base first")
-    sweep.add_argument(
+    add("--base", metavar="PRESET", help="preset that the space varies around [the space's own]")
+    add_field(add, "flops")
+    add(
         "--seeds",
         type=int,
+        metavar="N",
         help="trials of each variant, from --seed upwards; of the base 3 or more under --design [the space's, or 1]",
     )
-    sweep.add_argument("--design", help=f"which points to run: {', '.join(DESIGNS)} [every one, or --max_trials]")
-    sweep.add_argument("--reference", default="gpt2", help="preset that leave_one_out puts each choice back to [gpt2]")
-    sweep.add_argument("--trials", type=int, help="runs in all, for the designs random and d_optimal")
-    sweep.add_argument(
-        "--interactions",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether d_optimal estimates pairwise interactions too [yes]",
-    )
-    sweep.add_argument(
-        "--scheduler", default="none", help=f"{', '.join(SCHEDULERS)}: whether trials stop at rungs [none]"
-    )
-    sweep.add_argument(
-        "--factor", type=int, default=4, help="halving: one in so many trials continues after a rung [4]"
-    )
-    sweep.add_argument(
-        "--frontier_budgets",
-        type=_numbers,
-        default=(),
-        metavar="M,M",
-        help="run the base at these multiples of the budget too, for compute gains [none]",
-    )
-    sweep.add_argument(
-        "--independent_seeds",
-        action="store_true",
-        help="give each variant seeds of its own, instead of the same ones to all",
-    )
-    sweep.add_argument(
-        "--confirm",
-        type=int,
-        metavar="K",
-        help="once all trials have ended run leader, runner-up and baseline with K fresh seeds; 0: no "
-        "[3 with a --design without replicates, else 0]",
-    )
-    sweep.add_argument(
+    add_field(add, "scale")
+    add_field(add, "data")
+    add(
         "--tune",
         type=_field_levels,
         action="append",
@@ -128,73 +130,119 @@ def _parser() -> argparse.ArgumentParser:
         help="run every variant at these levels of learning_rate, weight_decay or warmup_fraction, and judge each at "
         "its own best, as learning_rate=3e-4,1e-3,3e-3 [the space's, or none]",
     )
-    sweep.add_argument(
-        "--tune_extend",
-        action="store_true",
-        help="run variants that are best at the last learning rate tried at one more, up to twice",
-    )
-    sweep.add_argument(
-        "--ladder",
-        default=(),
-        metavar="SCALE,SCALE",
-        help="run every variant at these scales, each with its own budget, for gains by size [the space's, or none]",
-    )
-    sweep.add_argument(
-        "--tokens_per_parameter",
-        type=float,
-        metavar="N",
-        help="the budget, as training tokens for each parameter of the base [20 with --ladder; else the scale's FLOPs]",
-    )
-    sweep.add_argument(
-        "--project_to", metavar="SCALE", help="the scale that a ladder's gains are projected to [the largest]"
-    )
-    sweep.add_argument("--measure", action="store_true", help="time a few steps for the plan's estimate")
-    sweep.add_argument(
+    add("--plan", action="store_true", help="print what would run, and start nothing")
+    add("--name", help="the study's folder under --runs [the space and the time]")
+    add(
         "--resume",
         metavar="NAME",
         help="continue the study of this name under --runs, or in this folder, after an interruption",
     )
-    sweep.add_argument(
+
+
+def _add_sweep(add: Callable[..., Any]) -> None:
+    add("--max_trials", type=int, metavar="N", help="train a fixed random part of the space, the base first")
+    add(
+        "--tune_extend",
+        action="store_true",
+        help="run variants that are best at the last learning rate tried at one more, up to twice",
+    )
+    add(
+        "--confirm",
+        type=int,
+        metavar="K",
+        help="once all trials have ended run leader, runner-up and baseline with K fresh seeds; 0: no "
+        "[3 with a --design without replicates, else 0]",
+    )
+    add(
         "--follow_up",
         metavar="NAME",
         help="in the study of this name, which is over, run what settles whether the three axes that its answer "
         "suspects act together",
     )
-    sweep.add_argument("--plan", action="store_true", help="print what would run, and start nothing")
-    sweep.add_argument("--on", metavar="NxDEVICE", help="plan for 16xB200, 8xH100, 64xcpu [this machine]")
-    sweep.add_argument("--price", type=float, help="of an hour of one device, for the plan [none]")
-    sweep.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
-    sweep.add_argument("--name", help="the study's folder under --runs [the space and the time]")
-    sweep.add_argument(
-        "--runs",
-        default="runs",
-        help="where studies are kept; in a Ray job, from the home folder of the head node [runs]",
+    add(
+        "--frontier_budgets",
+        type=_numbers,
+        default=(),
+        metavar="M,M",
+        help="run the base at these multiples of the budget too, for compute gains [none]",
     )
-    sweep.add_argument(
-        "--storage", help="folder or URI (s3://...) for checkpoints, which all nodes reach [the study's folder]"
+    add(
+        "--ladder",
+        default=(),
+        metavar="SCALE,SCALE",
+        help="run every variant at these scales, each with its own budget, for gains by size [the space's, or none]",
     )
-    sweep.add_argument(
-        "--keep_models",
-        default="best",
-        help="final weights to keep: none, best (of rank 1 and the baseline) or all, for raytrain.generate and "
-        "raytrain.export [best]",
+    add("--project_to", metavar="SCALE", help="the scale that a ladder's gains are projected to [the largest]")
+    add(
+        "--scheduler",
+        default="none",
+        metavar="NAME",
+        help=f"{', '.join(SCHEDULERS)}: whether trials stop at rungs [none]",
     )
-    sweep.add_argument("--experiment", help="MLflow's, for studies of one question [the space's name]")
-    sweep.add_argument("--tracking_uri", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
-    sweep.add_argument(
-        "--gpus_per_trial", type=int, help="GPUs of each trial; 0 trains on CPUs [1 where there are GPUs]"
+    add("--factor", type=int, default=4, metavar="N", help="halving: one in N trials continues after a rung [4]")
+
+
+def _add_design(add: Callable[..., Any]) -> None:
+    add("--design", metavar="NAME", help=f"which points to run: {', '.join(DESIGNS)} [every one, or --max_trials]")
+    add("--trials", type=int, metavar="N", help="runs in all, for the designs random and d_optimal")
+    add(
+        "--interactions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether d_optimal estimates pairwise interactions too [yes]",
     )
-    sweep.add_argument("--workers_per_trial", type=int, help="ranks of each trial on CPUs [1; on GPUs, one a GPU]")
-    sweep.add_argument("--trials_per_gpu", type=int, help="small trials that share a GPU [1]")
-    sweep.add_argument("--concurrent", type=int, help="most trials at a time [as many as fit]")
-    sweep.add_argument(
+    add(
+        "--reference",
+        default="gpt2",
+        metavar="PRESET",
+        help="preset that leave_one_out puts each choice back to [gpt2]",
+    )
+    add(
+        "--independent_seeds",
+        action="store_true",
+        help="give each variant seeds of its own, instead of the same ones to all",
+    )
+
+
+def _add_places(add: Callable[..., Any]) -> None:
+    add("--gpus_per_trial", type=int, metavar="N", help="GPUs of each trial; 0 trains on CPUs [1 where there are GPUs]")
+    add("--workers_per_trial", type=int, metavar="N", help="ranks of each trial on CPUs [1; on GPUs, one a GPU]")
+    add("--trials_per_gpu", type=int, metavar="N", help="small trials that share a GPU [1]")
+    add("--concurrent", type=int, metavar="N", help="most trials at a time [as many as fit]")
+    add(
         "--compile_ahead",
         type=int,
+        metavar="N",
         help="processes of each node that compile trials before they come [as many as cores are idle beside lanes of "
         "GPUs, else 0]",
     )
-    add_flags(parser)
-    return parser
+    add(
+        "--storage",
+        metavar="URI",
+        help="folder or URI (s3://...) for checkpoints, which all nodes reach [the study's folder]",
+    )
+    add("--on", metavar="NxDEVICE", help="plan for 16xB200, 8xH100, 64xcpu [this machine]")
+    add("--price", type=float, metavar="X", help="of an hour of one device, for the plan [none]")
+    add("--measure", action="store_true", help="time a few steps for the plan's estimate")
+
+
+def _add_results(add: Callable[..., Any]) -> None:
+    add(
+        "--runs",
+        default="runs",
+        metavar="FOLDER",
+        help="where studies are kept; in a Ray job, from the home folder of the head node [runs]",
+    )
+    add(
+        "--keep_models",
+        default="best",
+        metavar="WHICH",
+        help="final weights to keep: none, best (of rank 1 and the baseline) or all, for raytrain.generate and "
+        "raytrain.export [best]",
+    )
+    add("--experiment", metavar="NAME", help="MLflow's, for studies of one question [the space's name]")
+    add("--tracking_uri", metavar="URI", help="MLflow's [$MLFLOW_TRACKING_URI, or mlflow.db under --runs]")
+    add("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -70,6 +70,41 @@ def test_the_job_on_kubernetes() -> None:
     assert workers["minReplicas"] == 0
 
 
+def amount(text: str | int) -> float:
+    """A quantity of Kubernetes, as far as the manifests have them: a number, or one of Gi."""
+    return float(str(text).removesuffix("Gi"))
+
+
+def test_the_queue_on_kubernetes() -> None:
+    """Would catch: a queue that admits no study: names that differ, a resource not covered, too small a quota."""
+    found = {manifest["kind"]: manifest for manifest in manifests()}
+    assert {found[kind]["apiVersion"] for kind in ("ResourceFlavor", "ClusterQueue", "LocalQueue")} == {
+        "kueue.x-k8s.io/v1beta2"
+    }
+    queue, local = found["ClusterQueue"], found["LocalQueue"]
+    assert local["spec"] == {"clusterQueue": queue["metadata"]["name"]}
+    assert "namespace" in local["metadata"]
+    assert "namespace" not in queue["metadata"]
+    assert queue["spec"]["namespaceSelector"] == {}  # every namespace; left out, it would be none
+    (group,) = queue["spec"]["resourceGroups"]
+    (flavor,) = group["flavors"]
+    assert flavor["name"] == found["ResourceFlavor"]["metadata"]["name"]
+    quota = {resource["name"]: amount(resource["nominalQuota"]) for resource in flavor["resources"]}
+    assert list(quota) == group["coveredResources"]
+
+    cluster = found["RayJob"]["spec"]["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    needed = dict.fromkeys(quota, 0.0)
+    for spec, count in ((cluster["headGroupSpec"], 1), (workers, workers["maxReplicas"])):
+        for container in spec["template"]["spec"]["containers"]:
+            for name, value in container["resources"]["requests"].items():
+                needed[name] += count * amount(value)
+    assert all(needed[name] <= quota[name] < 2 * needed[name] for name in quota)
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert f"labels: {{kueue.x-k8s.io/queue-name: {local['metadata']['name']}}}" in page
+    assert f"`replicas` and `minReplicas` are {workers['maxReplicas']}" in page
+
+
 def locked() -> dict[str, list[tuple[str, str]]]:
     """Of each package in requirements.lock its versions, each with the marker of where it is installed."""
     found: dict[str, list[tuple[str, str]]] = {}

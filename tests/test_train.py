@@ -11,6 +11,7 @@ import torch
 
 from raytrain import train
 from raytrain.architecture import preset
+from raytrain.config.flags import train_parser
 from raytrain.rundir.log import read_log
 from raytrain.training.step import Stepper
 
@@ -178,9 +179,7 @@ def _killed(folder, **changes):
 
 
 def _flags(*flags, **changes):
-    parser = train.Parser("train")
-    train.add_flags(parser)
-    parsed = parser.parse_args([*SMALL.split(), *flags])
+    parsed = train_parser().parse_args([*SMALL.split(), *flags])
     vars(parsed).update(changes)
     return parsed
 

@@ -29,6 +29,9 @@ from raytrain import train, tune
         ("--keep_models bets", "Unknown keep_models: 'bets'. Available: none, best, all. Did you mean best?"),
         ("--experiment ''", "experiment ('') must have 1 to 500 characters"),
         ("--max_trial 3", "Did you mean --max_trials?"),
+        ("config/arch_gpt2.py", "Did you mean --base gpt2 --scale 124m?"),
+        ("--use_fsdp=True", "Unknown argument: --use_fsdp. Did you mean --parallel fsdp?"),
+        ("--wandb_log=True", "Leave it out: a run is logged in its folder, and a sweep in MLflow too."),
         ("--micro_batch auto --trials_per_gpu 2", "micro_batch (auto) has a GPU to itself while it tries"),
     ],
 )

@@ -1,6 +1,7 @@
 """The answer of a study: ranking, effects, frontier and gains, and sentences, from its folder alone."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from raytrain import architecture
 from raytrain.accounting.flops import flops_per_token
 from raytrain.analysis.confirmed import Confirmation, confirmation, shrunken
 from raytrain.analysis.effects import WITHOUT_LOSS, Effects, effects, failure_rates
-from raytrain.analysis.enough import late_sentences, shortfall, training_of
+from raytrain.analysis.enough import late_sentences, rates_about, shortfall, training_of
 from raytrain.analysis.eval_sets import by_eval_set
 from raytrain.analysis.follow_up import settled
 from raytrain.analysis.gain import Estimate, Frontier, compute_gains, fit_frontier, gain_trend
 from raytrain.analysis.ladder import Ladder, Mean, Scale, ladder
+from raytrain.analysis.learning import learning_curves
 from raytrain.analysis.noise import SIGNIFICANCE, Noise, group_means, pooled
 from raytrain.analysis.plateau import mark_plateaus, plateau_sentences
 from raytrain.analysis.ranking import (
@@ -34,12 +36,16 @@ from raytrain.analysis.ranking import (
 )
 from raytrain.analysis.trials import FRESH_ROLES, OWN_ROLES, axes_of, budgets, common_rung, curves, points, rung_table
 from raytrain.analysis.tuned import TUNING, Tuned, as_effects, tuned_effects
-from raytrain.analysis.tuned_text import rate_scope, tuned_sentences
+from raytrain.analysis.tuned_text import tuned_sentences
+from raytrain.analysis.wording import Told
+from raytrain.config.run import flat
 from raytrain.errors import UserError
 from raytrain.rundir.folders import read_study_json
 from raytrain.sweep.factorial import Array, Point, live
+from raytrain.sweep.factors import level_text
 from raytrain.sweep.ladder import by_scale
 
+_NO_WINNER = "No winner:"
 _TRENDS = ["label", "hash", "slope", "low", "high", "reason"]
 _LISTED = 3  # of the gains, and of the trials whose two ranks differ
 
@@ -54,7 +60,8 @@ class Answer:
     those of `axes` against `baseline`, at `effects_flops`: the study's budget, or the last rung that every trial
     reached if some were stopped. `trends` has a row for each variant but the baseline that ran at several budgets:
     `label`, `hash`, the `slope` of ln gain against ln FLOPs with `low` and `high`, or the `reason` that there is none.
-    `rung_frontier` is the one that they follow from where budgets are rungs.
+    `rung_frontier` is the one that they follow from where budgets are rungs. `told` is the answer in words, with
+    `winner` the sentence on rank 1 and `scope` the one on the learning rate that it holds at.
     `reasons` gives, for each part that is None or empty, the reason.
     """
 
@@ -70,13 +77,21 @@ class Answer:
     hardware_frontier: Frontier | None
     trends: pd.DataFrame
     rung_frontier: Frontier | None
-    sentences: list[str]
+    told: Told
     reasons: dict[str, str]
+    winner: str = ""
+    scope: str = ""
     tuned: Tuned | None = None
     late: Sequence[str] = ()  # how much runs still change late
+    learning: pd.DataFrame | None = None  # see `learning.learning_curves`
     confirmed: Confirmation | None = None  # where the leader ran anew with fresh seeds: the winner is theirs
     scales: Sequence["Answer"] = ()  # of a ladder, from the smallest up: all but `table` and `sentences` is the last's
     ladder: Ladder | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        """The answer in words: the findings, then what limits them, then how they are known."""
+        return self.told.sentences
 
 
 def answer(folder: str | Path) -> Answer:
@@ -96,10 +111,11 @@ def _over_scales(study: dict[str, Any], scales: Sequence[Answer]) -> Answer:
     except UserError as error:
         reasons["ladder"] = str(error)
         sentences = [f"No gains by size: {error}."]
-    sentences += [f"At {own.study['scale']}: {own.sentences[0]}" for own in scales]
+    sentences += [f"At {own.study['scale']}: {own.winner}" for own in scales]
+    sentences += dict.fromkeys(own.scope for own in scales if own.scope)
     table = pd.concat([own.table for own in scales], ignore_index=True)
     return dataclasses.replace(
-        scales[-1], study=study, table=table, sentences=sentences, reasons=reasons, scales=scales, ladder=over_sizes
+        scales[-1], study=study, table=table, told=Told(sentences), reasons=reasons, scales=scales, ladder=over_sizes
     )
 
 
@@ -191,13 +207,15 @@ def _answer(folder: Path, study: dict[str, Any]) -> Answer:
         hardware_frontier=frontiers["hardware_frontier"],
         trends=trends,
         rung_frontier=rungs,
-        sentences=[],
+        told=Told(),
         reasons=reasons,
         tuned=tuned,
         confirmed=_confirmed(study, table),
         late=_late(folder, table),
+        learning=learning_curves(folder, table, is_base),
     )
-    return dataclasses.replace(out, sentences=_sentences(out))
+    out = dataclasses.replace(out, winner=_winner(out), scope=_scope(out))
+    return dataclasses.replace(out, told=_told(out))
 
 
 def _effects(
@@ -211,10 +229,11 @@ def _effects(
     if (table["status"] == "stopped").any():
         table = common_rung(rung_table(folder, study), axes)
         flops = float(table.loc[table["status"] == "complete", "train_flops"].median())
-    space = candidates(study, axes)
-    estimated = effects(table, axes, baseline, candidates=space)
-    further = by_eval_set(table, axes, baseline, estimated, space)
-    return dataclasses.replace(estimated, sentences=[*estimated.sentences, *further]), flops
+    space, runs = candidates(study, axes), [flat(trial["config"]) for trial in study["trials"]]
+    text = functools.partial(level_text, rows=runs)
+    estimated = effects(table, axes, baseline, candidates=space, text=text)
+    further = Told(by_eval_set(table, axes, baseline, estimated, space))
+    return dataclasses.replace(estimated, told=estimated.told + further), flops
 
 
 def _tuning(study: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -242,8 +261,8 @@ def _tuned_effects(
         shared=tuning["recipe"].get("learning_rate"),
     )
     rates = failure_rates(table, axes)
-    sentences = [*plateau_sentences(table, [*axes, *fields]), *tuned_sentences(tuned)]
-    return as_effects(tuned, table, rates, sentences), tuned
+    told = Told(warnings=plateau_sentences(table, [*axes, *fields])) + tuned_sentences(tuned)
+    return as_effects(tuned, table, rates, told), tuned
 
 
 def candidates(study: dict[str, Any], axes: list[str]) -> list[dict[str, Any]] | None:
@@ -285,8 +304,8 @@ def _confirmed(study: dict[str, Any], table: pd.DataFrame) -> Confirmation | Non
     again = table[(table["role"] == "confirm") & (table["status"] == "complete") & table["val_loss"].notna()]
     order = {trial["id"]: place for place, trial in enumerate(study["trials"])}
     again = again.loc[again["trial"].map(order).sort_values().index] if len(again) else again
-    names = again["label"].groupby(programs(again)).transform("first")
-    return confirmation(again.assign(variant=names))
+    names = again["short_name"].groupby(programs(again)).transform("first")
+    return confirmation(again.assign(variant=names.str.removesuffix(" (confirm)")))
 
 
 def _frontier(table: pd.DataFrame, groups: pd.Series, is_base: pd.Series, column: str) -> Frontier:
@@ -383,7 +402,7 @@ def _slopes(runs: pd.DataFrame, budget: str, frontier: Frontier) -> pd.DataFrame
         if groups.ngroups > 1:
             losses, flops = (groups[column].mean().to_numpy(float) for column in ("val_loss", "flops"))
             trend = gain_trend(losses, flops, frontier, np.array(groups.size(), float))
-            row = {"label": own["label"].iloc[0], "hash": own["hash"].iloc[0], "slope": trend.value}
+            row = {"label": own["short_name"].iloc[0], "hash": own["hash"].iloc[0], "slope": trend.value}
             rows.append(row | {"low": trend.low, "high": trend.high, "reason": trend.reason})
     return pd.DataFrame(rows, columns=_TRENDS)
 
@@ -393,7 +412,7 @@ def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -
 
     The frontier is then the baseline's over the same rungs and its end. Raises UserError if it was not at three.
     """
-    facts = table[["trial", "label", "hash"]].assign(program=programs(table), is_base=is_base)
+    facts = table[["trial", "short_name", "hash"]].assign(program=programs(table), is_base=is_base)
     scored = rungs.merge(facts[numbers(table, "rung_decay") > 0], on="trial").sort_values(["trial", "rung"])
     scored = scored[scored["val_loss"].notna()]
     branch = scored.groupby("trial")["decay_flops"].diff().fillna(scored["decay_flops"]).clip(lower=0)
@@ -406,45 +425,46 @@ def _rung_trends(rungs: pd.DataFrame, table: pd.DataFrame, is_base: pd.Series) -
     return _slopes(scored[~scored["is_base"]], "rung", frontier), frontier
 
 
-def _sentences(answer: Answer) -> list[str]:
-    table = answer.table
+def _told(answer: Answer) -> Told:
+    """What is clear comes first: a winner, or else the effects that are clear of zero."""
+    table, found = answer.table, answer.effects
     own = table[table["role"].isin(OWN_ROLES)]
-    out = [_headline(answer), *shortfall(own, answer.effects, training_of(own), answer.study.get("command") or "")]
-    if answer.effects is None:
-        out.append(f"No effects: {answer.reasons['effects']}.")
+    out = shortfall(own, found, training_of(own), answer.study.get("command") or "")
+    stopped = int((table["status"] == "stopped").sum())
+    if found is None:
+        out += Told([answer.winner], [f"No effects: {answer.reasons['effects']}."])
     else:
-        if stopped := int((table["status"] == "stopped").sum()):
-            out.append(_at_rung(answer, stopped))
-        out += [text for text in answer.effects.sentences if not (answer.confirmed and text == answer.effects.expected)]
-    out += map(str, settled(answer.study, table))
-    out += answer.late
-    out += _unequal_spread(table)
-    out += _mixed_devices(answer)
-    out += _gain_sentences(answer)
-    out += _trend_sentences(answer)
-    out += _hardware_rank_sentences(answer)
-    out += _outcomes(table)
-    return out
+        claims = [told for told in found.told.findings if not (answer.confirmed and told == found.expected)]
+        is_decided = answer.confirmed is not None or not answer.winner.startswith(_NO_WINNER)
+        if stopped or is_decided or not found.has_claims:
+            claims = [answer.winner, *([_at_rung(answer, stopped)] if stopped else []), *claims]
+        else:
+            claims = [*claims, answer.winner]
+        out += dataclasses.replace(found.told, findings=claims)
+    out += Told([answer.scope] if answer.scope else [])
+    out += Told([*map(str, settled(answer.study, table))], _outcomes(table) + _mixed_devices(answer))
+    out += Told(notes=[*answer.late, *_unequal_spread(table)])
+    return out + _gain_sentences(answer) + Told(_trend_sentences(answer)) + _hardware_rank_sentences(answer)
 
 
-def _headline(answer: Answer) -> str:
+def _winner(answer: Answer) -> str:
     ranked = answer.table[answer.table["rank"].notna()]
     entries = programs(ranked)
     count = entries.nunique()
     if not count:
         return "No trial has ended at the study's budget, so there is no ranking."
     best = ranked.iloc[0]
-    name, losses = best["label"], ranked.loc[entries == entries.iloc[0], "val_loss"]
+    name, losses = best["short_name"], ranked.loc[entries == entries.iloc[0], "val_loss"]
     seeds = f"{len(losses)} seed{'s' * (len(losses) > 1)}"
     own = answer.table[answer.table["role"].isin(OWN_ROLES)]
     if rest := programs(own).nunique() - count:
         variants = f"{count} variants that came to the end of the budget ({rest} did not)"
     else:
         variants = f"{count} variants"
-    variants += _scope(answer)
+    variants += " at own best learning rates" * _is_crossed(answer.study)
     if count == 1 and rest:
         return (
-            f"No winner: of {rest + 1} variants {name} alone came to the end of the budget, with val_loss "
+            f"{_NO_WINNER} of {rest + 1} variants {name} alone came to the end of the budget, with val_loss "
             f"{losses.mean():.4f} over {seeds}, and there is none to compare it with."
         )
     if count == 1:
@@ -464,10 +484,19 @@ def _headline(answer: Answer) -> str:
             f"The winner of {variants} is {name}: val_loss {losses.mean():.4f} over {seeds}, better than every "
             "other beyond the noise. (The first of many flatters itself a little: a run anew will likely be less good.)"
         )
-    least = f"The least mean val_loss is {losses.mean():.4f}, over {seeds}, of {name}."
+    least = f"the least mean val_loss is {losses.mean():.4f}, of {name} over {seeds}."
     if shared == count:
-        return f"No winner: no difference between any two of {variants} stands out from the noise. {least}"
-    return f"No winner: {shared} of {variants} share rank 1, as the noise leaves open which is best. {least}"
+        return f"{_NO_WINNER} no difference between any two of {variants} stands out from the noise; {least}"
+    return (
+        f"{_NO_WINNER} {shared} of {variants} share rank 1{_listed(ranked[first])}, as the noise leaves open which is "
+        f"best; {least}"
+    )
+
+
+def _listed(runs: pd.DataFrame) -> str:
+    """The variants of `runs` in brackets, if they are few."""
+    names = list(dict.fromkeys(runs["short_name"]))
+    return f" ({'; '.join(names)})" if len(names) <= _LISTED else ""
 
 
 def _confirmed_headline(answer: Answer, variants: str) -> str:
@@ -481,7 +510,7 @@ def _confirmed_headline(answer: Answer, variants: str) -> str:
     if confirmed.is_winner:
         out = f"The winner of {variants}, confirmed, is {confirmed.leader}: {figures}."
     else:
-        out = f"No winner: {confirmed.leader} came first of {variants}, and fresh seeds do not confirm it: {figures}."
+        out = f"{_NO_WINNER} {confirmed.leader} came first of {variants}, and fresh seeds do not confirm it: {figures}."
     return out + _first_runs(answer, confirmed)
 
 
@@ -492,11 +521,11 @@ def _first_runs(answer: Answer, confirmed: Confirmation) -> str:
     means = ranked["val_loss"].groupby(entry).mean()
     noise = answer.paired or answer.noise
     base = _is_baseline(ranked, answer.axes, answer.baseline)
-    if noise is None or not base.any() or not (ranked["label"] == confirmed.leader).any() or len(means) < 3:
+    if noise is None or not base.any() or not (ranked["short_name"] == confirmed.leader).any() or len(means) < 3:
         return ""
     errors = noise.sd / np.sqrt(ranked.groupby(entry).size().to_numpy(float))
     drawn = pd.Series(shrunken(means.to_numpy(float), errors), index=means.index)
-    leader, baseline = entry[ranked["label"] == confirmed.leader].iloc[0], entry[base].iloc[0]
+    leader, baseline = entry[ranked["short_name"] == confirmed.leader].iloc[0], entry[base].iloc[0]
     if leader == baseline:
         return ""
     return (
@@ -505,12 +534,23 @@ def _first_runs(answer: Answer, confirmed: Confirmation) -> str:
     )
 
 
+def _is_crossed(study: Mapping[str, Any]) -> bool:
+    """Whether every variant ran at several learning rates, and is compared at its own best."""
+    tuning = _tuning(study)
+    return "learning_rate" in tuning.get("levels", ()) and not tuning["spreads"]
+
+
 def _scope(answer: Answer) -> str:
-    """The learning rate that the comparison of variants holds at."""
-    tuning = _tuning(answer.study)
-    rates = numbers(answer.table[answer.table["role"].isin(OWN_ROLES)], "learning_rate").dropna()
-    is_crossed = "learning_rate" in tuning.get("levels", ()) and not tuning["spreads"]
-    return rate_scope(list(rates), tuned=is_crossed, is_axis="learning_rate" in answer.axes)
+    """The one learning rate that the comparison of variants holds at; empty where the study itself varies it."""
+    ranked = answer.table[answer.table["rank"].notna()]
+    rates = numbers(answer.table[answer.table["role"].isin(OWN_ROLES)], "learning_rate").dropna().unique()
+    is_varied = _is_crossed(answer.study) or "learning_rate" in answer.axes or len(rates) != 1
+    if is_varied or programs(ranked).nunique() < 2:
+        return ""
+    return (
+        f"All of this holds at learning rate {rates[0]:g} alone: another can change the order, and the sign of a "
+        f"difference (--tune {rates_about(rates[0])})."
+    )
 
 
 def _at_rung(answer: Answer, stopped: int) -> str:
@@ -530,7 +570,7 @@ def _unequal_spread(table: pd.DataFrame) -> list[str]:
     means = group_means(done["val_loss"], programs(done), done["seed"])
     if not means.is_unequal:
         return []
-    sds = done.groupby("label", sort=False)["val_loss"].std().dropna().sort_values()
+    sds = done.groupby("short_name", sort=False)["val_loss"].std().dropna().sort_values()
     return [
         f"The noise differs between variants (p = {means.unequal:.2g}): over seeds the sd is {sds.iloc[0]:.5f} for "
         f"{sds.index[0]} and {sds.iloc[-1]:.5f} for {sds.index[-1]}. So ranks compare each two by their own noise."
@@ -549,9 +589,9 @@ def _mixed_devices(answer: Answer) -> list[str]:
     return out
 
 
-def _gain_sentences(answer: Answer) -> list[str]:
+def _gain_sentences(answer: Answer) -> Told:
     if answer.frontier is None:
-        return [f"No compute gains: {answer.reasons['frontier']}."]
+        return Told(notes=[f"No compute gains: {answer.reasons['frontier']}."])
     out = []
     ranked = answer.table[answer.table["rank"].notna()]
     once = ranked[~programs(ranked).duplicated()]
@@ -569,7 +609,7 @@ def _gain_sentences(answer: Answer) -> list[str]:
         above, below = int((known[f"{gain}_low"] > 1).sum()), int((high < 1).sum())
         gains = ", ".join(_gain(row, gain) for row in known.head(_LISTED).to_dict("records"))
         lacking = once[once[gain].isna()]
-        more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'])})." if len(lacking) else ""
+        more = f" Without a gain: {len(lacking)} ({_reasons(lacking[f'{gain}_reason'], 1)})." if len(lacking) else ""
         out.append(
             f"Compute gain at this size, the {unit} that the baseline would need for the same loss over those used: "
             f"{gains}. Variants that save compute: {above} of {len(known)}; that waste it: {below}. These 95% "
@@ -581,12 +621,13 @@ def _gain_sentences(answer: Answer) -> list[str]:
     if len(again):
         gains = ", ".join(_gain(row, "compute_gain") for row in again.to_dict("records"))
         out.append(f"Compute gain at this size by fresh seeds alone: {gains}.")
-    if answer.frontier.is_misfit:
-        out.append(
-            "The baseline's losses are not on a curve of the shape E + A FLOPs^-alpha (p = "
-            f"{answer.frontier.misfit:.2g}), so gains are interpolated between its budgets."
-        )
-    return out
+    if not answer.frontier.is_misfit:
+        return Told(out)
+    misfit = (
+        "The baseline's losses are not on a curve of the shape E + A FLOPs^-alpha (p = "
+        f"{answer.frontier.misfit:.2g}), so gains are interpolated between its budgets."
+    )
+    return Told(out, [misfit])
 
 
 def _trend_sentences(answer: Answer) -> list[str]:
@@ -617,23 +658,23 @@ def _trend_sentences(answer: Answer) -> list[str]:
 def _gain(row: dict[Any, Any], gain: str) -> str:
     low, high = row[f"{gain}_low"], row[f"{gain}_high"]
     ends = f"{low:.3f} to {high:.3f}" if high == high else f"{low:.3f} or more"
-    return f"{row['label']} x{row[gain]:.3f} (95% {ends})"
+    return f"{row['short_name']} x{row[gain]:.3f} (95% {ends})"
 
 
-def _hardware_rank_sentences(answer: Answer) -> list[str]:
+def _hardware_rank_sentences(answer: Answer) -> Told:
     table = answer.table
     if reason := answer.reasons.get("hardware_rank"):
-        return [f"No rank by hardware FLOPs: {reason}."]
+        return Told(notes=[f"No rank by hardware FLOPs: {reason}."])
     if answer.table["hardware_rank"].isna().all():
-        return []
+        return Told()
     differs = table[table["rank_note"] != ""]
     differs = differs[~programs(differs).duplicated()]
     if differs.empty:
-        return ["By hardware FLOPs the order is the same."]
+        return Told(notes=["By hardware FLOPs the order is the same."])
     moved = (differs["hardware_rank"] - differs["rank"]).abs().astype(float)
     rows = differs.loc[moved.sort_values(ascending=False, kind="stable").index[:_LISTED]]
-    moves = "; ".join(f"{row['label']}: {row['rank_note']}" for row in rows.to_dict("records"))
-    return [f"By hardware FLOPs, where MFU counts, {len(differs)} variants change places. {moves}."]
+    moves = "; ".join(f"{row['short_name']}: {row['rank_note']}" for row in rows.to_dict("records"))
+    return Told([f"By hardware FLOPs, where MFU counts, {len(differs)} variants change places. {moves}."])
 
 
 def _outcomes(table: pd.DataFrame) -> list[str]:
@@ -642,18 +683,18 @@ def _outcomes(table: pd.DataFrame) -> list[str]:
         those = table[table["status"] == status]
         if len(those):
             reasons = _reasons(those["reason"]) if "reason" in those else ""
-            names = ", ".join(dict.fromkeys(those["label"]))
+            names = ", ".join(dict.fromkeys(those["short_name"]))
             out.append(f"{len(those)} {status}: {names}{f' ({reasons})' if reasons else ''}.")
     program = programs(table)
     partly = table[at_budget(table) & program.isin(program[table["status"].isin(WITHOUT_LOSS)])]
-    out += [
-        f"{name} is ranked by the seeds that came through; others did not." for name in dict.fromkeys(partly["label"])
-    ]
+    if len(partly):
+        names = "; ".join(dict.fromkeys(partly["short_name"]))
+        out.append(f"Ranked by the seeds that came through, as others did not: {names}.")
     if unfinished := int(table["status"].isin(UNFINISHED).sum()):
         out.append(f"{unfinished} of {len(table)} trials have not ended: all of this is so far.")
     return out
 
 
-def _reasons(column: pd.Series) -> str:
+def _reasons(column: pd.Series, most: int = _LISTED) -> str:
     """The distinct reasons, most frequent first."""
-    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:_LISTED] if reason)
+    return "; ".join(str(reason).rstrip(".") for reason in column.dropna().value_counts().index[:most] if reason)

@@ -15,6 +15,7 @@ from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, seed_noise
 from raytrain.analysis.plateau import PLATEAU, mark_plateaus, plateau_sentences, rates, variants_of
 from raytrain.analysis.trials import points
 from raytrain.analysis.triples import Triple
+from raytrain.analysis.wording import LevelText, Told, plain_level, signed_with_interval, with_interval
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Effect, Model, Point, live, population
 
@@ -43,15 +44,28 @@ class Effects:
     statuses: dict[str, int]
     rates: pd.DataFrame
     best: tuple[Point, float, float, float] | None  # by the model: a point, its difference from the baseline, low, high
-    sentences: list[str]
+    told: Told
     triple: Triple | None = None  # three axes that seem to act together, which the model lacks
-    expected: str = ""  # of the sentences, the one on `best`, which fresh seeds replace
+    expected: str = ""  # of the findings, the one on `best`, which fresh seeds replace
+
+    @property
+    def sentences(self) -> list[str]:
+        return self.told.sentences
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether any effect is clear of zero."""
+        return bool((self.claims["p_holm"] < SIGNIFICANCE).any())
 
     @property
     def claims(self) -> pd.DataFrame:
         """`table`; without p-values, and so without claims, if no point was replicated."""
-        is_replicated = self.noise is not None and (self.seed_noise or self.noise.source == "seeds")
-        return self.table if is_replicated else self.table.assign(p=np.nan, p_holm=np.nan)
+        return self.table if self.is_replicated else self.table.assign(p=np.nan, p_holm=np.nan)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether the noise is known from points that were completed with several seeds, or given."""
+        return self.noise is not None and (self.seed_noise is not None or self.noise.source == "seeds")
 
 
 def span(low: float, high: float) -> str:
@@ -68,6 +82,7 @@ def effects(
     interactions: bool = True,
     noise: Noise | None = None,
     unigram_loss: float | None = None,
+    text: LevelText = plain_level,
 ) -> Effects:
     """Least squares for the main effects of `axes` against the levels of `baseline`, and their pairwise interactions.
 
@@ -84,7 +99,8 @@ def effects(
     worse trials are the ones stopped, the offset takes up part of their effects: 1 to 2% in simulations that stop three
     of four, where to leave them out would take 20 to 25%. A table of `trials.common_rung` is free of this bias (see
     benchmarks/coverage.py). Trials without a loss are counted, in `statuses` and `rates`, and so are those on the
-    plateau of `unigram_loss`, by default the table's column (see raytrain.analysis.plateau).
+    plateau of `unigram_loss`, by default the table's column (see raytrain.analysis.plateau). `text` is how sentences
+    show a level.
 
     p-values are adjusted for all effects together (Holm, Scandinavian Journal of Statistics 6, 1979), so that a study
     makes any false claim with a chance of at most 5%. Raises UserError if fewer than two trials have a loss, or all
@@ -113,12 +129,15 @@ def effects(
         statuses={str(status): int(count) for status, count in table["status"].value_counts().items()},
         rates=failure_rates(table, axes),
         best=_best(estimates, baseline),
-        sentences=[],
+        told=Told(),
     )
-    plateaus = plateau_sentences(table, axes)
-    seed_sentences = _seed_sentences(out, used["seed"])
-    sentences = [*plateaus, *_sentences(out, estimates, full, baseline, seed_sentences)]
-    return dataclasses.replace(out, sentences=sentences, expected=_expected(out, baseline, len(full.points)))
+    expected = _expected(out, baseline, len(full.points))
+    told = Told(
+        _findings(out, estimates, expected, text),
+        [*plateau_sentences(table, axes), *_warnings(out, estimates, full)],
+        _notes(out, _seed_sentences(out, used["seed"])),
+    )
+    return dataclasses.replace(out, told=told, expected=expected)
 
 
 def _lack_of_fit(residuals: Noise | None, seeds: Noise | None) -> float | None:
@@ -179,29 +198,65 @@ def _seed_sentences(estimated: Effects, seeds: pd.Series) -> list[str]:
     return []
 
 
-def _unequal_sentences(estimated: Effects) -> list[str]:
+def _within_sentences(estimated: Effects) -> list[str]:
+    """The clear effects within one level of the axis of unequal noise."""
     if estimated.unequal is None:
         return []
-    how = "" if estimated.blocks else ", and runs are weighted by it"
-    out = [f"The noise differs by {estimated.unequal.describe()}; intervals allow for it{how}."]
     claims = estimated.within[estimated.within["p_holm"] < SIGNIFICANCE]
-    for row in claims.sort_values("p").head(_INTERACTIONS_LISTED).to_dict("records"):
-        verdict = _verdict(row["estimate"], row["low"], row["high"])
-        out.append(f"With {estimated.unequal.axis}={row['arm']}, {row['effect']} {verdict} against {row['reference']}.")
-    return out
+    return [
+        f"With {estimated.unequal.axis}={row['arm']}, {row['effect']} "
+        f"{_verdict(row['estimate'], row['low'], row['high'])} against {row['reference']}."
+        for row in claims.sort_values("p").head(_INTERACTIONS_LISTED).to_dict("records")
+    ]
 
 
-def _sentences(
-    effects: Effects, estimates: Estimates, full: Model, baseline: Point, seed_sentences: list[str]
-) -> list[str]:
+def _findings(effects: Effects, estimates: Estimates, expected: str, text: LevelText) -> list[str]:
+    """What is clear of zero, then what is not."""
+    known = effects.claims[effects.claims["estimate"].notna()]
+    if known["p_holm"].isna().all():
+        return []
+    claims = known[known["p_holm"] < SIGNIFICANCE].sort_values("estimate", key=lambda column: -column.abs())
+    main = claims["other_axis"].isna()
+    out = _paying(claims[main], ", averaged over the other axes" if estimates.model.pairs else "", text)
+    by_name = {effect.name: effect for effect in estimates.model.effects}
+    out += [
+        _interaction_sentence(by_name[name], estimates) for name in claims.loc[~main, "effect"][:_INTERACTIONS_LISTED]
+    ]
+    out += _within_sentences(effects)
+    if claims.empty:
+        finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
+        out.append(f"No difference stands out; effects are known to +-{span(finest, coarsest)} nats.")
+    out += _undecided(known[known["other_axis"].isna() & (known["p_holm"] >= SIGNIFICANCE)], len(known), text)
+    return out + [expected] * bool(expected and not claims.empty)
+
+
+def _paying(claims: pd.DataFrame, scope: str, text: LevelText) -> list[str]:
+    """Which level of an axis is better than which, and by how much: a sentence for each better level."""
+    worse: dict[tuple[str, str], list[str]] = {}
+    for row in claims.to_dict("records"):
+        level, reference = (text(row["axis"], row[name]) for name in ("level", "reference"))
+        better, other = (level, reference) if row["estimate"] < 0 else (reference, level)
+        size = with_interval(row["estimate"], row["low"], row["high"])
+        worse.setdefault((row["axis"], better), []).append(f"{size} against {other}")
+    return [f"{axis}={better} pays: {', '.join(sizes)}{scope}." for (axis, better), sizes in worse.items()]
+
+
+def _warnings(effects: Effects, estimates: Estimates, full: Model) -> list[str]:
+    """What limits the findings."""
     out = []
     known = effects.table[effects.table["estimate"].notna()]
-    replicated = effects.seed_noise or (effects.noise and effects.noise.source == "seeds")
-    if not replicated or effects.noise is None:
+    if not effects.is_replicated:
         out.append("No point was completed with two seeds, so nothing here is called better or worse.")
-    else:
-        out.append(f"Noise: sd of val_loss {effects.noise.describe()}.")
-        out += seed_sentences
+    if known.empty:
+        out.append("No main effect can be estimated, because the runs differ in several axes at once.")
+    elif full.pairs and not estimates.model.pairs:
+        out.append(
+            "The runs cannot separate main effects from interactions: each effect holds where it was run, and "
+            "elsewhere only if the axes do not interact."
+        )
+    elif len(known) < len(effects.table):
+        names = effects.table.loc[effects.table["estimate"].isna(), "effect"]
+        out.append(f"Not estimable from these runs: {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}.")
     if effects.lack_of_fit is not None and effects.lack_of_fit < SIGNIFICANCE:
         out.append(
             f"The residuals are larger than the spread over seeds (p = {effects.lack_of_fit:.2g}): axes act together "
@@ -213,35 +268,6 @@ def _sentences(
             f"for {effects.triple.tested} triples), which the model lacks, so it is not asked what it expects most of. "
             "Runs of all combinations of these three settle it (--follow_up with the study's name)."
         )
-    if known.empty:
-        out.append("No main effect can be estimated, because the runs differ in several axes at once.")
-    elif full.pairs and not estimates.model.pairs:
-        out.append(
-            "The runs cannot separate main effects from interactions: each effect holds where it was run, and "
-            "elsewhere only if the axes do not interact."
-        )
-    elif len(known) < len(effects.table):
-        names = effects.table.loc[effects.table["estimate"].isna(), "effect"]
-        out.append(f"Not estimable from these runs: {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}.")
-    if replicated and effects.noise and not known.empty:
-        claims = known[known["p_holm"] < SIGNIFICANCE].sort_values("estimate", key=lambda column: -column.abs())
-        main = claims["other_axis"].isna()
-        scope = ", averaged over the other axes" if estimates.model.pairs else ""
-        for row in claims[main].to_dict("records"):
-            verdict = _verdict(row["estimate"], row["low"], row["high"])
-            out.append(f"{row['effect']} {verdict} against {row['reference']}{scope}.")
-        by_name = {effect.name: effect for effect in estimates.model.effects}
-        out += [
-            _interaction_sentence(by_name[name], estimates)
-            for name in claims.loc[~main, "effect"][:_INTERACTIONS_LISTED]
-        ]
-        out += _unequal_sentences(effects)
-        if not claims.empty:
-            out += _undecided(known[known["other_axis"].isna() & (known["p_holm"] >= SIGNIFICANCE)], len(known))
-            out += [sentence] if (sentence := _expected(effects, baseline, len(full.points))) else []
-        if claims.empty:
-            finest, coarsest = ((known["high"] - known["low"]) / 2).agg(["min", "max"])
-            out.append(f"No difference stands out; effects are known to +-{span(finest, coarsest)} nats.")
     if stopped := effects.statuses.get("stopped", 0):
         out.append(
             f"{stopped} trials were stopped at a rung and count with their loss there, less an offset for its budget. "
@@ -254,14 +280,26 @@ def _sentences(
     return out
 
 
-def _undecided(rows: pd.DataFrame, tested: int) -> list[str]:
+def _notes(effects: Effects, seed_sentences: list[str]) -> list[str]:
+    """What the errors rest on."""
+    if effects.noise is None or not effects.is_replicated:
+        return []
+    out = [f"Noise: sd of val_loss {effects.noise.describe()}.", *seed_sentences]
+    if effects.unequal is not None:
+        how = "" if effects.blocks else ", and runs are weighted by it"
+        out.append(f"The noise differs by {effects.unequal.describe()}; intervals allow for it{how}.")
+    return out
+
+
+def _undecided(rows: pd.DataFrame, tested: int, text: LevelText) -> list[str]:
     """The main effects in `rows`, of `tested` effects in all, that cannot be distinguished from 0."""
     texts = []
     for row in rows.head(_UNDECIDED_LISTED).to_dict("records"):
-        alone = f", without 0 by itself, but not after adjustment for {tested} effects"
+        alone = f"; alone it excludes 0, not after adjustment for {tested} effects"
         excludes = alone if row["low"] > 0 or row["high"] < 0 else ""
-        interval = f"95% {row['low']:+.4f} to {row['high']:+.4f}{excludes}"
-        texts.append(f"{row['effect']} against {row['reference']} ({row['estimate']:+.4f} nats, {interval})")
+        level, reference = (text(row["axis"], row[name]) for name in ("level", "reference"))
+        interval = signed_with_interval(row["estimate"], row["low"], row["high"])
+        texts.append(f"{row['axis']}={level} against {reference} ({interval}{excludes})")
     more = f"; and {len(rows) - len(texts)} more" if len(rows) > len(texts) else ""
     return [f"Undecided: {'; '.join(texts)}{more}."] if texts else []
 
@@ -299,6 +337,5 @@ def _interaction_sentence(effect: Effect, estimates: Estimates) -> str:
 
 def _verdict(estimate: float, low: float, high: float) -> str:
     if low <= 0 <= high:
-        return f"shows no clear difference ({estimate:+.4f}, 95% {low:+.4f} to {high:+.4f})"
-    verb, ends = ("costs", (low, high)) if estimate > 0 else ("saves", (-high, -low))
-    return f"{verb} {abs(estimate):.4f} nats (95% {ends[0]:.4f} to {ends[1]:.4f})"
+        return f"shows no clear difference ({signed_with_interval(estimate, low, high).replace(' nats', '')})"
+    return f"{'costs' if estimate > 0 else 'saves'} {with_interval(estimate, low, high)}"

@@ -7,6 +7,7 @@ import pandas as pd
 
 from raytrain.analysis.effects import Effects
 from raytrain.analysis.plateau import PLATEAU, Rate
+from raytrain.analysis.wording import Told
 from raytrain.sweep.budget import FEW, OPTIMAL, Budget
 from raytrain.sweep.factorial import Array
 
@@ -23,14 +24,14 @@ def training_of(table: pd.DataFrame) -> Budget | None:
     return Budget(tokens, parameters, flops_per_token)
 
 
-def shortfall(table: pd.DataFrame, effects: Effects | None, training: Budget | None, command: str = "") -> list[str]:
+def shortfall(table: pd.DataFrame, effects: Effects | None, training: Budget | None, command: str = "") -> Told:
     """That the study cannot answer its question, why, and what would; or that its runs are short; or nothing.
 
     It cannot where its runs had fewer than 5 tokens a parameter and, as a result, more than a twentieth of them are on
     the plateau, or the noise is above 0.1 nats. `command` is the study's own.
     """
     if training is None or training.tokens_per_parameter >= FEW:
-        return []
+        return Told()
     tokens = f"{training.tokens_per_parameter:.2g} tokens a parameter"
     optimal = f"{OPTIMAL:g} is compute-optimal (Hoffmann et al., arXiv 2203.15556)"
     ended = table[table["status"].isin(("complete", PLATEAU))]
@@ -42,25 +43,34 @@ def shortfall(table: pd.DataFrame, effects: Effects | None, training: Budget | N
     rate = float(table["learning_rate"].astype(float).median()) if "learning_rate" in table else 0.0
     again = _again(command, training.optimal_flops, rate if stuck.count else 0.0)
     if len(ended) and stuck.count / len(ended) <= _FEW_TRAINED and noise <= _COARSE:
-        return [f"Runs had {tokens}: models still leave the plateau, and {optimal}. Longer runs: {again}"]
-    return [
-        f"This study cannot answer its question: {'; '.join(reasons)}. What could: {again}",
-        "What follows is true of runs this short alone.",
-    ]
+        return Told(warnings=[f"Short runs: {tokens}, and {optimal}. Longer ones: {again}"])
+    return Told(
+        [
+            f"This study cannot answer its question: {'; '.join(reasons)}. What could: {again}",
+            "What follows is true of runs this short alone.",
+        ]
+    )
 
 
 def _again(command: str, flops: float, rate: float) -> str:
     """`command` with the budget `flops`, and three learning rates about `rate` if one is given."""
     words = shlex.split(command) or ["python", "-m", "raytrain.tune"]
-    tune = f"learning_rate={rate / 3:.2g},{rate:.2g},{3 * rate:.2g}"
     by_size = {"--ladder", "--tokens_per_parameter"} & {*words}
     budget = ("--tokens_per_parameter", f"{OPTIMAL}") if by_size else ("--flops", f"{flops:.2g}")
-    for flag, value in (budget, *([("--tune", tune)] if rate else [])):
+    if "--name" in words[:-1]:  # that is taken
+        place = words.index("--name")
+        words = words[:place] + words[place + 2 :]
+    for flag, value in (budget, *([("--tune", rates_about(rate))] if rate else [])):
         if flag in words[:-1]:
             words[words.index(flag) + 1] = value
         else:
             words += [flag, value]
     return shlex.join(words)
+
+
+def rates_about(rate: float) -> str:
+    """What --tune takes to try the learning rate `rate`, a third of it and three times it."""
+    return f"learning_rate={rate / 3:.2g},{rate:.2g},{3 * rate:.2g}"
 
 
 def late_sentences(curves: pd.DataFrame, variants: pd.Series) -> list[str]:

@@ -1,5 +1,6 @@
 """The answer of a table alone, where there is no study's folder: a CSV file with a row a run."""
 
+import functools
 import os.path
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from raytrain.analysis.enough import shortfall, training_of
 from raytrain.analysis.plateau import mark_plateaus, plateau_sentences, variants_of
 from raytrain.analysis.tuned import as_effects, tuned_effects
 from raytrain.analysis.tuned_text import tuned_sentences
+from raytrain.analysis.wording import Told
 from raytrain.errors import UserError, unknown_value
 from raytrain.sweep.factorial import Point
+from raytrain.sweep.factors import level_text
 
 _RATE = "learning_rate"
 _NEEDED = ("seed", "val_loss", "train_flops")
@@ -58,21 +61,23 @@ def answer_table(
     baseline = {axis: architecture.PRESETS[base].get(axis, table[axis].iloc[0]) for axis in axes}
     rates = [_RATE] if _RATE in table and table[_RATE].nunique() > 1 else []
     marked = mark_plateaus(table, variants_of(table, [*axes, *rates]), unigram_loss)
-    estimated = _tuned(marked, axes, baseline) if rates else effects(marked, axes, baseline)
+    runs = [{str(field): value for field, value in row.items()} for row in marked.to_dict("records")]
+    text = functools.partial(level_text, rows=runs)
+    estimated = _tuned(marked, axes, baseline) if rates else effects(marked, axes, baseline, text=text)
     training = training_of(_with_training(marked, base, scale, vocab_size) if scale else marked)
-    return [*shortfall(marked, estimated, training, command), *estimated.sentences]
+    return (shortfall(marked, estimated, training, command) + estimated.told).sentences
 
 
 def _tuned(table: pd.DataFrame, axes: list[str], baseline: Point) -> Effects:
     tuned = tuned_effects(table, axes, baseline, pd.Series(pd.factorize(variants_of(table, axes))[0]), [_RATE])
-    sentences = [*plateau_sentences(table, [*axes, _RATE]), *tuned_sentences(tuned)]
+    told = Told(warnings=plateau_sentences(table, [*axes, _RATE])) + tuned_sentences(tuned)
     if tuned.noise is None:
         main = tuned.effects[tuned.effects["other_axis"].isna() & tuned.effects["estimate"].notna()]
         for row in main.to_dict("records"):
             bound = {"": "", "unknown": "with neither optimum reached, "}.get(row["bound"], f"{row['bound']} ")
             against = f"{row['estimate']:+.4f} nats against {row['reference']}, with no noise to judge it by"
-            sentences.append(f"{row['effect']} at own best learning rates: {bound}{against}.")
-    return as_effects(tuned, table, failure_rates(table, axes), sentences)
+            told += Told([f"{row['effect']} at own best learning rates: {bound}{against}."])
+    return as_effects(tuned, table, failure_rates(table, axes), told)
 
 
 def _with_training(table: pd.DataFrame, base: str, scale: str, vocab_size: int) -> pd.DataFrame:

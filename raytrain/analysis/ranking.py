@@ -41,10 +41,10 @@ from raytrain.sweep.space import RECIPE
 
 UNFINISHED = ("waiting", "running", "interrupted")
 _EFLOP = 1e18
-_LABEL_LENGTH = 28
+_NAME_LENGTH = 64
 _MEANS = (
     *("val_loss", "val_bpb", "loss_per_flop", "loss_per_hardware_flop"),
-    *("mfu", "tokens_per_second", "train_flops", "hardware_flops"),
+    *("mfu", "tokens_per_second", "train_flops", "hardware_flops", "train_seconds", "memory_peak_gb"),
 )
 
 # The recipe of trials that were planned before a field was there, beside those that a later version adds.
@@ -64,15 +64,16 @@ def loss_per_flop(loss: Numbers, vocab_size: Numbers, flops: Numbers) -> Numbers
 
 
 def short_name(trial: dict[str, Any]) -> str:
-    """The name of a planned trial in a table: its label, or its architecture without the size if that is too long.
+    """The name of a planned trial wherever one is shown: its labels, or its architecture without the size if those are
+    too long.
 
     The architecture comes with the start of its hash, since its name leaves parts out, and with the label's part on
     other fields than its own.
     """
-    label, role = str(trial.get("label", trial["labels"][0])), trial.get("role", "")
+    label, role = ", ".join(trial["labels"]), trial.get("role", "")
     if role in FRESH_ROLES:
         return f"{short_name(trial | {'role': ''})} ({role.replace('_', '-')})"
-    if len(label) <= _LABEL_LENGTH or role == "frontier":
+    if len(label) <= _NAME_LENGTH or role == "frontier":
         return label
     arch = trial["config"]["architecture"]
     rest = [part for part in re.split(r" (?=\w+=)", label) if "=" in part and part.split("=")[0] not in arch]
@@ -99,7 +100,8 @@ def _row(trial: dict[str, Any], run: RunFolder, study: Mapping[str, Any]) -> dic
     row |= {"budget_flops": study["budget_flops"]}
     tuning = (study.get("plan") or {}).get("tuning") or {"levels": (), "spreads": False}
     if tuning["spreads"]:  # each run is of one rate, and no variant has a curve
-        row["label"] += "".join(f" at {field}={trial['config'][field]:g}" for field in tuning["levels"])
+        rates = "".join(f" at {field}={trial['config'][field]:g}" for field in tuning["levels"])
+        row |= {"label": row["label"] + rates, "short_name": row["short_name"] + rates}
     elif tuning["levels"]:
         row["tuned"] = " ".join(tuning["levels"])
     started = "interrupted" if study.get("interrupted") else "running"
@@ -123,6 +125,13 @@ def by_variant(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The trials of each program in a table of `rank` as one row, in the table's order: the first's facts, and the
     means of the ranked ones, or of all if none is; with their `losses`, their `outcomes` in words and `is_ranked`."""
     return [_entry(runs) for _, runs in table.groupby(programs(table), sort=False)]
+
+
+def by_name(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """As `by_variant`, but with a row for each name that trials are shown by: the runs of a variant at other budgets,
+    or with fresh seeds, are apart."""
+    keys = [programs(table), table["role"], table["short_name"]]
+    return [_entry(runs) for _, runs in table.groupby(keys, sort=False, dropna=False)]
 
 
 def _entry(runs: pd.DataFrame) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from raytrain.analysis.estimates import holm
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
 from raytrain.analysis.response import fit_curves
 from raytrain.analysis.trials import OWN_ROLES, points, rows
+from raytrain.analysis.wording import Told
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array, Effect, Model, Point, fit_model, population
 
@@ -231,8 +232,8 @@ def at_own_best(table: pd.DataFrame, variant: pd.Series) -> pd.DataFrame:
     stand for it; `variant` numbers the variants.
 
     Their val_loss is moved along the variant's curve from their rate to its best one, and `trained_loss` is what it
-    was. All other runs have the role "tuning", and so are no entries of a ranking or a frontier, and a label with
-    their rate. `best_learning_rate` is the variant's. Variants of the frontier have a curve at each budget.
+    was. All other runs have the role "tuning", and so are no entries of a ranking or a frontier, and names
+    with their rate. `best_learning_rate` is the variant's. Variants of the frontier have a curve at each budget.
     """
     fields = tuned_fields(table)
     if not fields:
@@ -263,8 +264,9 @@ def at_own_best(table: pd.DataFrame, variant: pd.Series) -> pd.DataFrame:
         stands |= own
     settings = [", ".join(f"{field}={row[field]:g}" for field in fields) for row in table[fields].to_dict("records")]
     apart = ~stands & counted
-    labels = np.where(apart, out["label"] + " at " + pd.Series(settings, index=table.index), out["label"])
-    return out.assign(role=out["role"].where(~apart, TUNING), label=labels)
+    rates = " at " + pd.Series(settings, index=table.index)
+    names = {name: np.where(apart, out[name] + rates, out[name]) for name in ("label", "short_name") if name in out}
+    return out.assign(role=out["role"].where(~apart, TUNING), **names)
 
 
 def tuned_fields(table: pd.DataFrame) -> list[str]:
@@ -286,7 +288,7 @@ class _Pooled:
         return norms * self._noise.sd, np.full_like(norms, self._noise.df)
 
 
-def as_effects(tuned: Tuned, table: pd.DataFrame, rates: pd.DataFrame, sentences: list[str]) -> Effects:
+def as_effects(tuned: Tuned, table: pd.DataFrame, rates: pd.DataFrame, told: Told) -> Effects:
     """`tuned` in the form of other studies' effects; an effect whose sign is open, as it is a bound, has no p-value."""
     safe = tuned.effects["is_clear"] | (tuned.effects["bound"] == "")
     return Effects(
@@ -300,7 +302,7 @@ def as_effects(tuned: Tuned, table: pd.DataFrame, rates: pd.DataFrame, sentences
         statuses={str(status): int(count) for status, count in table["status"].value_counts().items()},
         rates=rates,
         best=None,
-        sentences=sentences,
+        told=told,
     )
 
 

@@ -1,7 +1,6 @@
 """The answer of a tuned study, in sentences."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from raytrain.analysis.curve import Range
 from raytrain.analysis.noise import SIGNIFICANCE
 from raytrain.analysis.tuned import Tuned
+from raytrain.analysis.wording import Told
 
 _LISTED = 5  # of the levels at an edge
 _BOUNDS = {
@@ -18,25 +18,18 @@ _BOUNDS = {
 }
 
 
-def rate_scope(rates: Sequence[float], *, tuned: bool, is_axis: bool) -> str:
-    """At which learning rate a study's comparisons hold, to follow a noun; empty where the study itself varies it."""
-    if tuned:
-        return " at own best learning rates"
-    known = sorted(set(rates))
-    return f" at learning rate {known[0]:g} alone" if len(known) == 1 and not is_axis else ""
-
-
-def tuned_sentences(tuned: Tuned) -> list[str]:
+def tuned_sentences(tuned: Tuned) -> Told:
     """The effects at own best learning rates beside those at a shared one, and where the best rates are."""
     rows = tuned.effects
-    out = [*_claims(tuned), *_edges(tuned), *_sensitivity(tuned)]
-    if rows["standard_error"].isna().all():
-        out.insert(
-            0,
-            "The runs leave no noise to judge effects at own best learning rates by, so nothing here is called better "
-            "or worse (--seeds 2 or more).",
-        )
-    return out
+    unknown = [
+        "The runs leave no noise to judge effects at own best learning rates by, so nothing here is called better "
+        "or worse (--seeds 2 or more)."
+    ]
+    return Told(
+        _claims(tuned),
+        [*(unknown if rows["standard_error"].isna().all() else []), *_edges(tuned)],
+        _sensitivity(tuned),
+    )
 
 
 def _claims(tuned: Tuned) -> list[str]:
@@ -93,6 +86,8 @@ def _unclear(own: dict[Any, Any]) -> str:
         return "cannot be estimated"
     ends = "" if math.isnan(own["low"]) else f", 95% {own['low']:+.4f} to {own['high']:+.4f}"
     bound = f", {_BOUNDS[own['bound']]}" if own["bound"] else ""
+    if not bound and (own["low"] > 0 or own["high"] < 0):
+        bound = ", which alone excludes 0, but not after adjustment for all effects"
     return f"shows no clear difference ({own['estimate']:+.4f}{ends}{bound})"
 
 

@@ -169,7 +169,7 @@ _DECLARED = (
         kind=bool,
         levels={True: Level(value=True, per_model=_shared_head), False: Level(value=False, per_model=_own_head)},
     ),
-    Axis(name="dropout", kind=float, check=_check_dropout),
+    Axis(name="dropout", kind=float, check=_check_dropout, help="a probability, from 0 to 1"),
     _named(
         "attention",
         "attention form",

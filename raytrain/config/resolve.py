@@ -7,7 +7,6 @@ each came from, so that a command can print it.
 import argparse
 import dataclasses
 import math
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS, SCALES, SIZES, Architecture
-from raytrain.axes import Axis
+from raytrain.config.predecessor import hint_for_field
 from raytrain.config.run import AUTO, STOPS, TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
 from raytrain.rundir.parse import parse_yaml, read_bounded
@@ -35,21 +34,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "1.3b": {"global_batch": 1048576, "learning_rate": 2e-4, "flops": 2e20, "eval_tokens": 1048576},
 }
 
-# What flags of the predecessor, and common ones of nanoGPT, are called here.
-_PREDECESSOR = {
-    "--arch_preset": "--preset",
-    "--use_fsdp": "--parallel fsdp",
-    "--use_zero1": "--parallel zero1",
-    "--dtype": "--precision",
-    "--batch_size": "--micro_batch",
-    "--gradient_accumulation_steps": "--global_batch",
-    "--dataset": "--data",
-    "--out_dir": "--runs",
-    "--eval_iters": "--eval_tokens",
-    "--min_lr": "--min_lr_fraction",
-    "--warmup_iters": "--warmup_fraction",
-}
-
 _TYPES: dict[str, Any] = {  # of the fields that are no axes of an architecture
     **{field.name: field.type for field in dataclasses.fields(Architecture) if field.name in SIZES},
     **{field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "architecture"},
@@ -64,50 +48,6 @@ def fields() -> tuple[str, ...]:
 def field_type(field: str) -> Any:
     """What a field's values are."""
     return AXES[field].kind if field in AXES else _TYPES[field]
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Every field of a run as `--name value` or `--name=value`. Values stay text: `resolve` reads them."""
-    run = parser.add_argument_group("run")
-    run.add_argument("--preset", help=f"architecture to start from: {', '.join(PRESETS)}")
-    run.add_argument("--config", help="YAML file of any of these flags")
-    add_plugin_flag(run)
-    for field in dataclasses.fields(TrainConfig):
-        if field.name != "architecture":
-            default = "" if field.default in (None, ()) else f" [{field.default}]"
-            run.add_argument(f"--{field.name}", help=f"{field.metadata['help']}{default}")
-    axes = parser.add_argument_group("architecture (overrides the preset's and the scale's)")
-    for name in (*AXES, *SIZES):
-        try:
-            axes.add_argument(f"--{name}", help=_help(AXES.get(name)))
-        except argparse.ArgumentError:
-            raise UserError(f"axis {name!r} has the name of another flag: call it something else") from None
-
-
-def _help(axis: Axis | None) -> str | None:
-    if axis is None:
-        return None
-    allowed = ", ".join(map(str, axis.levels))
-    usual = "" if axis.is_required else f"[{axis.default}]"
-    return " ".join(filter(None, (axis.help, allowed, usual))).replace("%", "%%") or None
-
-
-def add_plugin_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """`--plugin`, which `plugins.loader.load_named` has read already when a parser comes to it."""
-    parser.add_argument(
-        "--plugin", action="append", metavar="FILE", help="Python file of levels and axes of your own; may stand twice"
-    )
-
-
-def in_predecessor(argument: str) -> str:
-    """What an `argument` of the predecessor's command line is here; empty for one that it did not have.
-
-    >>> in_predecessor("--use_fsdp"), in_predecessor("config/arch_llama.py")
-    ('--parallel fsdp', '--preset llama --scale 124m')
-    """
-    if file := re.fullmatch(r"(?:[^-].*/)?arch_(\w+)\.py", argument):
-        return f"--preset {file[1]} --scale 124m" if PRESETS.get(file[1]) else "--config FILE.yaml --scale 124m"
-    return _PREDECESSOR.get(argument, "")
 
 
 def read_flags(flags: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +78,7 @@ def read_file(path: str) -> dict[str, Any]:
     values.pop("plugins", None)  # loaded before: `plugins.loader.load_named`
     for name in values:
         if name not in (*fields(), "preset"):
-            raise unknown_value(f"field in {path}", name, (*fields(), "preset"))
+            raise unknown_value(f"field in {path}", name, (*fields(), "preset"), hint_for_field(str(name)))
     return values
 
 

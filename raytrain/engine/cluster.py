@@ -16,7 +16,8 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raytrain import version
-from raytrain.engine.ending import Ending, adopting_orphans
+from raytrain.engine import mps
+from raytrain.engine.ending import Ending, adopting_orphans, descendants, kill_all_below
 from raytrain.engine.job import LaneShape, one_line
 from raytrain.errors import UserError
 from raytrain.interrupts import held
@@ -67,7 +68,8 @@ class Lanes:
         return max(self.counts.values())
 
     def __str__(self) -> str:
-        return "; ".join(f"{count}, each of {shape}" for shape, count in self.counts.items())
+        lanes = "; ".join(f"{count}, each of {shape}" for shape, count in self.counts.items())
+        return lanes + (", through CUDA MPS" if mps.is_on() and any(shape.gpus for shape in self.counts) else "")
 
 
 def is_job() -> bool:
@@ -76,7 +78,7 @@ def is_job() -> bool:
 
 
 @contextlib.contextmanager
-def ray_started(ending: Ending) -> Iterator[bool]:
+def ray_started(ending: Ending, *, shares_gpus: bool = False) -> Iterator[bool]:
     """Join the cluster that RAY_ADDRESS or a job names, else start Ray here; yields whether it is here alone.
 
     A Ray that this process has started already is used, and left running. One that is started here keeps its sockets,
@@ -95,7 +97,13 @@ def ray_started(ending: Ending) -> Iterator[bool]:
     _protect_token()
     # Ray opens its own folder to all users of the machine, so it gets one below a private one.
     place = short_private_folder("raytrain-") if is_local else contextlib.nullcontext()
-    with place as ending.private, adopting_orphans() if is_local else contextlib.nullcontext():
+    with contextlib.ExitStack() as around:
+        ending.private = around.enter_context(place)
+        if ending.private is not None:
+            around.enter_context(adopting_orphans())
+        others = descendants(os.getpid())
+        if ending.private is not None and shares_gpus:
+            around.enter_context(mps.sharing(ending.private / "mps"))
         try:
             try:
                 with held():
@@ -107,6 +115,8 @@ def ray_started(ending: Ending) -> Iterator[bool]:
             yield is_local
         finally:
             ray.shutdown()
+            if is_local and ending.has_come:  # a start cut short leaves what Ray has not yet noted as its own
+                kill_all_below(os.getpid(), others)
             ending.private = None
 
 

@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -173,10 +173,10 @@ def descendants(root: int) -> list[int]:
     return sorted(found - {root})
 
 
-def kill_all_below(root: int) -> None:
-    """Kill the processes below `root`, and those that they start meanwhile."""
+def kill_all_below(root: int, spared: Collection[int] = ()) -> None:
+    """Kill the processes below `root` but those `spared`, and what they start meanwhile."""
     for _ in range(_MOST_ROUNDS):
-        found = descendants(root)
+        found = set(descendants(root)).difference(spared)
         if not found:
             return
         for process in found:

@@ -10,14 +10,14 @@ import pandas as pd
 import rich.box
 import rich.console
 import rich.markup
-import rich.padding
 import rich.table
-import rich.text
 from ray import tune
 
 from raytrain.analysis.eval_sets import further_losses
-from raytrain.analysis.ranking import budget_noise
+from raytrain.analysis.noise import Noise
+from raytrain.analysis.ranking import budget_noise, by_name
 from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
+from raytrain.analysis.tuned import TUNING
 from raytrain.sweep.schedule import Schedule
 from raytrain.tables import fit
 
@@ -31,16 +31,30 @@ _LANE = (("train_loss", "loss {:.4f}"), ("tokens_per_second", "{:,.0f} tokens/s"
 
 # Columns that a narrow terminal can do without, the first goes first.
 _DISPENSABLE = (
-    *("GB", "s", "tokens/s", "hw EFLOP", "FLOPs", "MFU", "nats/EFLOP", "by hw", "seed", "gain (95%)", "status"),
+    *(
+        "GB",
+        "s",
+        "tokens/s",
+        "hw EFLOP",
+        "FLOPs",
+        "MFU",
+        "nats/EFLOP",
+        "by hw",
+        "outcome",
+        "gain (95%)",
+        "seeds",
+        "+-95%",
+    ),
 )
 
-# Columns of the ranking, those that any trial has: metric, heading, form.
+# Columns of the ranking, those that any variant has: metric, heading, form.
 _RANKING = (
-    ("rank", "rank", "{}"),
-    ("hardware_rank", "by hw", "{}"),
-    ("short_name", "trial", "{}"),
-    ("seed", "seed", "{}"),
+    ("rank", "rank", "{:.0f}"),
+    ("hardware_rank", "by hw", "{:.0f}"),
+    ("short_name", "variant", "{}"),
+    ("seeds", "seeds", "{:.0f}"),
     ("val_loss", "val_loss", "{:.4f}"),
+    ("margin", "+-95%", "{:.4f}"),
     ("train_flops", "FLOPs", "{:.3g}"),
     ("loss_per_flop", "nats/EFLOP", "{:.4g}"),
     ("loss_per_hardware_flop", "hw EFLOP", "{:.4g}"),
@@ -49,8 +63,10 @@ _RANKING = (
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
     ("memory_peak_gb", "GB", "{:.1f}"),
     ("train_seconds", "s", "{:.1f}"),
-    ("status", "status", "{}"),
+    ("outcomes", "outcome", "{}"),
 )
+_WORD = 40  # columns
+_LOSSES = 6  # of these come before the losses on further validation sets
 
 
 class Progress(tune.ProgressReporter):
@@ -123,27 +139,24 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def findings(sentences: list[str]) -> rich.console.Group:
-    """The answer in words, the headline first, as wide as the console."""
-    headline, *others = sentences
-    points = (rich.padding.Padding(rich.text.Text(f"- {sentence}"), (0, 0, 0, 2)) for sentence in others)
-    return rich.console.Group("", rich.text.Text(headline), *points, "")
-
-
 def ranking_table(table: pd.DataFrame, console: rich.console.Console) -> rich.table.Table:
-    """The trials of a study, as `analysis.ranking.rank` orders them, with the gains of `analysis.answer` if it has any,
-    in as many columns as `console` has room for.
+    """The variants of a study, as `analysis.ranking.rank` orders their trials, with the gains of `analysis.answer` if
+    it has any, in as many columns as `console` has room for: means over seeds, with the 95% interval of val_loss.
 
-    Trials that share a rank do not differ beyond the noise; without replicates, the title warns that chance may have
-    made the order. A trial with another place by hardware FLOPs has a bold row and a star. The reasons of
-    failed trials are below.
+    Variants that share a rank do not differ beyond the noise; without replicates, the title warns that chance may have
+    made the order. One with another place by hardware FLOPs has a bold row and a star. The reasons of failed trials
+    are below.
     """
-    moved = table.get("rank_note", pd.Series("", index=table.index)) != ""
+    scale = table.get("scale", pd.Series("", index=table.index))
+    noises = {name: budget_noise(own) for name, own in table.groupby(scale)}
+    variants = by_name(table[table["role"] != TUNING])
+    entries = pd.DataFrame([_shown(entry, noises[entry.get("scale", "")]) for entry in variants])
+    moved = entries.get("rank_note", pd.Series("", index=entries.index)) != ""
     below = ["* by hardware FLOPs, where MFU counts, the order is another"] if moved.any() else []
     failed = table[table["reason"].notna()] if "reason" in table else table[:0]
-    below += [f"{row['short_name']} {row['status']}: {row['reason']}" for row in failed.to_dict("records")]
+    below += dict.fromkeys(f"{row['short_name']} {row['status']}: {row['reason']}" for row in failed.to_dict("records"))
     note = "a shared rank: no difference beyond the noise"
-    if budget_noise(table) is None:
+    if None in noises.values():
         note = "no variant has two seeds: chance may have made this order"
     shown = rich.table.Table(
         title=f"Loss bought per model FLOP, best first ({note})",
@@ -153,20 +166,32 @@ def ranking_table(table: pd.DataFrame, console: rich.console.Console) -> rich.ta
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    known = [*_RANKING[:5], *((name, name, "{:.4f}") for name in further_losses(table)), *_RANKING[5:]]
-    columns = [column for column in known if column[0] in table and table[column[0]].notna().any()]
+    known = [*_RANKING[:_LOSSES], *((name, name, "{:.4f}") for name in further_losses(table)), *_RANKING[_LOSSES:]]
+    columns = [column for column in known if column[0] in entries and entries[column[0]].notna().any()]
     if "scale" in table and table["scale"].nunique() > 1:  # each has ranks of its own
         columns.insert(0, ("scale", "scale", "{}"))
     for metric, heading, _ in columns:
-        is_text = metric in ("short_name", "status")
-        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
-    for row, is_moved in zip(table.to_dict("records"), moved, strict=True):
+        is_text = metric in ("short_name", "outcomes")
+        words = " ".join(entries[metric]).split() if is_text else []
+        longest = min(_WORD, max(map(len, words), default=0)) if is_text else None  # shorter words are not cut to fit
+        shown.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold", min_width=longest
+        )
+    for row, is_moved in zip(entries.to_dict("records"), moved, strict=True):
         texts = [_text(row, metric, form) for metric, _, form in columns]
         if is_moved:
             place = [metric for metric, _, _ in columns].index("hardware_rank")
             texts[place] = "*" + texts[place]
         shown.add_row(*map(rich.markup.escape, texts), style="bold yellow" if is_moved else None)
     return fit(shown, console, _DISPENSABLE)
+
+
+def _shown(entry: dict[str, Any], noise: Noise | None) -> dict[str, Any]:
+    """`entry` with its number of `seeds` and the 95% `margin` of its mean loss, where the `noise` is known."""
+    count = len(entry["losses"])
+    if noise is None or not count:
+        return entry | {"seeds": None, "margin": None}
+    return entry | {"seeds": count, "margin": noise.t * noise.sd / math.sqrt(count) if entry["is_ranked"] else None}
 
 
 def _text(row: dict[Any, Any], metric: str, form: str) -> str:

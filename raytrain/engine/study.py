@@ -30,7 +30,7 @@ from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
 from raytrain.engine.models import KEEP, Models, settings
-from raytrain.engine.progress import Progress, findings, ranking_table, short_name
+from raytrain.engine.progress import Progress, ranking_table, short_name
 from raytrain.engine.provenance import git_commit, versions
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm
@@ -45,6 +45,7 @@ from raytrain.rundir.log import read_events
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
 from raytrain.sweep.trial import AssignedTrial, assign, trials_of
+from raytrain.tables import facts, told
 from raytrain.uris import is_uri, joined, reopened, shown, stored
 
 _EXPERIMENT_LENGTH = 500  # characters, that MLflow takes
@@ -83,7 +84,7 @@ def run_study(
         raise UserError(f"experiment ({short(experiment)!r}) must have 1 to {_EXPERIMENT_LENGTH} characters")
     tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
     folder = _free_folder(home(runs), name or study_name(plan))
-    console.print(str(plan), markup=False)
+    console.print(facts(str(plan), console.width), markup=False)
     storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)
     request = plan.request
     plugins = {name: source for trial in plan.trials for name, source in sources(trial.config.to_dict()).items()}
@@ -95,8 +96,7 @@ def run_study(
         if request.gpus_per_trial is None:  # whatever Ray finds when the study is taken up again
             wanted = dataclasses.replace(request, gpus_per_trial=int(on_gpus))
         described = plan.to_dict()
-        place = storage or str(folder / "trials")
-        trials = [assign(trial, on_gpus=on_gpus, storage=place) for trial in plan.trials]
+        trials = [assign(trial, on_gpus=on_gpus, storage=storage or str(folder / "trials")) for trial in plan.trials]
         data = fingerprints(trials)
         study = {
             "name": folder.name,
@@ -126,7 +126,7 @@ def run_study(
         _make(folder, study, plugins)
         return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
-    return _with_ray(Session(folder, console, storage, tracking_uri), begin)
+    return _with_ray(Session(folder, console, storage, tracking_uri), begin, request)
 
 
 def resume_study(
@@ -175,7 +175,7 @@ def resume_study(
             raise UserError(f"{error}; {then}") from None
         return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
-    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on)
+    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on, request)
 
 
 def _check_storage(trials: Iterable[AssignedTrial], storage: str) -> None:
@@ -189,13 +189,13 @@ def _check_storage(trials: Iterable[AssignedTrial], storage: str) -> None:
             )
 
 
-def _with_ray(session: Session, work: Callable[..., int]) -> int:
+def _with_ray(session: Session, work: Callable[..., int], request: ResourceRequest) -> int:
     """Do `work` with a Ray, and MLflow getting ready meanwhile; after a signal at any time, print how to resume."""
     with listening() as session.ending:
         session.ending.on_force = session.interrupted
         try:
             sync = Sync(session.folder, session.tracking_uri, session.console)
-            with ray_started(session.ending) as is_local:
+            with ray_started(session.ending, shares_gpus=(request.trials_per_gpu or 1) > 1) as is_local:
                 return work(session, sync, is_local=is_local)
         except KeyboardInterrupt:
             return session.interrupted()
@@ -249,7 +249,7 @@ def _run(
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
             if found:
-                console.print(findings(found.sentences), soft_wrap=False)
+                console.print(f"\n{told(found.sentences, console.width)}\n", markup=False)
             if unfinished < len(table):
                 console.print(ranking_table(table, console))
             if is_over:
@@ -258,10 +258,10 @@ def _run(
 
     spent = by_driver(read_events(folder / "events.jsonl"))[-1]
     planned = _against_estimate(study, table, lanes) if is_over and record.is_new else None
-    ranking = sync.link and f"then open   {sync.link}"
-    for line in (spent, planned, sync.ui and f"compare     {sync.ui}", ranking):
-        if line:
-            console.print(str(line), markup=False)
+    for line in filter(None, (spent, planned)):
+        console.print(facts(str(line), console.width), markup=False)
+    for command in filter(None, (sync.ui and f"compare     {sync.ui}", sync.link and f"then open   {sync.link}")):
+        console.print(command, markup=False)  # whole, to be copied
     if as_json:
         result = {"study": folder.name, "folder": str(folder), "unfinished": unfinished}
         result |= {

@@ -1,14 +1,20 @@
 """`python -m raytrain.report STUDY`: a study's report as one page of HTML, a summary in Markdown, and its pictures.
 
+It prints the answer, and where the page is on the last line.
+
 `python -m raytrain.report TABLE.csv` prints the answer of a table of runs, where there is no study's folder.
 """
 
+import shutil
+import sys
 from pathlib import Path
 
+from raytrain.analysis.answer import answer
 from raytrain.analysis.plain import answer_table, read_table
 from raytrain.errors import Parser, command
 from raytrain.report.sections import write_report
 from raytrain.rundir.folders import find_study
+from raytrain.tables import told
 
 
 @command
@@ -28,10 +34,18 @@ def main(argv: list[str] | None = None) -> None:
     if flags.study.endswith(".csv"):
         names = ("base", "scale", "vocab_size", "unigram_loss", "command")
         given = {name: getattr(flags, name) for name in names}
-        print("\n".join(answer_table(read_table(flags.study), **given)))
+        _say(answer_table(read_table(flags.study), **given))
         return
-    index, *_ = write_report(find_study(flags.study, Path(flags.runs)), flags.out)
-    print(index)
+    folder = find_study(flags.study, Path(flags.runs))
+    found = answer(folder)
+    index, *_ = write_report(folder, flags.out, found)
+    _say(found.sentences)
+    print(f"\n{index}")
+
+
+def _say(sentences: list[str]) -> None:
+    """One sentence a line, or as wide as the terminal is."""
+    print(told(sentences, shutil.get_terminal_size().columns) if sys.stdout.isatty() else "\n".join(sentences))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 Every text, from labels to reasons, is escaped here and nowhere else.
 """
 
+import base64
 import dataclasses
+import hashlib
 import html
 import re
 from collections.abc import Sequence
@@ -73,7 +75,15 @@ class Image:
     picture: Picture
 
 
-Block = Text | Missing | Items | Code | Table | Image
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """`blocks` that a reader opens by their `title`; in Markdown they stand open."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+
+Block = Text | Missing | Items | Code | Table | Image | Folded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +121,13 @@ th { border-bottom: 1px solid #555; vertical-align: bottom; font-weight: 600; }
 th { white-space: normal; }
 [id^="ranking"] td { white-space: normal; }
 [id^="ranking"] td.words { min-width: 5rem; }
-[id^="ranking"] td.words:nth-child(3) { min-width: 12rem; }
+[id^="ranking"] details td.words:nth-child(3) { min-width: 12rem; }
+th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; margin: 0; text-align: inherit;
+  cursor: pointer; white-space: inherit; }
+th button:hover { text-decoration: underline; }
+th[aria-sort="ascending"] button::after { content: " \\2191"; }
+th[aria-sort="descending"] button::after { content: " \\2193"; }
+tbody tr:hover { background: #eef4fa; }
 #reproduce td { overflow-wrap: anywhere; }
 [id^="answer"] p:not(.missing) { font-size: 1.15rem; line-height: 1.4; }
 .marked { background: #fdf1dc; }
@@ -139,8 +155,31 @@ pre { overflow-x: auto; padding: .6rem .8rem; background: #f4f4f4; font-size: .8
   h2 { break-after: avoid; }
 }
 """
-# Nothing may be loaded, and no script may run, whatever a label holds.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# Sorts a table by the column whose heading is pressed, by the first number in its cells or else by their text; rows
+# that are folded elsewhere stay there.
+_SCRIPT = """
+for (const head of document.querySelectorAll("th button")) {
+  head.addEventListener("click", () => {
+    const th = head.parentElement, body = th.closest("table").tBodies[0], column = th.cellIndex;
+    const down = th.getAttribute("aria-sort") === "ascending";
+    for (const other of th.parentElement.children) other.removeAttribute("aria-sort");
+    th.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const text = row => row.cells[column].textContent.replace(/\\u2212/g, "-").replace(/,(?=\\d{3})/g, "").trim();
+    const number = /^[<*+]*(-?[\\d.]+(e[-+]?\\d+)?)/i;
+    const key = row => +(text(row).match(number) || [0, NaN])[1];
+    const compare = (a, b) => {
+      const x = key(a), y = key(b);
+      if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1;
+      const order = isNaN(x) ? text(a).localeCompare(text(b)) : x - y;
+      return down ? -order : order;
+    };
+    [...body.rows].sort(compare).forEach(row => body.append(row));
+  });
+}
+"""
+# Nothing may be loaded, and no script but the one above may run, whatever a label holds.
+_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
 
 
 def page(title: str, parts: Sequence[Section]) -> str:
@@ -170,6 +209,7 @@ def page(title: str, parts: Sequence[Section]) -> str:
 <main>
 {bodies}
 </main>
+<script>{_SCRIPT}</script>
 </body>
 </html>
 """
@@ -202,6 +242,9 @@ def _html_block(block: Block, title: str) -> str:
             folded = _html_table(block, block.folded, title) if block.folded else ""
             more = f"<details><summary>{len(block.folded)} more rows</summary>{folded}</details>" if folded else ""
             return _html_table(block, block.shown, title) + more
+        case Folded(name, blocks):
+            inside = "\n".join(_html_block(one, title) for one in blocks)
+            return f"<details><summary>{_html(name)}</summary>\n{inside}\n</details>"
         case Image():
             # Never so small that the text in it cannot be read: then its box scrolls.
             width = block.picture.width
@@ -212,7 +255,9 @@ def _html_block(block: Block, title: str) -> str:
 
 def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     kinds = [' class="words"' if column in table.texts else "" for column in range(len(table.columns))]
-    head = "".join(f'<th scope="col"{kind}>{_html(name)}</th>' for name, kind in zip(table.columns, kinds, strict=True))
+    is_sorted = len(numbers) > 1 and any(table.columns)
+    texts = [f"<button>{_html(name)}</button>" if is_sorted and name else _html(name) for name in table.columns]
+    head = "".join(f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(texts, kinds, strict=True))
     lines = []
     is_wide = len(table.columns) > _NARROW  # then a row is a card on a phone, where each cell names its column
     names = [f' data-name="{_html(name)}"' if is_wide else "" for name in table.columns]
@@ -226,7 +271,7 @@ def _html_table(table: Table, numbers: Sequence[int], title: str) -> str:
     return _box(title, f"<table{style}>{head}<tbody>{''.join(lines)}</tbody></table>")
 
 
-_INTERVAL = re.compile(r"\([\d.]+ (to [\d.]+|or more)\)")
+_INTERVAL = re.compile("\\([\\d.]+ (to [\\d.]+|or more)\\)| \N{PLUS-MINUS SIGN}")
 
 
 def _unbroken(match: re.Match[str]) -> str:
@@ -263,6 +308,8 @@ def _markdown_block(block: Block) -> str:
             lines += [table_line(block.rows[number]) for number in block.shown]
             more = f"\n\n{len(block.folded)} more rows are in index.html." if block.folded else ""
             return "\n".join(lines) + more
+        case Folded(name, blocks):
+            return "\n\n".join([f"{markdown(name)}:", *map(_markdown_block, blocks)])
         case Image():
             return f"![{markdown(block.caption)}]({block.name}.png)"
 

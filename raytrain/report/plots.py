@@ -8,6 +8,7 @@ content allows.
 import base64
 import dataclasses
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ BLUE, VERMILLION, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676
 _PALE = "#E4E4E4"
 _DIVERGING = LinearSegmentedColormap.from_list("better_worse", [BLUE, "#FFFFFF", VERMILLION])
 _WIDTH = 5.0  # inches; 480 CSS pixels
-_FASTER = 1.01  # less is no difference in speed
+_START, _BINS = 0.2, 60  # of a learning curve: the part left out, and the points of the whole
+_NAMED, _NAME_LENGTH = 8, 34  # points with a name at most, and the letters of one line of it
+_LINE_POINTS = 11.0  # between the names of two points
 # An axis is linear up to two half-widths of the intervals (rounded up to a power of ten) and logarithmic beyond, if the
 # largest effect is 5 times that, and 10 times the median effect.
 _SMALL, _LARGE, _APART = 2.0, 5.0, 10.0
@@ -166,11 +169,13 @@ def interactions_picture(effects: pd.DataFrame) -> Picture:
 def frontier_picture(table: pd.DataFrame, frontier: Frontier | None, flops: str = "train_flops") -> Picture:
     """val_loss against the FLOPs in the column `flops`, with the baseline's frontier and its 95% band.
 
-    `table` has a row a trial: `val_loss`, `status`, `is_baseline` and `flops`.
+    `table` has a row a trial: `val_loss`, `status`, `is_baseline`, `flops` and `short_name`, which points are named by.
     """
     with matplotlib.rc_context(_STYLE):
         figure, ax = _figure(3.9)
-        _scatter(ax, table[table["val_loss"].notna() & table[flops].notna()], flops)
+        shown = table[table["val_loss"].notna() & table[flops].notna()]
+        _scatter(ax, shown, flops)
+        others = shown[~shown["is_baseline"]].sort_values("val_loss").drop_duplicates("short_name")
         if frontier is not None:
             x = np.geomspace(frontier.low, frontier.high, 100)
             floor, scale, alpha = frontier.draws[:3, :, None]
@@ -185,30 +190,53 @@ def frontier_picture(table: pd.DataFrame, frontier: Frontier | None, flops: str 
         if high / low < 20:  # too few powers of ten to read an axis by
             ax.set_xticks(np.geomspace(low, high, 4))
             ax.minorticks_off()
+        _name_points(ax, others, flops, others.index[:1])
         ax.set_xlabel("hardware FLOPs" if flops == "hardware_flops" else "model FLOPs")
         ax.set_ylabel("val_loss, nats per token")
         figure.legend(loc="outside lower center", ncols=2, handlelength=1.5)
         return _draw(figure)
 
 
-def speed_picture(table: pd.DataFrame, speed: str = "mfu") -> Picture:
-    """val_loss against the column `speed`, mfu or tokens_per_second. The line joins the rows that none beats in both.
+def curves_picture(runs: pd.DataFrame) -> Picture:
+    """The training loss of each `variant` in `runs` (of `learning_curves`) against the FLOPs spent."""
+    spent = runs["train_flops"].astype(float)
+    late = runs[spent >= _START * spent.max()]
+    with matplotlib.rc_context(_STYLE):
+        figure, ax = _figure(3.9)
+        styles = zip(late.groupby("variant", sort=False), (BLUE, BLACK, VERMILLION), ("-", "--", "-."), strict=False)
+        for (name, own), color, line in styles:
+            steps = own[own["loss"].notna()]
+            bins = np.ceil(_BINS * steps["train_flops"].astype(float) / spent.max())
+            mean = steps.astype({"train_flops": float, "loss": float}).groupby(bins)[["train_flops", "loss"]].mean()
+            ax.plot(mean["train_flops"], mean["loss"], color=color, linestyle=line, linewidth=1.4, label=str(name))
+            scores = own[own["val_loss"].notna()].astype({"train_flops": float, "val_loss": float})
+            at_end = scores.groupby("train_flops")["val_loss"].mean()
+            ax.plot(at_end.index, at_end, linestyle="", marker="x", color=color)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.set_xlabel("model FLOPs")
+        ax.set_ylabel("loss, nats per token")
+        figure.legend(loc="outside lower center", ncols=1, handlelength=2.5)
+        return _draw(figure)
 
-    `table` as in `frontier_picture`, with `speed`; and `rank`, which the rows on the line are labelled with.
+
+def speed_picture(table: pd.DataFrame, speed: str = "mfu", faster: float | None = 1.01) -> Picture:
+    """val_loss against the column `speed`, mfu or tokens_per_second. A line joins the rows that none beats in both, if
+    they are several; of two speeds one is higher if it is by the factor `faster`, and with None there is no line.
+
+    `table` as in `frontier_picture`, with `speed`; and `short_name`, which points are named by.
     """
     shown = table[table["val_loss"].notna() & table[speed].notna()]
     with matplotlib.rc_context(_STYLE):
         figure, ax = _figure(3.9)
         _scatter(ax, shown, speed, "variant")
         best = shown.sort_values(["val_loss", speed], ascending=[True, False], kind="stable")
-        best = best[best[speed] > _FASTER * best[speed].cummax().shift(fill_value=0)]
-        ax.plot(
-            best[speed], best["val_loss"], color=BLACK, linewidth=1, linestyle="--", label="best trade-off", zorder=1
-        )
-        for row in best[best["rank"].notna()].drop_duplicates("rank").to_dict("records"):
-            where = (row[speed], row["val_loss"])
-            ax.annotate(f"rank {row['rank']:.0f}", where, xytext=(4, -10), textcoords="offset points", fontsize=9)
+        best = best[best[speed] > (faster or np.inf) * best[speed].cummax().shift(fill_value=0)]
+        if len(best) > 1:
+            style: Any = {"color": BLACK, "linewidth": 1, "linestyle": "--"}
+            ax.plot(best[speed], best["val_loss"], label="best trade-off", zorder=1, **style)
         ax.margins(x=0.14, y=0.1)
+        _name_points(ax, shown, speed, best.index)
         if speed == "mfu":
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
         else:
@@ -218,6 +246,34 @@ def speed_picture(table: pd.DataFrame, speed: str = "mfu") -> Picture:
         ax.set_ylabel("val_loss, nats per token")
         figure.legend(loc="outside lower center", ncols=2, handlelength=1.5)
         return _draw(figure)
+
+
+def _name_points(ax: Axes, table: pd.DataFrame, x: str, first: pd.Index) -> None:
+    """Name the points of `table`: all if they are few; else those `first`, then the baseline and the last of all."""
+    base = table.index[table["is_baseline"]]
+    rows = table.loc[list(dict.fromkeys([*first[:1], *base, *table.index[-1:], *first, *table.index]))]
+    rows = rows if len(table) <= _NAMED else rows.head(min(_NAMED, len(first) + 2))  # a crowd reads as none
+    rows = rows.sort_values("val_loss")
+    per_point = 72 / ax.figure.dpi
+    low, high = ax.get_xlim()
+    below = -np.inf
+    for row in rows.to_dict("records"):
+        where = (row[x], row["val_loss"])
+        name = textwrap.wrap(row["short_name"], _NAME_LENGTH)
+        height = ax.transData.transform(where)[1] * per_point
+        half = len(name) * _LINE_POINTS / 2
+        lift = max(0.0, below + half - height)  # above the name before
+        below = height + lift + half
+        is_right = row[x] > (low + high) / 2
+        ax.annotate(
+            "\n".join(name),
+            where,
+            xytext=(-6 if is_right else 6, lift),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+            va="center",
+            fontsize=7.5,
+        )
 
 
 def _figure(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:

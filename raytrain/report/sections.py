@@ -16,14 +16,15 @@ from raytrain.analysis.answer import Answer
 from raytrain.analysis.answer import answer as answer_of
 from raytrain.analysis.effects import span
 from raytrain.analysis.eval_sets import further_losses
-from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise
+from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, pooled
 from raytrain.analysis.plateau import PLATEAU
-from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, unlike_devices
+from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
 from raytrain.config.run import flat
 from raytrain.errors import UserError, unwritable
 from raytrain.report import plots
-from raytrain.report.document import Block, Code, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.report.document import Block, Code, Folded, Image, Items, Missing, Section, Table, Text, page, summary
+from raytrain.report.grid import chosen, grid
 from raytrain.report.ladder import at_scale, sizes_section
 from raytrain.report.rates import rates_section
 from raytrain.rundir.folders import write_whole
@@ -31,7 +32,7 @@ from raytrain.sweep.estimate import duration
 from raytrain.sweep.factorial import live
 from raytrain.sweep.factors import held_fixed, level_text
 
-PICTURES = ("effects", "interactions", "frontier", "hardware_frontier", "speed")
+PICTURES = ("effects", "curves", "interactions", "frontier", "hardware_frontier", "speed")
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _MOVED = "\N{NOT EQUAL TO}"
@@ -39,18 +40,20 @@ _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 _SEEDS = (1, 2, 3, 5, 10)
 _SEEDS_LISTED = 5  # losses of a variant's seeds before the least and the most stand for them
 _REMARKS_LISTED = 5  # of a list of remarks
+_LEAST_FACTOR = 1.01  # less is no difference in speed
 _GAINS = {"compute_gain": "compute gain", "hardware_gain": "hardware gain"}
 _NO_PEAK = "the peak of the device is not known (see --peak_tflops)"
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+def write_report(folder: str | Path, out: str | Path | None = None, found: Answer | None = None) -> list[Path]:
     """Report on the study in `folder`, ended or not, in `out` (by default its folder `report`); the files written.
+    `found` is its answer, if that is known already.
 
     index.html comes first, then summary.md, table.csv (a row a trial) and each picture as .svg and .png. Raises
     UserError for a folder that holds no study, and an `out` that cannot be written.
     """
     folder = Path(folder)
-    answer = answer_of(folder)
+    answer = found or answer_of(folder)
     parts = sections(answer)
     out = Path(out) if out is not None else folder / "report"
     title = f"Study {answer.study['name']}"
@@ -80,11 +83,11 @@ def sections(answer: Answer) -> list[Section]:
     else:
         compared = _compared(answer)
     return [
-        Section("question", "The question", _question(answer)),
         Section("answer", "The answer", _answer(answer)),
-        Section("cost", "Plan and cost", _cost(answer)),
+        Section("question", "The question", _question(answer)),
         *compared,
         Section("outcomes", "Outcomes", _outcomes(answer)),
+        Section("cost", "Plan and cost", _cost(answer)),
         Section("reproduce", "Reproduce", _reproduce(answer)),
         Section("method", "How this was computed", _method(answer)),
     ]
@@ -98,8 +101,9 @@ def _compared(answer: Answer) -> list[Section]:
     """The sections that compare trials with one another."""
     table = answer.table.assign(is_baseline=_is_baseline(answer))
     return [
-        Section("ranking", "Ranking", _ranking(answer, table)),
         Section("effects", "Main effects", _main_effects(answer)),
+        Section("ranking", "Ranking", _ranking(answer, table)),
+        Section("curves", "Learning curves", _curves(answer)),
         Section("interactions", "Interactions", _interactions(answer)),
         *rates_section(answer),
         Section("frontier", "Loss against FLOPs", _frontier(answer, table)),
@@ -149,7 +153,7 @@ def _scheduler(study: dict[str, Any]) -> str:
     scheduler = study.get("scheduler") or {"name": "none"}
     if scheduler["name"] == "none":
         return "Every trial was to run to its end."
-    survivors = zip(scheduler["keep"], scheduler["rungs"], strict=True)
+    survivors = zip(scheduler["keep"], scheduler["rungs"], strict=False)
     rungs = ", ".join(f"{keep} after {flops:.3g} FLOPs" for keep, flops in survivors)
     return f"Scheduler: {scheduler['name']}, which continues the best: {rungs}."
 
@@ -162,8 +166,15 @@ def _answer(answer: Answer) -> list[Block]:
         notes.append(Missing(f"The study {how}: {unfinished} of {len(answer.table)} trials have not ended."))
     if answer.noise is None and not answer.scales:
         notes.append(Missing(f"No claim of better or worse: {answer.reasons['noise']}."))
-    first, *others = answer.sentences
-    return [*notes, Text(first), *([Items(others)] if others else [])]
+    first, *others = answer.told.findings
+    limits, known = answer.told.warnings, answer.told.notes
+    return [
+        *notes,
+        Text(first),
+        *([Items(others)] if others else []),
+        *map(Missing, limits),
+        *([Folded("How this is known", [Items(known)])] if known else []),
+    ]
 
 
 def _cost(answer: Answer) -> list[Block]:
@@ -211,7 +222,7 @@ def _ranking(answer: Answer, table: pd.DataFrame) -> list[Block]:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "rank": lambda entry: _place(entry["rank"]),
         "by hardware FLOPs": lambda entry: _place(entry["hardware_rank"]) + f" {_MOVED}" * bool(entry["rank_note"]),
-        "variant": lambda entry: entry["label"] + " (baseline)" * bool(entry["is_baseline"]),
+        "variant": lambda entry: entry["short_name"] + " (baseline)" * bool(entry["is_baseline"]),
         "val_loss": lambda entry: _mean_loss(entry["losses"], answer.noise),
     }
     if "best_learning_rate" in table and table["best_learning_rate"].notna().any():
@@ -247,8 +258,22 @@ def _ranking(answer: Answer, table: pd.DataFrame) -> list[Block]:
     if answer.paired and SHARED in answer.paired.source:
         text += " Differences are known better than that, as the variants share their seeds."
     words = tuple(number for number, name in enumerate(columns) if name in ("variant", "each seed", "outcome"))
-    blocks: list[Block] = [Text(text), Table(list(columns), rows, words, kept, marked)]
-    if notes := [f"{entry['label']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
+    whole = Table(list(columns), rows, words, kept, marked)
+    blocks: list[Block] = [Text(text)]
+    if answer.axes:
+        first = chosen([entry for entry in entries if entry["is_ranked"]])
+        shown = grid(answer, first, [_mean_loss(entry["losses"], answer.noise) for entry in first])
+        more = f"The {len(first)} that matter of {ranked}: the best, the baseline and the last. " * (
+            len(first) < ranked
+        )
+        blocks += [
+            Text(f"{more}A mark stands where a variant differs from the baseline, whose levels are the headings."),
+            shown,
+        ]
+        blocks.append(Folded(f"All {len(entries)} variants, with every column", [whole]))
+    else:
+        blocks.append(whole)
+    if notes := [f"{entry['short_name']}: {entry['rank_note']}." for entry in entries if entry["rank_note"]]:
         blocks.append(
             Text(f"{_MOVED} marks a variant that changes places with others by hardware FLOPs, where MFU counts:")
         )
@@ -297,7 +322,7 @@ def _lacking(entries: list[dict[str, Any]]) -> list[Block]:
         if len(lacking) == len(entries) and len(set(reasons)) == 1:
             out.setdefault(reasons[0], []).append(name)
         else:
-            which = f"{name} for {len(lacking)} of {len(entries)} variants, such as {lacking[0]['label']}"
+            which = f"{name} for {len(lacking)} of {len(entries)} variants, such as {lacking[0]['short_name']}"
             out.setdefault(reasons[0], []).append(which)
     return [Missing(f"No {' and no '.join(names)}: {why}.") for why, names in out.items()]
 
@@ -311,12 +336,12 @@ def _main_effects(answer: Answer) -> list[Block]:
     if answer.effects is None:
         return [Missing(f"No effects: {answer.reasons['effects']}.")]
     table = answer.effects.claims
-    main = table[table["other_axis"].isna()]
+    main, tested = table[table["other_axis"].isna()], int(table["p_holm"].notna().sum())
     if main["estimate"].isna().all():
         why = "No main effect can be estimated, because the runs differ in several axes at once"
         return [
             Missing(f"{why}; each is given with up to three others that it goes together with."),
-            _effect_table(main),
+            _effect_table(main, tested),
         ]
     caption = (
         "The effect of each level on val_loss against the baseline's level of its axis, averaged over the other axes"
@@ -330,10 +355,11 @@ def _main_effects(answer: Answer) -> list[Block]:
         caption += " A filled mark is distinguishable from zero after Holm's adjustment."
     else:
         caption += " No claim is made of any, as no variant was completed with two seeds."
-    return [Image("effects", caption, plots.effects_picture(table, answer.noise)), _effect_table(main)]
+    return [Image("effects", caption, plots.effects_picture(table, answer.noise)), _effect_table(main, tested)]
 
 
-def _effect_table(effects: pd.DataFrame) -> Table:
+def _effect_table(effects: pd.DataFrame, tested: int) -> Table:
+    """`effects` of the `tested` ones that p-values are adjusted for."""
     rows = []
     for row in effects.to_dict("records"):
         is_pair = not pd.isna(row["other_axis"])
@@ -346,6 +372,8 @@ def _effect_table(effects: pd.DataFrame) -> Table:
             continue
         direction = ("better" if estimate < 0 else "worse") + (" together" if is_pair else "")
         doubt = "no claim" if np.isnan(row["p_holm"]) else "not distinguishable from zero"
+        if row["p_holm"] >= SIGNIFICANCE and (row["low"] > 0 or row["high"] < 0):
+            doubt += f" (adjusted for {tested} effects; alone p = {row['p']:.2g})"
         verdict = direction if row["p_holm"] < SIGNIFICANCE else doubt
         rows.append(
             [
@@ -365,7 +393,7 @@ def _interactions(answer: Answer) -> list[Block]:
     if answer.effects is None:
         return [Missing(f"No interactions: {answer.reasons['effects']}.")]
     table = answer.effects.claims
-    pairs = table[table["other_axis"].notna()]
+    pairs, tested = table[table["other_axis"].notna()], int(table["p_holm"].notna().sum())
     if pairs.empty:
         return [Missing("No interactions: a single axis varies, or no pair of its levels was run together.")]
     if pairs["estimate"].isna().all():
@@ -378,7 +406,31 @@ def _interactions(answer: Answer) -> list[Block]:
         caption += " A bold frame is distinguishable from zero after Holm's adjustment."
     order = (pairs["estimate"] / pairs["standard_error"]).abs().fillna(pairs["estimate"].abs())
     strongest = pairs.loc[order.sort_values(ascending=False, kind="stable").index]
-    return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest)]
+    if len(pairs) == 1:
+        return [
+            Text("One pair of levels was run together: " + _one_interaction(pairs.iloc[0])),
+            _effect_table(strongest, tested),
+        ]
+    return [Image("interactions", caption, plots.interactions_picture(table)), _effect_table(strongest, tested)]
+
+
+def _one_interaction(row: pd.Series) -> str:
+    """What a picture of one cell would show."""
+    return (
+        f"{row['axis']}={row['level']} changes by {_signed(row['estimate'])} nats with {row['other_axis']}="
+        f"{row['other_level']}, against its effect with {row['other_reference']}."
+    )
+
+
+def _curves(answer: Answer) -> list[Block]:
+    runs = answer.learning
+    if runs is None or runs["loss"].notna().sum() < 2:
+        return [Missing("No learning curves: the logs of the best, the baseline and the worst have no steps.")]
+    caption = (
+        "Training loss of the best variant, the baseline and the worst against the model FLOPs spent, the mean over "
+        "their seeds, without the first fifth; crosses are val_loss."
+    )
+    return [Image("curves", caption, plots.curves_picture(runs))]
 
 
 def _frontier(answer: Answer, table: pd.DataFrame) -> list[Block]:
@@ -429,16 +481,29 @@ def _speed(table: pd.DataFrame) -> list[Block]:
         blocks.append(Missing(f"No MFU: {_NO_PEAK}. Tokens per second instead."))
     if numbers(table, name).isna().all():
         return [*blocks, Missing("No picture: no trial with a loss has a speed.")]
-    caption = (
-        f"val_loss against {what}, each variant's mean: down and to the right is better. The dashed line joins those "
-        "that no other beats in both."
-    )
+    faster = _clear_factor(table, name)
+    caption = f"val_loss against {what}, each variant's mean: down and to the right is better."
+    if faster is not None:
+        caption += (
+            " A dashed line joins those that no other beats in both, if they differ in speed beyond the clock's noise."
+        )
     if unlike := unlike_devices(table):
         caption += f" But {unlike}, and a speed is theirs as much as the variant's."
     if len(entries) < 2:
         return [*blocks, Missing("No picture: all trials with a loss are one variant.")]
     entries["val_loss"] = entries["losses"].map(np.mean)
-    return [*blocks, Image("speed", caption, plots.speed_picture(entries, name))]
+    return [*blocks, Image("speed", caption, plots.speed_picture(entries, name, faster))]
+
+
+def _clear_factor(table: pd.DataFrame, speed: str) -> float | None:
+    """By which factor the mean speeds of two variants must differ to be told from the clock's noise (95%); None on CPUs
+    without replicates, whose clocks are never quiet."""
+    known = table[numbers(table, speed) > 0]
+    clock = pooled(np.log(numbers(known, speed)), programs(known))
+    if clock is None:
+        return None if speed != "mfu" else _LEAST_FACTOR
+    runs = float(programs(known).value_counts().median())
+    return max(_LEAST_FACTOR, float(np.exp(clock.t * clock.sd * np.sqrt(2 / runs))))
 
 
 def _noise(answer: Answer) -> list[Block]:
@@ -501,7 +566,7 @@ def _outcomes(answer: Answer) -> list[Block]:
     else:
         reasons = bad.get("reason", pd.Series(np.nan, index=bad.index))
         rows = [
-            [row["label"], str(row["seed"]), row["status"], _reason(row["status"], reason)]
+            [row["short_name"], str(row["seed"]), row["status"], _reason(row["status"], reason)]
             for row, reason in zip(bad.to_dict("records"), reasons, strict=True)
         ]
         blocks.append(Table(["variant", "seed", "outcome", "reason"], rows, texts=(0, 2, 3)))

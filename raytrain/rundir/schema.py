@@ -71,6 +71,8 @@ class MapOf:
     def problem(self, value: Any, place: str) -> str:
         if not isinstance(value, Mapping):
             return f"{place} ({shown(value)}) must be a mapping"
+        if unnamed := [name for name in value if not _is_text(name)]:
+            return f"{place} has a name ({shown(unnamed[0])}) that must be text"
         return next(filter(None, (self.of.problem(entry, _join(place, name)) for name, entry in value.items())), "")
 
 
@@ -107,6 +109,21 @@ class Record:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class ByField:
+    """A mapping whose text `field` names the one of `records` that it is."""
+
+    field: str
+    records: Mapping[str, Record]
+
+    def problem(self, value: Any, place: str) -> str:
+        if found := Record({self.field: TEXT}).problem(value, place):
+            return found
+        if (record := self.records.get(value[self.field])) is None:
+            return f"{_join(place, self.field)} ({shown(value[self.field])}) must be {' or '.join(self.records)}"
+        return record.problem(value, place)
+
+
 def _join(place: str, name: str) -> str:
     return f"{place}.{shown(name)[1:-1]}" if place else shown(name)[1:-1]
 
@@ -127,7 +144,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    """What can be written as UTF-8, or name a file of any name: Python has its bytes as some of the lone surrogates."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_name(text: Any) -> bool:
@@ -203,7 +227,8 @@ _TUNING = Record({"levels": MapOf(ListOf(NUMBER, least=1)), "spreads": FLAG}, {"
 _ESTIMATE = Record({"seconds": NUMBER}, {"devices": NUMBER, "device": TEXT, "basis": TEXT, "lanes": COUNT})
 _DESIGN = Record({"name": TEXT}, {"half_widths_in_noise_sd": Maybe(MapOf(Maybe(NUMBER)))})
 _COUNTS = Record(dict.fromkeys(("points", "programs", "variants", "trials"), COUNT))
-_SCHEDULER = Maybe(Record({}, {"keep": ListOf(COUNT), "rung_decay": NUMBER, "name": TEXT, "unit": TEXT}))
+_HALVING = Record({"keep": ListOf(COUNT), "rungs": ListOf(BUDGET)}, {"rung_decay": NUMBER, "unit": TEXT})
+_SCHEDULER = Maybe(ByField("name", {"none": Record({}), "halving": _HALVING}))
 _SPACE: dict[str, Schema] = {
     "axes": Maybe(MapOf(ListOf(ANY, least=1))),
     "baseline": Maybe(MapOf(ANY)),

@@ -18,6 +18,9 @@ _ASSUMED_MFU = 0.4  # on a GPU whose peak is known
 _LEAST_WIDTH = 768  # of models that reach it
 _ASSUMED_GPU_FLOPS = 50e12  # FLOP/s of one GPU whose peak is not
 _LONG = 600.0  # seconds of a run, of which it tells beforehand
+_HOURS, _MINUTES = 3600.0, 600.0  # seconds of a sweep that tells of shorter ones, and of those
+_CONFIRMING = 9  # runs with fresh seeds that a design without replicates adds
+_LEAST_PART = 0.1  # of a budget: with less, runs are too short to tell anything
 _ASSUMED_CORE_FLOPS = 50e9  # FLOP/s of one CPU core; the tiny scale in fp32 was measured at 60 to 70
 
 
@@ -157,6 +160,24 @@ def time_of_run(
     request = ResourceRequest(gpus_per_trial=ranks) if machine.gpus else ResourceRequest(workers_per_trial=ranks)
     guess = estimate(part * config.train_flops, [PlannedTrial("", (), config)], request, machine, measured)
     return f"about {duration(guess.seconds)} of training, on {guess.basis}" if guess.seconds >= _LONG else ""
+
+
+def shorter(seconds: float, trials: int, budget: float, levels: int | None) -> list[str]:
+    """What a plan says of `seconds` that are hours, with the flags that make minutes of them: of so many `trials`,
+    `budget` FLOPs each, over axes with so many `levels` beside the base's; None where the trials are chosen already."""
+    if seconds < _HOURS:
+        return []
+    each, ways = seconds / trials, []
+    designed = 8 * math.ceil(((levels or 0) + 1) / 4)  # twice the main effects
+    if levels and 2 * designed <= trials:
+        ways.append((f"--design d_optimal --no-interactions --trials {designed}", (designed + _CONFIRMING) * each))
+    if levels is not None and (part := int(_MINUTES / each)) > 1:
+        ways.append((f"--max_trials {part}", part * each))
+    if not ways:
+        less = max(_LEAST_PART, _MINUTES / seconds)
+        ways.append((f"--flops {less * budget:.2g}", less * seconds))
+    flags = "; ".join(f"with {flag} about {duration(time)}" for flag, time in ways)
+    return [f"warning     {duration(seconds)} is long: {flags}"]
 
 
 def rank_memory(config: TrainConfig, ranks: int, precision: str, *, on_gpu: bool) -> float:

@@ -57,6 +57,9 @@ class LadderPlan(Plan):
             f"gains projected to {self.target.scale} ({self.target.parameters:,} parameters)"
         ]
 
+    def _long(self) -> list[str]:
+        return []  # each scale has a budget of its own
+
     def _warning(self) -> list[str]:
         tokens = min(plan.budget.tokens_per_parameter for plan in self.plans if plan.budget)
         if tokens >= FEW:

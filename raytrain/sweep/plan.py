@@ -13,12 +13,12 @@ from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 from raytrain.sweep.budget import Budget, Spread, flops_spread
 from raytrain.sweep.design import SAMPLED, Design, choose, resolution
-from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, estimate
+from raytrain.sweep.estimate import NO_REQUEST, Estimate, Machine, ResourceRequest, estimate, shorter
 from raytrain.sweep.factors import compared, factors_of, is_speed_only, levels_of
 from raytrain.sweep.halving import Halving, survivors
 from raytrain.sweep.space import Candidate, Expansion, Space
 from raytrain.sweep.trial import PlannedTrial, own_seeds, without_seed
-from raytrain.sweep.tuning import Tuning, half_width, suffix
+from raytrain.sweep.tuning import Tuning, suffix, tuning_of
 
 EXTENSIONS = 2  # times that a study goes beyond its learning rates
 
@@ -142,8 +142,14 @@ class Plan:
             *self._confirms(),
             *self._budgets(),
             *self.estimate.describe(self.price),
+            *self._long(),
         ]
         return "\n".join(lines)
+
+    def _long(self) -> list[str]:
+        is_whole = self.design is None and self.halving is None and self.tuning is None
+        levels = sum(len(levels) - 1 for axis, levels in self.axes.items() if axis != "preset") if is_whole else None
+        return shorter(self.estimate.seconds, len(self.trials), self.budget_flops, levels)
 
     def _about(self) -> list[str]:
         return []
@@ -341,7 +347,7 @@ def make_plan(
         budget=Budget.of(base, data_tokens),
         price=price,
         request=request,
-        tuning=_tuning(space, base, [*chosen, *extra], seeds, spreads=spreads) if space.tune else None,
+        tuning=tuning_of(space.tune, base, [*chosen, *extra], seeds, spreads=spreads) if space.tune else None,
     )
 
 
@@ -355,14 +361,6 @@ def _crossed(runs: Sequence[tuple[int, int]], space: Space) -> list[tuple[int, i
 def _away(setting: Mapping[str, float], config: TrainConfig) -> float:
     """How far a setting is from the recipe's own."""
     return sum(abs(math.log(value / getattr(config, field))) for field, value in setting.items())
-
-
-def _tuning(space: Space, base: TrainConfig, trials: Sequence[PlannedTrial], seeds: int, *, spreads: bool) -> Tuning:
-    rates = space.tune.get("learning_rate", (1.0,))
-    known = None if spreads else half_width(rates, seeds)
-    recipe = {field: getattr(base, field) for field in space.tune}
-    flops = float(sum(trial.config.train_flops for trial in trials))
-    return Tuning(space.tune, recipe, spreads, len(trials), flops, known)
 
 
 def _frontier(

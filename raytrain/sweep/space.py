@@ -24,6 +24,7 @@ from typing import Any
 from raytrain import architecture
 from raytrain.architecture import AXES, PRESETS, preset_axes
 from raytrain.axes import dead
+from raytrain.config.predecessor import hint_for_field
 from raytrain.config.resolve import field_type, fields, read_ladder, read_value, read_yaml
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError, shown, unknown_value
@@ -289,7 +290,7 @@ def _run(spec: str, given: Any) -> dict[str, Any]:
         raise UserError(f"run in space {spec} must be a mapping of field to value, not {shown(given)}")
     for field in given:
         if field not in fields():
-            raise unknown_value(f"field in run of space {spec}", field, fields())
+            raise unknown_value(f"field in run of space {spec}", field, fields(), hint_for_field(str(field)))
     try:
         return {field: read_value(field, value) for field, value in given.items()}
     except UserError as error:

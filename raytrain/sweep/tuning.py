@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.special
 
+from raytrain.config.run import TrainConfig
+from raytrain.sweep.trial import PlannedTrial
+
 _SHORT = {"learning_rate": "lr", "weight_decay": "wd", "warmup_fraction": "warmup"}
 _PLACES = 21  # of the optimum that the expected half-width is a mean over: the middle half of the range
 
@@ -44,6 +47,21 @@ class Tuning:
             f"{levels}: {self.factor} x the runs and FLOPs of a study at one recipe ({self.trials} for "
             f"{self.trials // self.factor}, {self.flops:.3g} FLOPs for {self.flops / self.factor:.3g})"
         )
+
+
+def tuning_of(
+    levels: Mapping[str, tuple[float, ...]],
+    base: TrainConfig,
+    trials: Sequence[PlannedTrial],
+    seeds: int,
+    *,
+    spreads: bool,
+) -> Tuning:
+    """Of a study of `trials` around `base`."""
+    known = None if spreads else half_width(levels.get("learning_rate", (1.0,)), seeds)
+    recipe = {field: getattr(base, field) for field in levels}
+    flops = float(sum(trial.config.train_flops for trial in trials))
+    return Tuning(levels, recipe, spreads, len(trials), flops, known)
 
 
 def suffix(setting: Mapping[str, float]) -> str:

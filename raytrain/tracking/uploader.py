@@ -35,7 +35,7 @@ from mlflow.utils.validation import MAX_DATASET_DIGEST_SIZE
 from sqlalchemy.exc import SQLAlchemyError
 
 from raytrain.analysis.answer import Answer, answer
-from raytrain.analysis.ranking import UNFINISHED, rank, read_study
+from raytrain.analysis.ranking import UNFINISHED, rank, read_study, short_name
 from raytrain.architecture import AXES
 from raytrain.axes.plugin import digests
 from raytrain.config.run import flat
@@ -231,7 +231,7 @@ class Uploader:
         fixed = {key: known.get(key) for key in FIXED}
         facts = {key: value for key, value in (usual | config | plugins | fixed).items() if value is not None}
         labels = ", ".join(trial["labels"])
-        run = self._run(study, trial["id"], labels, facts, first)
+        run = self._run(study, trial["id"], short_name(trial), facts, first)
 
         sent = int(run.tags.get(_LINES, 0))
         series = [

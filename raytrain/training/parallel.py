@@ -184,6 +184,10 @@ def parallelize(loss_model: NextTokenLoss, config: TrainConfig, world: World) ->
         settings.autograd_cache_allow_custom_autograd_functions = True
         tag = hashlib.sha256(Path(kernels.__file__).with_name("silu.py").read_bytes()).hexdigest()
         torch.compiler.config.cache_key_tag = os.environ.get("TORCH_COMPILE_CACHE_KEY_TAG", "") + tag
+        # Kernels that are alike then have one name, and so one file, whichever program they are of: those of another
+        # variant are not compiled again.
+        if "TORCHINDUCTOR_UNIQUE_KERNEL_NAMES" not in os.environ:
+            torch._inductor.config.triton.unique_kernel_names = False
         # Else what "full" recomputes draws its dropout from generators of its own, which no seed of a step reaches.
         settings.graphsafe_rng_functionalization = False
         for block in blocks:

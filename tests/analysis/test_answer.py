@@ -33,11 +33,10 @@ def test_presets_differ_in_many_axes_at_once(presets):
     """Would catch: a study of presets taken for one of a single variant, or an effect of an axis read from it."""
     found = answer(presets)
     assert {"norm_position", "position_encoding", "ffn_type"} <= {*found.axes}
-    assert found.sentences[0].startswith(
-        "The winner of 4 variants at learning rate 0.001 alone is llama, team: val_loss 1.7050 over 2 seeds"
-    )
+    assert found.sentences[0].startswith("The winner of 4 variants is llama, team: val_loss 1.7050 over 2 seeds")
     assert "No main effect can be estimated, because the runs differ in several axes at once." in found.sentences
-    assert not any("costs" in told or "saves" in told or "nan" in told for told in found.sentences)
+    assert not any(word in told for told in found.sentences for word in ("costs", "saves", "pays", "nan"))
+    assert sum("holds at learning rate 0.001 alone" in told for told in found.told.findings) == 1
 
 
 def test_a_lone_survivor_is_no_winner(make_study):
@@ -48,7 +47,7 @@ def test_a_lone_survivor_is_no_winner(make_study):
         study.add({"norm_position": "pre"}, 3.0 + seed / 100, rungs=[3.2 + seed / 100], seed=seed)
     first, *others = answer(study.write()).sentences
     assert first.startswith("No winner: of 2 variants norm_position=pre alone came to the end of the budget")
-    assert any(told.startswith("norm_position=pre saves 0.3000 nats") for told in others)
+    assert any(told.startswith("norm_position=pre pays: 0.300") for told in others)
 
 
 def test_survivors_are_told_from_all(make_study):
@@ -60,17 +59,49 @@ def test_survivors_are_told_from_all(make_study):
         study.add({"normalization": "layernorm_nobias"}, 3.0 + seed / 100, rungs=[3.2], seed=seed)
     told = answer(study.write()).sentences[0]
     assert told.startswith(
-        "The winner of 2 variants that came to the end of the budget (1 did not) at learning rate 0.001 alone is "
-        "normalization=rms"
+        "The winner of 2 variants that came to the end of the budget (1 did not) is normalization=rmsnorm: "
     )
+
+
+def ffn_study(make_study, *, standard: float, layernorm: float):
+    """Two axes with three seeds each, which the FFN costs `standard` nats and LayerNorm `layernorm`."""
+    study = make_study(
+        base="llama", axes={"ffn_type": ["swiglu", "standard"], "normalization": ["rmsnorm", "layernorm"]}
+    )
+    for ffn in ("swiglu", "standard"):
+        for norm in ("rmsnorm", "layernorm"):
+            for seed in range(3):
+                loss = 2 + standard * (ffn == "standard") + layernorm * (norm == "layernorm")
+                loss += noise_of(ffn, norm, seed, sd=0.003)
+                study.add({"ffn_type": ffn, "normalization": norm}, loss, seed=seed)
+    return answer(study.write())
+
+
+def test_the_finding_comes_first_in_the_direction_of_what_is_better(make_study):
+    """Would catch: an answer that begins with what is open, names the loser alone, or hides SiLU in "standard"."""
+    found = ffn_study(make_study, standard=0.2, layernorm=0.0)
+    first, *_ = found.told.findings
+    assert first.startswith("ffn_type=swiglu pays: 0.2")
+    assert first.endswith(" against standard (silu), averaged over the other axes.")
+    assert any(told.startswith("Undecided: normalization=layernorm against rmsnorm (") for told in found.told.findings)
+    assert found.winner.startswith("No winner: 2 of 4 variants share rank 1 (")
+    assert found.told.findings.index(found.winner) > 0
+    reverse = ffn_study(make_study, standard=-0.2, layernorm=0.0)
+    assert reverse.told.findings[0].startswith("ffn_type=standard (silu) pays: 0.19")
+    assert " against swiglu," in reverse.told.findings[0]
+
+
+def test_a_winner_comes_before_the_effects(make_study):
+    """Would catch: the variant to take told after all else."""
+    found = ffn_study(make_study, standard=0.2, layernorm=0.1)
+    assert found.sentences[0].startswith("The winner of 4 variants is ")
+    assert [told.split(" pays")[0] for told in found.sentences[1:3]] == ["ffn_type=swiglu", "normalization=rmsnorm"]
 
 
 def test_equal_functions(tmp_path):
     """Would catch (A/A): a winner or an effect where there is none, or no word of it."""
     found = answer(write_study(tmp_path / "equal", effect=no_effect, seeds=3))
-    assert found.sentences[0].startswith(
-        "No winner: no difference between any two of 12 variants at learning rate 0.001 alone stands out"
-    )
+    assert found.sentences[0].startswith("No winner: no difference between any two of 12 variants stands out")
     assert any(told.startswith("No difference stands out; effects are known to") for told in found.sentences)
 
 

@@ -58,11 +58,10 @@ def test_enough_training_is_not_remarked():
     table = pd.DataFrame({"status": ["complete"] * 10, "tokens": 2e8, "parameters": 1e7, "flops_per_token": 6e7})
     assert training_of(table) == Budget(2e8, 1e7, 6e7)
     assert training_of(table.drop(columns="tokens")) is None
-    assert shortfall(table, None, training_of(table)) == []
-    short = shortfall(table, None, Budget(2e7, 1e7, 6e7))
-    assert len(short) == 1
-    assert short[0].startswith("Runs had 2 tokens a parameter: models still leave the plateau")
-    assert "--flops 1.2e+16" in short[0]
+    assert not shortfall(table, None, training_of(table)).sentences
+    (short,) = shortfall(table, None, Budget(2e7, 1e7, 6e7), "python -m raytrain.tune --name a --seeds 3").sentences
+    assert short.startswith("Short runs: 2 tokens a parameter, and 20 is compute-optimal")
+    assert short.endswith("python -m raytrain.tune --seeds 3 --flops 1.2e+16")
 
 
 def test_how_fast_a_loss_still_falls():

@@ -104,7 +104,7 @@ def test_effects_count_plateaus():
     assert found.table["estimate"].tolist() == pytest.approx([0.5])
     assert found.statuses == {"complete": 4, "plateau": 2}
     assert found.rates["plateau"].tolist() == [1, 1]
-    assert found.sentences[0].startswith("2 of 6 (95% 4% to 78%) runs were not trained")
+    assert found.told.warnings[0].startswith("2 of 6 (95% 4% to 78%) runs were not trained")
 
 
 def test_a_study_s_plateaus_are_unranked(make_study):

@@ -1,20 +1,13 @@
 import argparse
 import json
+import re
 
 import pytest
 
 from raytrain.architecture import PRESETS
-from raytrain.config.resolve import (
-    _PREDECESSOR,
-    RECIPES,
-    add_flags,
-    fields,
-    in_predecessor,
-    read_file,
-    read_flags,
-    read_value,
-    resolve,
-)
+from raytrain.config.flags import add_flags
+from raytrain.config.predecessor import GONE, RENAMED, hint_for_argument
+from raytrain.config.resolve import RECIPES, fields, read_file, read_flags, read_value, resolve
 from raytrain.config.run import TrainConfig
 from raytrain.errors import UserError
 
@@ -222,9 +215,50 @@ def test_plain_values_and_back():
 
 def test_what_the_predecessor_s_arguments_are_here():
     """Would catch: a hint that is itself unknown here, such as a flag or a preset that was renamed."""
-    for hint in {*_PREDECESSOR.values(), *(in_predecessor(f"config/arch_{name}.py") for name in PRESETS)}:
-        flag, *value = hint.split()[:2]
-        assert flag[2:] in (*fields(), "preset", "config", "runs")
-        if flag not in ("--config", "--runs") and value:
+    files = [hint_for_argument(f"config/arch_{name}.py").removeprefix("Did you mean ")[:-1] for name in PRESETS]
+    for meant in {*RENAMED.values(), *files}:
+        flag, *value = meant.split()[:2]
+        assert flag[2:] in (*fields(), "preset", "config", "runs", "name")
+        if flag not in ("--config", "--runs", "--name") and value:
             run(flags(flag, *value))
-    assert in_predecessor("config/train_gpt2.py") == in_predecessor("--n_head") == ""
+    for flag in (flag for why in GONE.values() for flag in re.findall(r"--(\w+)", why)):
+        assert flag in fields()
+    assert (
+        hint_for_argument("config/train_gpt2.py")
+        == hint_for_argument("--n_head")
+        == hint_for_argument("use_fsdp")
+        == ""
+    )
+
+
+def test_no_name_of_the_predecessor_s_is_one_of_ours():
+    """Would catch: a hint that is never shown, as the name is a field here."""
+    assert not {*RENAMED, *GONE} & {*fields(), "preset"}
+    assert not RENAMED.keys() & GONE.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("arch_preset: gpt2", "Did you mean preset?"),
+        ("use_fsdp: true", "Did you mean parallel: fsdp?"),
+        ("gradient_accumulation_steps: 40", "Did you mean global_batch?"),
+        ("out_dir: out", "Give --runs on the command line."),
+        ("wandb_log: true", "Leave it out: a run is logged in its folder, and a sweep in MLflow too."),
+    ],
+)
+def test_what_the_predecessor_s_fields_are_here(tmp_path, text, hint):
+    """Would catch: a hint that fits a command line and no file, or that the nearest spelling displaces."""
+    path = tmp_path / "run.yaml"
+    path.write_text(f"block_size: 128\nmax_iters: 5\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        read_file(str(path))
+    assert str(caught.value).endswith(hint)
+
+
+def test_custom_starts_from_a_preset_that_the_file_names(tmp_path):
+    """Would catch: axes of a file that its own preset overrides, whichever comes first."""
+    path = tmp_path / "custom.yaml"
+    path.write_text("weight_tying: true\npreset: llama\nnormalization: layernorm\n")
+    arch = run(read_file(str(path))).architecture
+    assert (arch.weight_tying, arch.normalization, arch.ffn_type) == (True, "layernorm", "swiglu")

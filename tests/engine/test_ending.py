@@ -98,6 +98,31 @@ with listening() as ending:
     assert run(stubborn.replace("{dead}", "False"), signal.SIGINT, signal.SIGINT) == (130, "ready\nonce\nforced\n")
 
 
+def test_a_start_of_ray_that_is_interrupted_leaves_no_process() -> None:
+    """Would catch the raylet that a SIGTERM within `ray.init` leaves, as Ray has not yet noted it as its own; and the
+    end of processes that the user's own program started before."""
+    script = """
+from raytrain.engine import cluster
+module._START_SECONDS = 60
+sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+mine = subprocess.Popen(sleeper)
+def start(_folder):
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+    cluster.raylet = subprocess.Popen(sleeper)
+    print("ready")
+    time.sleep(60)
+cluster._start_ray = start
+with listening() as ending:
+    try:
+        with cluster.ray_started(ending): print("started")
+    except KeyboardInterrupt:
+        print(cluster.raylet.wait(), mine.poll())
+mine.kill()
+sys.exit(ending.code)
+"""
+    assert run(script, signal.SIGTERM) == (143, "ready\n-9 None\n")
+
+
 def test_more_signals_of_a_batch_system_interrupt_once() -> None:
     """Would catch an end in good order that the second SIGTERM of `timeout`, to the group, interrupts again."""
     script = """

@@ -18,8 +18,8 @@ def table() -> pd.DataFrame:
     row |= {"val_loss": 1.68732, "train_flops": 2.5e12, "loss_per_flop": 1543000.0, "loss_per_hardware_flop": 12345.0}
     row |= {"compute_gain": 1.261, "compute_gain_low": 0.724, "compute_gain_high": 4.286, "mfu": 0.412, "hash": "a"}
     row |= {"tokens_per_second": 123456.0, "memory_peak_gb": 12.3, "train_seconds": 56.7, "status": "complete"}
-    row |= {"budget_ok": True, "role": "", "rank_note": "", "label": "a", "budget_flops": BUDGET}
-    return pd.DataFrame([row, row | {"seed": 1338}])
+    row |= {"budget_ok": True, "role": "", "rank_note": "", "label": "a", "budget_flops": 2.5e12}
+    return pd.DataFrame([row, row | {"seed": 1338, "val_loss": 1.68742}])
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
@@ -30,10 +30,27 @@ def test_a_narrow_ranking_keeps_its_digits(width: int) -> None:
     out = console.file.getvalue()
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= width
-    for column, cell in {"val_loss": "1.6873", "rank": "1"}.items():
+    for column, cell in {"val_loss": "1.6874", "rank": "1"}.items():
         assert column in out
         assert cell in out
     assert ("12.3" in out) == (width == 160)
+
+
+def test_the_ranking_has_a_row_a_variant() -> None:
+    """Would catch a row a seed, a mean without its interval or its number of seeds, one that an unranked run is in, and
+    a failed seed that nothing tells of."""
+    lost = table().iloc[:1].assign(seed=1339, status="oom", val_loss=float("nan"), rank=None, reason="no memory")
+    frontier = table().assign(role="frontier", short_name="llama at 2 x the budget", rank=None, hardware_rank=None)
+    console = Console(file=io.StringIO(), width=240)
+    console.print(ranking_table(pd.concat([table(), lost, frontier], ignore_index=True), console))
+    rows = [line.split() for line in console.file.getvalue().splitlines() if "1.68" in line]
+    assert len(rows) == 2
+    assert rows[0][:2] == ["1", "2"]
+    assert rows[0][4:7] == ["2", "1.6874", "0.0006"]  # t of 1 degree of freedom, 12.71 x 7.1e-5 / sqrt 2
+    assert "2 complete, 1 oom" in " ".join(rows[0])
+    assert "normalization=layernorm ffn_type=standard oom: no memory" in console.file.getvalue()
+    assert rows[1][:6] == ["llama", "at", "2", "x", "the", "budget"]
+    assert "0.0006" not in rows[1]
 
 
 def trial(name: str, status: str, **result: object) -> types.SimpleNamespace:

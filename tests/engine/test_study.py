@@ -177,7 +177,7 @@ class NoSync(contextlib.AbstractContextManager["NoSync"]):
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor MLflow."""
     one_lane(monkeypatch)
-    monkeypatch.setattr(study, "ray_started", lambda *_: contextlib.nullcontext(True))
+    monkeypatch.setattr(study, "ray_started", lambda *_, **__: contextlib.nullcontext(True))
     monkeypatch.setattr(study, "Sync", NoSync)
 
 

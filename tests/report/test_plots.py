@@ -28,7 +28,8 @@ def effects(*rows, pairs=()):
 
 
 def trials(**columns):
-    return pd.DataFrame({"status": "complete", "is_baseline": False, "rank": 1} | columns)
+    out = pd.DataFrame({"status": "complete", "is_baseline": False} | columns)
+    return out.assign(short_name=[f"v{number}" for number in range(len(out))])
 
 
 @pytest.fixture
@@ -144,13 +145,28 @@ def test_the_frontier_is_drawn_between_its_ends_alone(drawn):
 
 def test_the_trade_off_joins_what_none_beats(drawn):
     """Would catch: a line through variants that others beat in speed and in loss, or through the worst ones."""
-    table = trials(mfu=[0.3, 0.4, 0.5, 0.35], val_loss=[3.0, 3.1, 3.3, 3.2], rank=[1, 2, 4, 3])
+    table = trials(mfu=[0.3, 0.4, 0.5, 0.35], val_loss=[3.0, 3.1, 3.3, 3.2])
     plots.speed_picture(table)
     (ax,) = drawn[0].axes
     line = next(line for line in ax.lines if line.get_label() == "best trade-off")
     assert list(line.get_xdata()) == [0.3, 0.4, 0.5]
-    assert {"rank 1", "rank 2", "rank 4"} <= set(texts(drawn[0]))
-    assert "rank 3" not in texts(drawn[0])
+    assert {"v0", "v1", "v2", "v3"} <= set(texts(drawn[0]))
+
+
+@pytest.mark.parametrize("faster", [None, 1.5])
+def test_no_trade_off_through_the_clock_s_noise(drawn, faster):
+    """Would catch: a line that joins variants whose speeds differ by no more than two runs of one do."""
+    plots.speed_picture(trials(mfu=[0.3, 0.31, 0.32], val_loss=[3.0, 3.1, 3.3]), faster=faster)
+    assert "best trade-off" not in [line.get_label() for line in drawn[0].axes[0].lines]
+
+
+def test_of_many_points_those_that_matter_have_a_name(drawn):
+    """Would catch: forty names on top of one another, or none."""
+    many = trials(mfu=np.linspace(0.2, 0.5, 40), val_loss=np.linspace(2, 3, 40), is_baseline=[False] * 39 + [True])
+    plots.speed_picture(many)
+    named = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert 3 <= len(named) <= 8
+    assert "v39" in named
 
 
 def test_files_and_fidelity(tmp_path):

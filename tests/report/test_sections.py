@@ -1,3 +1,6 @@
+import base64
+import dataclasses
+import hashlib
 import html.parser
 import itertools
 import json
@@ -8,13 +11,15 @@ import pytest
 
 from raytrain.analysis.answer import answer
 from raytrain.errors import UserError
-from raytrain.report.document import Section, Table, page, summary
+from raytrain.report.document import Folded, Section, Table, page, summary
 from raytrain.report.sections import sections, write_report
+from raytrain.rundir.log import JsonLog
 from tests.studies import AXES, write_study
 
-IDS = ["question", "answer", "cost", "ranking", "effects", "interactions", "frontier", "speed", "noise", "outcomes"]
-IDS += ["reproduce", "method"]
+IDS = ["answer", "question", "effects", "ranking", "curves", "interactions", "frontier", "speed", "noise", "outcomes"]
+IDS += ["cost", "reproduce", "method"]
 VOID = {"meta", "link", "img"}
+LABEL = '<script>|`x`![a](u)&" '
 HOSTILE = '<script>alert(1)</script> | `x` ![a](http://evil.example/x.png) **b** & "q"'
 
 
@@ -64,8 +69,11 @@ def report(folder):
     return parsed, files[1].read_text()
 
 
-def only_table(blocks):
-    return next(block for block in blocks if isinstance(block, Table))
+def tables(answered, name):
+    """Those of a section, folded ones too."""
+    (part,) = [part for part in sections(answered) if part.id == name]
+    blocks = [one for block in part.blocks for one in (block.blocks if isinstance(block, Folded) else [block])]
+    return [block for block in blocks if isinstance(block, Table)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def whole(tmp_path_factory):
     """A study with all that a study can have: effects, an interaction, a frontier, failures, a hostile label."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     budgets = (1e14, 2.5e14, 5e14, 2e15, 4e15)
-    return write_study(folder, effect=effect, seeds=3, frontier_budgets=budgets, results=failures, label=HOSTILE)
+    return write_study(folder, effect=effect, seeds=3, frontier_budgets=budgets, results=failures, label=LABEL)
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +100,27 @@ def test_the_page_parses_and_has_every_section(whole_report):
     assert [tag for tag, _ in found.tags].count("h1") == 1
 
 
-def test_the_page_needs_no_network_and_runs_no_script(whole_report):
-    """Would catch: a picture by its file's name, a font or style from elsewhere, a script, of ours or of a label's."""
+def test_the_page_needs_no_network_and_runs_no_script_but_its_own(whole, whole_report):
+    """Would catch: a picture by its file's name, a font or style from elsewhere, a script of a label, or a policy that
+    lets one run."""
     found, _ = whole_report
-    tags = {tag for tag, _ in found.tags}
-    assert not tags & {"script", "iframe", "object", "embed"}
+    tags = [tag for tag, _ in found.tags]
+    assert not {*tags} & {"iframe", "object", "embed"}
+    assert tags.count("script") == 1
+    (script,) = re.findall("<script>(.*?)</script>", (whole / "report" / "index.html").read_text(), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert all(address.startswith(("data:", "#")) for address in found.loads), found.loads
     assert not any(name.startswith("on") for _, given in found.tags for name in given)
     policy = next(given["content"] for tag, given in found.tags if given.get("http-equiv"))
     assert policy.startswith("default-src 'none'")
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_every_text_is_escaped(whole_report):
     """Would catch: a label or a reason that is HTML in the page, or a picture, a column or emphasis in the summary."""
     found, text = whole_report
-    for name in ("ranking", "outcomes"):
-        assert HOSTILE in found.text[name]
+    assert HOSTILE in found.text["outcomes"]
+    assert LABEL in found.text["ranking"]
     assert "<script" not in text
     assert "![a](" not in text
     assert "**b**" not in text.replace(r"\*\*b\*\*", "")
@@ -164,11 +177,11 @@ def test_pictures_of_an_earlier_report_go(tmp_path):
 def test_the_ranking_has_a_row_a_function(whole):
     """Would catch: a row a trial, seeds that are averaged with a diverged one, a gain or a count in another's row."""
     found = answer(whole)
-    table = only_table(sections(found)[3].blocks)
+    table = tables(found, "ranking")[1]
     assert len(table.rows) == 12
-    rows = {row[2].removeprefix(HOSTILE): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    rows = {row[2].removeprefix(LABEL): dict(zip(table.columns, row, strict=True)) for row in table.rows}
     base = rows["gpt2 (baseline)"]
-    runs = found.table[(found.table["label"] == HOSTILE + "gpt2") & (found.table["role"] != "frontier")]
+    runs = found.table[(found.table["label"] == LABEL + "gpt2") & (found.table["role"] != "frontier")]
     assert base["val_loss"].startswith(f"{runs['val_loss'].mean():.4f} \N{PLUS-MINUS SIGN}")
     assert sorted(base["each seed"].split(", ")) == sorted(f"{loss:.4f}" for loss in runs["val_loss"])
     low, high = re.search(r"\((.+) to (.+)\)", base["compute gain (95%)"]).groups()
@@ -183,8 +196,8 @@ def test_the_ranking_has_a_row_a_function(whole):
 def test_rows_whose_ranks_differ_are_marked_with_their_mfu(whole, whole_report):
     """Would catch: a faster variant that gains by hardware FLOPs without a mark, or a mark without the MFU."""
     found = answer(whole)
-    table = only_table(sections(found)[3].blocks)
-    noted = set(found.table.loc[found.table["rank_note"] != "", "label"])
+    table = tables(found, "ranking")[1]
+    noted = set(found.table.loc[found.table["rank_note"] != "", "short_name"])
     marked = {table.rows[number][2].removesuffix(" (baseline)") for number in table.marked}
     assert marked == noted
     assert marked
@@ -199,17 +212,20 @@ def test_a_large_study_is_folded_and_keeps_the_baseline(tmp_path):
     axes = AXES | {"activation": ("gelu", "silu", "relu"), "bias": (False, True), "dropout": (0.0, 0.1)}
     axes |= {"weight_tying": (True, False)}
     folder = write_study(tmp_path / "s", axes=axes, seeds=1, effect=lambda p: 0.03 * (p["norm_position"] == "post"))
-    found = sections(answer(folder))
-    table = only_table(found[3].blocks)
+    found = answer(folder)
+    first, table = tables(found, "ranking")
+    assert [len(first.rows), sum("(baseline)" in row[-1] for row in first.rows)] == [10, 1]
+    assert first.rows[-1][-1] == table.rows[-1][2]
     assert len(table.rows) == 288
     assert len(table.shown) == 31
     assert sorted(table.shown + table.folded) == list(range(288))
     assert [row[2] for row in table.rows if "(baseline)" in row[2]] == [table.rows[table.shown[-1]][2]]
-    pairs = only_table(found[5].blocks)
+    (pairs,) = tables(found, "interactions")
     assert len(pairs.rows) == 34
+    found = sections(found)
     text = page("s", found)
     parsed = Page(text)
-    assert [tag for tag, _ in parsed.tags].count("details") == 2
+    assert [tag for tag, _ in parsed.tags].count("details") == 4
     assert "257 more rows" in text
     assert "257 more rows are in index.html" in summary("s", found)
 
@@ -289,14 +305,14 @@ def test_stopped_trials_are_shown_with_their_flops(tmp_path):
     assert "halving, which continues the best: 6 after 2.5e+14 FLOPs" in found.text["question"]
     assert "by its scheduler, at a rung" in found.text["outcomes"]
     assert (folder / "report" / "frontier.png").exists()
-    rows = only_table(sections(answer(folder))[3].blocks).rows
+    rows = tables(answer(folder), "ranking")[1].rows
     assert [row[0] for row in rows if "stopped" in row[-1]] == ["\N{EN DASH}"] * 6
 
 
 def test_planned_against_actual(tmp_path):
     """Would catch: hours of one trial for those of all, of the wrong unit, or without all the ranks."""
     folder = write_study(tmp_path / "s", results=lambda _: {"world_size": 2, "train_seconds": 90.0})
-    rows = {row[0]: row[1:] for row in only_table(sections(answer(folder))[2].blocks).rows}
+    rows = {row[0]: row[1:] for row in tables(answer(folder), "cost")[0].rows}
     assert rows["trials"] == ["24", "24 ended"]
     assert rows["model FLOPs"] == ["2.4e+16", "2.4e+16"]
     assert rows["GPU-hours of training"] == ["16", "1.2"]  # 8 lanes of 2 ranks for an hour; 24 x 2 x 90 s
@@ -324,3 +340,54 @@ def test_an_interval_stays_on_one_line_and_other_words_do_not():
     shown = page("title", [Section("s", "S", [Table(["gain"], rows)])])
     assert "1.217 (0.878\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}2.146)" in shown
     assert "failed (out of memory)" in shown
+
+
+def test_the_grid_marks_where_a_variant_differs(whole):
+    """Would catch: a mark at the baseline's own level, one that is missing, or in another axis's column."""
+    found = answer(whole)
+    shown, _ = tables(found, "ranking")
+    assert shown.columns[2:5] == [
+        "norm_position, post",
+        "position_encoding, learned_absolute",
+        "normalization, layernorm_nobias",
+    ]
+    rows = {row[-1].removeprefix(LABEL): row[2:5] for row in shown.rows}
+    assert rows["gpt2 (baseline)"] == ["\N{MIDDLE DOT}"] * 3
+    assert rows["normalization=rmsnorm"] == ["\N{MIDDLE DOT}", "\N{MIDDLE DOT}", "\N{BLACK CIRCLE} rmsnorm"]
+
+
+def test_an_interval_that_excludes_zero_without_a_claim_is_explained(tmp_path):
+    """Would catch: "not distinguishable" beside an interval above zero, which reads as a mistake of ours."""
+    found = answer(write_study(tmp_path / "s", seeds=3))
+    chance = found.effects.table.assign(low=0.001, high=0.003, estimate=0.002, p=0.03, p_holm=0.2)
+    found = dataclasses.replace(found, effects=dataclasses.replace(found.effects, table=chance))
+    (shown,) = tables(found, "effects")
+    assert {row[-1] for row in shown.rows} == {
+        f"not distinguishable from zero (adjusted for {len(chance)} effects; alone p = 0.03)"
+    }
+
+
+def test_one_interaction_is_a_sentence(tmp_path):
+    """Would catch: a picture of a single cell."""
+    axes = {"norm_position": ("post", "pre"), "normalization": ("layernorm_nobias", "rmsnorm")}
+    found, _ = report(write_study(tmp_path / "s", axes=axes, seeds=3))
+    assert "One pair of levels was run together: norm_position=pre changes by" in found.text["interactions"]
+    assert not (tmp_path / "s" / "report" / "interactions.png").exists()
+
+
+def test_learning_curves_are_of_the_best_the_baseline_and_the_worst(tmp_path):
+    """Would catch: the curve of another variant, or a report that fails where logs have none."""
+    axes = {"norm_position": ("post", "pre"), "normalization": ("layernorm_nobias", "rmsnorm")}
+    folder = write_study(tmp_path / "s", axes=axes, effect=lambda p: -0.1 * (p["norm_position"] == "pre"))
+    assert "No learning curves" in report(folder)[0].text["curves"]
+    for trial in json.loads((folder / "study.json").read_text())["trials"]:
+        log = JsonLog(folder / "trials" / trial["id"] / "log.jsonl")
+        for part in (1, 2, 3):
+            log.write({"event": "step", "step": part, "train_flops": part * 10**14, "loss": 4.0 - part})
+    runs = answer(folder).learning
+    parts = dict(name.split(": ") for name in runs["variant"].unique())
+    assert [*parts] == ["best", "baseline", "worst"] or [*parts] == ["best", "baseline, worst"]
+    assert "norm_position=pre" in parts["best"]
+    assert len(runs) == 3 * 2 * len(parts)
+    assert report(folder)[0].text["curves"].strip().startswith("Learning curves")
+    assert (folder / "report" / "curves.png").exists()

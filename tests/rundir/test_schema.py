@@ -25,7 +25,8 @@ from raytrain.training.storage import open_storage
 OLD = Path(__file__).parents[1] / "fixtures" / "v0_1"
 TRIAL = "1L-2H-16D-RoPE-RMS-SwiGLU-PreNorm-6dbc43-s1337"
 # What a field is replaced by: wrong types, numbers beyond all bounds, and nothing at all.
-WRONG = (None, True, -1, 1.5, math.nan, math.inf, 10**30, 10**39, "x", "\0", "../../up", "", [], [[]], {}, {"a": 1})
+WRONG: tuple[Any, ...] = (None, True, -1, 1.5, math.nan, math.inf, 10**30, 10**39)
+WRONG += ("x", "\0", "\ud800", "../../up", "", [], [[]], {}, {"a": 1})
 GONE = object()
 
 
@@ -156,7 +157,11 @@ def test_a_tampered_file_is_read_or_is_one_line_that_names_it(name: str, make: C
             [],
             r"trials\[0\]\.config\.flops \(\[\]\) must be",
         ),
+        ("study/study.json", ("scheduler", "name"), GONE, r"scheduler: missing name$"),
+        ("study/study.json", ("scheduler",), {"name": "halving"}, r"scheduler: missing keep, rungs$"),
+        ("study/study.json", ("scheduler", "name"), "x", r"scheduler\.name \('x'\) must be none or halving$"),
         ("study/study.json", ("trials", 0, "hash"), GONE, r"damaged: trials\[0\]: missing hash$"),
+        ("data/manifest.json", ("tokenizer",), "\ud800", r"tokenizer \('\\ud800'\) must be text"),
         ("data/manifest.json", ("train", "tokens"), 1.5, r"train\.tokens \(1\.5\) must be a whole number of 1 or more"),
     ],
 )

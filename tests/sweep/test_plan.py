@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,21 @@ def test_estimate(gpus: list[str], flags: str, rate: float, words: str, monkeypa
     plan = make(f"--space presets {flags}")
     assert plan.estimate.seconds == pytest.approx(plan.total_flops / rate)
     assert words in plan.estimate.basis
+
+
+def test_a_long_sweep_says_so_with_what_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a sweep of hours that begins without a word, flags that are refused, or that take as long; and a
+    warning for a sweep of minutes."""
+    on(monkeypatch, [])
+    (told,) = [line for line in str(make("--space full")).splitlines() if " is long: " in line]
+    ways = re.findall(r"with (--.+?) about ([0-9.]+) min", told)
+    assert len(ways) == 2
+    for flags, minutes in ways:
+        plan = make(f"--space full {flags}")
+        assert " is long" not in str(plan)
+        assert plan.estimate.seconds == pytest.approx(60 * float(minutes), rel=0.05)
+    assert " is long" not in str(make("--space quickstart"))
+    assert "with --flops 1e+14 about" in str(make("--space full --design d_optimal --trials 128 --flops 1e15"))
 
 
 def test_duration() -> None:

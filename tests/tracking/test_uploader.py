@@ -462,15 +462,16 @@ def test_gains_and_ranks_are_those_of_the_answer(runs):
         assert {name: sent[name] for name in names if name in sent} == expected, row["trial"]
         assert all(math.isfinite(value) for value in sent.values())
         assert ("rank" in sent) == (row["status"] == "complete" and row["role"] != "frontier")
+        assert found[row["trial"]].info.run_name == row["short_name"]
     assert not set(names) & found["t5"].data.metrics.keys()
-    assert found[""].data.tags["mlflow.note.content"].startswith("No winner: ")
+    assert found[""].data.tags["mlflow.note.content"].startswith("norm_position=pre pays: 0.0")
     assert {"compute_gain_low", "hardware_gain_high"} <= found["t0"].data.metrics.keys()
 
 
 def test_a_long_answer_is_cut_between_sentences(runs):
     """Would catch: a description beyond what a tag holds, which MLflow would cut in the middle of a figure."""
-    failed = {"status": "oom", "val_loss": None, "train_flops": None}
-    folder = write_study(runs / "told", label="a" * 3000 + " ", results=lambda index: failed if index == 5 else {})
+    failed = {"status": "oom", "val_loss": None, "train_flops": None, "reason": "out of memory " * 400}
+    folder = write_study(runs / "told", results=lambda index: failed if index == 5 else {})
     Uploader(folder).sync()
     _, found, _ = children(folder)
     *kept, last = found[""].data.tags["mlflow.note.content"].split("\n\n")
