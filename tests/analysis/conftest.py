@@ -69,7 +69,8 @@ class Study:
         study |= {"budget_flops": BUDGET, "counts": counts}
         if self.axes is not None:
             study |= {"axes": self.axes, "baseline": {axis: levels[0] for axis, levels in self.axes.items()}}
-            study |= {"scheduler": {"name": "halving" if self.rungs else "none", "rungs": list(self.rungs)}}
+            halving = {"name": "halving", "rungs": list(self.rungs), "keep": [1] * len(self.rungs)}
+            study |= {"scheduler": halving if self.rungs else {"name": "none"}}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "study.json").write_text(json.dumps(study | self.about | about | {"trials": self.trials}))
         return self.folder
