@@ -129,7 +129,7 @@ def _watch(reader: int, ending: Ending, numbers: set[signal.Signals]) -> None:
         read = os.read(reader, 64) if ready else b""
         if ready and not read:
             return
-        for number in numbers.intersection(read):
+        for number in filter(numbers.__contains__, read):  # each that came: two may be read at once
             if ending.has_come and number == signal.SIGINT:
                 ending.force()
             if not ending.has_come:
