@@ -90,8 +90,8 @@ SWEEP = """--space=norms.yaml|presets|full|one_factor|modern --base=gpt2|llama -
 REPLAY = """--design=full|d_optimal|random|one_at_a_time --trials=4 --seeds=2 --interactions --base=1
 --scheduler=halving --factor=2 --replays=3 --seed=1 --json"""
 TABLE = "--base=llama --scale=tiny --vocab_size=256 --unigram_loss=3.0 --command=x"
-PREPARE = """--format=text|jsonl|parquet --column=text --tokenizer=bytes|bpe|data --vocab_size=300 --val_fraction=0.5
---shard_tokens=10 --overwrite"""
+PREPARE = """--format=text|jsonl|parquet|arrow --split_by=names|text --column=text --tokenizer=bytes|bpe|data
+--vocab_size=300 --val_fraction=0.5 --shard_tokens=10 --overwrite"""
 HERE = "--runs ."
 RANGES = """base: llama
 axes:

@@ -12,12 +12,16 @@ from typing import NoReturn
 import rich.console
 import rich.progress
 
-from raytrain.data.corpora import FORMATS, find_sources
+from raytrain.data.corpora import FORMATS, SPLIT_BY, find_sources
 from raytrain.data.dataset import locate, open_dataset
 from raytrain.data.prepare import BPE_VOCAB_SIZE, SHARD_TOKENS, VAL_FRACTION, OnProgress, prepare
 from raytrain.data.shards import MANIFEST, SPLITS, Manifest, read_manifest
 from raytrain.errors import Parser, command
 
+_SPLIT_BY_HELP = (
+    "names (default): train and validation in the names of files or folders give the splits, and test is left out; "
+    "text: names count for nothing. Where none is called train, a hash of each document's text decides"
+)
 _LINE_SECONDS = 10.0  # between plain progress lines
 
 
@@ -28,10 +32,11 @@ def _parser() -> Parser:
     add("files", nargs="+", metavar="FILES", help="files, folders or globs; stdlib: Python's standard library")
     add("--out", required=True, help="the folder to make")
     add("--format", choices=FORMATS, help="default: by the ending of each file")
-    add("--column", default="text", help="JSON key or Parquet column of the text (default: text)")
+    add("--column", default="text", help="JSON key, or Parquet or Arrow column, of the text (default: text)")
     add("--tokenizer", default="bytes", help="bytes (default), bpe (learned here), or the path of a tokenizer.json")
     add("--vocab_size", type=int, help=f"of the BPE (default: {BPE_VOCAB_SIZE})")
     add("--val_fraction", type=float, default=VAL_FRACTION, help=f"of the documents (default: {VAL_FRACTION})")
+    add("--split_by", choices=SPLIT_BY, default=SPLIT_BY[0], help=_SPLIT_BY_HELP)
     add("--shard_tokens", type=int, default=SHARD_TOKENS, help=f"tokens of a shard (default: {SHARD_TOKENS})")
     add("--overwrite", action="store_true", help="replace a prepared folder")
     info = commands.add_parser("info", help="what a data folder holds")
@@ -46,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "prepare":
         with _ended_in_order(), _progress() as on_progress:
             prepare(
-                find_sources(args.files, args.format),
+                find_sources(args.files, args.format, args.split_by),
                 Path(args.out),
                 tokenizer=args.tokenizer,
                 vocab_size=args.vocab_size,

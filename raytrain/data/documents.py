@@ -1,4 +1,4 @@
-"""Documents of text, JSON-lines and Parquet files, read as streams in bounded memory.
+"""Documents of text, JSON-lines, Parquet and Arrow files, read as streams in bounded memory.
 
 A lone surrogate (half of a pair that UTF-16 writes one character with) is no character and has no UTF-8. Text is
 yielded with it all the same: who encodes it decides what takes its place, and counts.
@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.ipc
 import pyarrow.json
 import pyarrow.parquet
 
@@ -23,6 +24,7 @@ from raytrain.errors import UserError, short, shown, unknown_value
 _READ_BYTES = 1 << 20  # files are read in blocks of about this
 _LINE_BYTES = 1 << 27  # that a line of JSON may have: it is held whole, several times over
 _PARQUET_ROWS = 1 << 14  # at most, of a batch: sizes in the file are those before dictionaries are expanded
+_ARROW_FILE = b"ARROW1"  # how a file begins, and a stream does not
 _PIECE = 1 << 16  # characters: a longer text file becomes several documents
 
 Documents = list[str | None]
@@ -33,8 +35,9 @@ def read_documents(source: Source, column: str) -> Batches:
     """Batches of the documents of `source`, in order, each with the fraction of the file read so far; bounded memory.
 
     text: UTF-8; one document a file, but a file longer than 65,536 characters becomes several of at most that many,
-    cut at line ends (a document must end somewhere to be split, and memory is bounded). jsonl and parquet: the string
-    `column` of each line or row, None where it is null; `doc.text` is the field `text` of the column `doc`.
+    cut at line ends (a document must end somewhere to be split, and memory is bounded). jsonl, parquet and arrow: the
+    string `column` of each line or row, None where it is null; `doc.text` is the field `text` of the column `doc`. An
+    arrow file is an IPC file or stream; Hugging Face's `datasets` writes streams, Feather (version 2) is a file.
     Raises UserError for a file that cannot be read, a column that is not there, and a line above 128 MiB.
     """
     try:
@@ -176,6 +179,23 @@ def _read_parquet(path: Path, column: str) -> Batches:
             yield _texts(batch.column(0), fields[1:]), done / rows
 
 
+def _read_arrow(path: Path, column: str) -> Batches:
+    # Mapped: a batch, which may be the whole file, is not copied into memory but for the rows that are taken from it.
+    with pa.memory_map(os.fsencode(path)) as raw:
+        is_file = raw.read(len(_ARROW_FILE)) == _ARROW_FILE
+        raw.seek(0)
+        with pyarrow.ipc.open_file(raw) if is_file else pyarrow.ipc.open_stream(raw) as reader:
+            fields = _fields_of_schema(path, column, reader.schema)
+            count = reader.num_record_batches if is_file else 0
+            batches = (reader.get_batch(i) for i in range(count)) if is_file else reader
+            for done, batch in enumerate(batches, 1):
+                values = batch.column(fields[0])
+                rows = max(1, _READ_BYTES * len(values) // max(values.nbytes, 1))
+                fraction = done / count if is_file else raw.tell() / raw.size()
+                for start in range(0, len(values), rows):
+                    yield _texts(values.slice(start, rows), fields[1:]), fraction
+
+
 def _fields_of_schema(path: Path, column: str, schema: pa.Schema) -> list[str]:
     """The names that lead to `column`. Raises UserError if it is not there or holds no text."""
     fields = [column] if column in schema.names else _nested(column, schema.names)
@@ -222,4 +242,10 @@ def _open(path: Path) -> Iterator[tuple[pa.NativeFile, pa.NativeFile]]:
         yield raw, stream
 
 
-_READERS = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "whole": _read_whole}
+_READERS = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "whole": _read_whole,
+}

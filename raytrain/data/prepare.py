@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from raytrain.data.corpora import Source, in_validation
+from raytrain.data.corpora import OnNote, Source
 from raytrain.data.documents import read_documents
 from raytrain.data.shards import Manifest, SplitWriter, new_folder, write_manifest
+from raytrain.data.splits import draw, drawn, file_in_validation, validation_limit
 from raytrain.data.tokenizer import ByteTokenizer, Tokenizer, encodable, read_tokenizer, train_bpe
 from raytrain.errors import UserError, unknown_value
 
@@ -17,9 +18,13 @@ BPE_VOCAB_SIZE = 4096
 
 _BPE_SAMPLE_BYTES = 256 << 20  # of the sources' size on disk: bounds the time and the memory of learning a BPE
 
-OnNote = Callable[[str], None]  # called with a line on what was changed
 # Called with what is being done, the bytes of the sources done, and their bytes in all.
 OnProgress = Callable[[str, float, int], None]
+IsValidation = Callable[[Source, str], bool]  # whether this document of that source is for validation
+
+
+def _no_progress(task: str, done: float, total: int) -> None:
+    pass
 
 
 def prepare(
@@ -32,13 +37,16 @@ def prepare(
     val_fraction: float = VAL_FRACTION,
     shard_tokens: int = SHARD_TOKENS,
     overwrite: bool = False,
-    on_progress: OnProgress = lambda task, done, total: None,
+    on_progress: OnProgress = _no_progress,
     on_note: OnNote = lambda line: print(line, file=sys.stderr),
 ) -> Manifest:
     """Write the documents of `sources` as the prepared folder `out` (see `shards`). Empty documents are left out.
 
     U+FFFD takes the place of lone surrogates, which have no UTF-8, and under `bytes` of U+0000, which ends documents;
     `on_note` receives their number.
+
+    The split of a document is that of its source, or else follows from its text, whatever the file it stands in: the
+    share `val_fraction` is for validation.
 
     `tokenizer` is `bytes`, `bpe` (learned from the training documents, or from an even sample of them where the
     sources are larger than 256 MiB; `vocab_size` tokens) or the path of a `tokenizer.json`.
@@ -52,19 +60,20 @@ def prepare(
     if vocab_size is not None and tokenizer != "bpe":
         raise UserError(f"vocab_size ({vocab_size}) is for tokenizer 'bpe'; {tokenizer!r} has its own")
     with new_folder(out, overwrite) as folder:
+        is_validation = _rule(sources, column, val_fraction)
         encoder: Tokenizer
         if tokenizer == "bytes":
             encoder = ByteTokenizer()
         elif tokenizer == "bpe":
-            sample = _training_sample(sources, column, val_fraction, on_progress)
+            sample = _training_sample(sources, column, is_validation, on_progress)
             encoder = train_bpe(sample, BPE_VOCAB_SIZE if vocab_size is None else vocab_size)
         elif os.path.exists(tokenizer):
             encoder = read_tokenizer(Path(tokenizer))
         else:
             raise unknown_value("tokenizer", tokenizer, ["bytes", "bpe", "the path of a tokenizer.json"])
         train, val = (SplitWriter(folder, split, encoder, shard_tokens) for split in ("train", "val"))
-        for source, index, text in _documents(sources, column, "write", on_progress):
-            (val if in_validation(source.key, index, val_fraction) else train).add(text)
+        for source, text in _documents(sources, column, "write", on_progress):
+            (val if is_validation(source, text) else train).add(text)
         manifest = write_manifest(folder, encoder, train.close(), val.close())
     if replaced := train.replaced + val.replaced:
         zeros = " and U+0000" if encoder.reserved else ""
@@ -72,27 +81,40 @@ def prepare(
     return manifest
 
 
+def _rule(sources: Sequence[Source], column: str, val_fraction: float) -> IsValidation:
+    without = [source for source in sources if source.split is None and source.format != "whole"]
+    limit = validation_limit((draw(text) for _, text in _documents(without, column, "", _no_progress)), val_fraction)
+
+    def is_validation(source: Source, text: str) -> bool:
+        if source.split is not None:
+            return source.split == "val"
+        if source.format == "whole":
+            return file_in_validation(source.key, val_fraction)
+        return draw(text) < limit
+
+    return is_validation
+
+
 def _training_sample(
-    sources: Sequence[Source], column: str, val_fraction: float, on_progress: OnProgress
+    sources: Sequence[Source], column: str, is_validation: IsValidation, on_progress: OnProgress
 ) -> Iterator[str]:
     kept = min(1.0, _BPE_SAMPLE_BYTES / max(1, _size(sources)))
-    for source, index, text in _documents(sources, column, "learn the BPE", on_progress):
-        # Another key, so that the sample and the validation split are drawn apart.
-        if not in_validation(source.key, index, val_fraction) and in_validation(f"bpe:{source.key}", index, kept):
+    for source, text in _documents(sources, column, "learn the BPE", on_progress):
+        if not is_validation(source, text) and drawn(text, "bpe", kept):
             yield encodable(text, "")[0]
 
 
 def _documents(
     sources: Sequence[Source], column: str, task: str, on_progress: OnProgress
-) -> Iterator[tuple[Source, int, str]]:
+) -> Iterator[tuple[Source, str]]:
+    """The documents that are not empty, each with its source."""
     done, total = 0, _size(sources)
     for source in sources:
-        size, index = _size([source]), 0
+        size = _size([source])
         for texts, fraction in read_documents(source, column):
             for text in texts:
                 if text:
-                    yield source, index, text
-                index += 1
+                    yield source, text
             on_progress(task, done + fraction * size, total)
         done += size
 

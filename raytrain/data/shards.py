@@ -115,8 +115,8 @@ class SplitWriter:
         self._end_shard()
         if not self.documents:
             raise UserError(
-                f"No document is for {self._split}: give more documents or another --val_fraction. Plain text is cut "
-                "into several, a line of JSON or a row of Parquet is one whatever its length"
+                f"No document is for {self._split}: give more documents that differ, or another --val_fraction. Plain "
+                "text is cut into several, a line of JSON or a row of a table is one whatever its length"
             )
         return Split(self.documents, self.tokens, self.bytes, tuple(self._shards))
 

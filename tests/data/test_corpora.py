@@ -1,17 +1,16 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
 from raytrain.data import documents
-from raytrain.data.corpora import Source, find_sources, in_validation, stdlib_sources
+from raytrain.data.corpora import Source, find_sources, stdlib_sources
 from raytrain.data.documents import read_documents
 from raytrain.errors import UserError
 
@@ -78,24 +77,6 @@ def test_a_long_text_is_cut_at_line_ends_the_same_way_however_it_is_read(tmp_pat
     assert all(piece.endswith("\n") for piece in pieces)
     monkeypatch.setattr("raytrain.data.documents._READ_BYTES", 1001)
     assert read(tmp_path / "a.txt", "text") == pieces
-
-
-def test_the_split_is_a_fixed_rule_of_key_and_index():
-    """Catches a split that hangs on the order or on the process (Python's salted hash), or that misses its fraction."""
-    rule = [(key, i) for key in ("a", "b", "sub/c.jsonl") for i in range(1000) if in_validation(key, i, 0.1)]
-    assert all(in_validation(key, i, 0.1) for key, i in reversed(rule))
-    code = "from raytrain.data.corpora import in_validation as v; print([i for i in range(1000) if v('a', i, 0.1)])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
-    assert json.loads(out.stdout) == [i for key, i in rule if key == "a"]
-    for fraction in (0.001, 0.1, 0.37, 0.9):
-        count = sum(in_validation("a", i, fraction) for i in range(2000))
-        assert abs(count - 2000 * fraction) <= 1
-    of_many_files = sum(in_validation(f"folder/{i}.txt", 0, 0.1) for i in range(5000))
-    assert abs(of_many_files - 500) < 5 * (5000 * 0.1 * 0.9) ** 0.5
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "7"}
 
 
 def test_sources_are_found_by_path_folder_and_glob_and_their_keys_do_not_hang_on_the_place(tmp_path):
@@ -297,7 +278,8 @@ def test_a_wrong_column_is_named_with_a_near_match(tmp_path):
     rows = [{"text": "a", "id": 1}]
     write_jsonl(tmp_path / "a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for format in ("jsonl", "parquet"):
+    pa.feather.write_feather(pa.Table.from_pylist(rows), str(tmp_path / "a.arrow"))
+    for format in ("jsonl", "parquet", "arrow"):
         with pytest.raises(UserError, match=r"Unknown column .*'txt'. Available: text, id. Did you mean text\?"):
             read(tmp_path / f"a.{format}", format, "txt")
     with pytest.raises(UserError, match=r"Column id .* holds int64, not strings"):
@@ -310,6 +292,9 @@ def test_a_wrong_column_is_named_with_a_near_match(tmp_path):
         ("a.txt", b"caf\xe9"),
         ("a.jsonl", b'{"text": "a"}\n{"text": oops}\n'),
         ("a.parquet", b"PAR?"),
+        ("a.arrow", b""),
+        ("b.arrow", b"ARROW1 and no more"),
+        ("c.arrow", b'{"text": "a"}'),
         ("b.jsonl", b"[]"),
     ],
 )

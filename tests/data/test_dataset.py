@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from raytrain.data import Tokens, check, open_dataset
-from raytrain.data.corpora import in_validation, stdlib_sources
+from raytrain.data.corpora import stdlib_sources
 from raytrain.data.dataset import locate
 from raytrain.data.prepare import prepare
+from raytrain.data.splits import file_in_validation
 from raytrain.errors import UserError
 
 
@@ -50,7 +51,7 @@ def test_the_default_corpus_is_the_files_split_by_the_rule():
     dataset = open_dataset("stdlib")
     assert (dataset.name, dataset.vocab_size) == ("stdlib", 256)
     for tokens, validation in ((dataset.train, False), (dataset.val, True)):
-        files = [s.path.read_bytes() for s in stdlib_sources() if in_validation(s.key, 0, 0.1) is validation]
+        files = [s.path.read_bytes() for s in stdlib_sources() if file_in_validation(s.key, 0.1) is validation]
         expected = b"".join(content + b"\0" for content in files if content)
         assert len(tokens) == len(expected)
         assert bytes(tokens.read(np.array([0]), len(tokens))[0].astype(np.uint8)) == expected
