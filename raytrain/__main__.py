@@ -8,6 +8,7 @@ from raytrain.version import __version__
 
 COMMANDS = {
     "tune": "plan, run or resume a sweep over a search space",
+    "watch": "how far a study is that runs elsewhere",
     "train": "train one model",
     "compare": "a table of runs",
     "report": "a study's answer, as one page of HTML",

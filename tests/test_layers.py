@@ -149,6 +149,8 @@ def test_functions_are_short_enough_to_read():
         ("raytrain.train", ("ray", "mlflow")),
         ("raytrain.rundir.log", ("torch", "ray", "mlflow")),
         ("raytrain.compare", ("torch", "ray", "mlflow")),
+        ("raytrain.watch", ("torch", "ray", "mlflow", "pandas")),
+        ("raytrain.engine.watching", ("ray", "mlflow")),
     ],
 )
 def test_runs_without(module, absent):

@@ -1,6 +1,7 @@
 """What a driver and its lanes have in common. Without torch, which takes seconds to import and no driver needs."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raytrain.errors import UserError
@@ -11,6 +12,21 @@ from raytrain.sweep.trial import AssignedTrial
 Report = dict[str, Any]
 OWNER_CPUS = 0.01  # what the owner of a lane of many ranks takes of their CPUs: nothing, but Ray wants a number
 HANG_TIMEOUT = 900.0  # the first step of a large model compiles for minutes, and none takes so long
+
+# What is shown of a trial under which name, from the newest report that has it. Tune gets it too.
+_METRICS = {
+    "step": "step",
+    "tokens": "tokens",
+    "train_flops": "train_flops",
+    "loss": "train_loss",
+    "train_loss": "train_loss",
+    "val_loss": "val_loss",
+    "mfu": "mfu",
+    "tokens_per_second": "tokens_per_second",
+    "memory_peak_gb": "memory_gb",
+    "memory_resident_gb": "memory_gb",
+    "status": "outcome",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +69,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def newest(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of `reports`, oldest first, the newest value of each metric that is shown."""
+    return {_METRICS[name]: value for report in reports for name, value in report.items() if name in _METRICS}

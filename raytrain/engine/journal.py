@@ -96,7 +96,7 @@ class StudyJournal:
         earlier = read_events(path)
         self.is_new = not earlier  # no driver took the study up before
         for event in earlier:
-            self._check(event, path)
+            self.schedule.check(event, self.trials, path)
             self.schedule.apply(event)
         for trial in self.schedule.running:
             self._make_good(trial)
@@ -112,14 +112,6 @@ class StudyJournal:
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given into the study's folder: no secret may be there, nor what decides stages."""
         return self.__dict__ | {"_grow": None, "_storage": None, "_models": None, "on_full_disk": None}
-
-    def _check(self, event: Report, path: Path) -> None:
-        """Raises UserError for an event of an earlier driver's about what the study does not have."""
-        for name in (*([event["trial"]] if "trial" in event else []), *event.get("trials", ())):
-            if name not in self.trials or ("trial" in event and name not in self.schedule):
-                raise UserError(f"{path} is damaged: {event['event']}: trial ({name}) is not in study.json")
-        if event["event"] == "rung" and event["rung"] >= self.schedule.rungs:
-            raise UserError(f"{path} is damaged: rung ({event['rung']}) must be below {self.schedule.rungs}")
 
     def _failed_by_host(self, trial: str) -> bool:
         result = self._folder / trial / "result.json"

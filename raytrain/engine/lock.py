@@ -1,6 +1,7 @@
 """Who drives a study: one process at a time, known by a file in the study's folder."""
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -10,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from raytrain.errors import UserError
 
@@ -78,34 +78,53 @@ def _remove(path: Path, text: str) -> None:
             aside.rename(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that a study's lock names; `is_alive` as far as can be known from this machine."""
+
+    host: str
+    pid: int
+    since: str
+    is_alive: bool
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who drives the study in `folder`, or did when it died; None where none is named, as at the moment of a change."""
+    path = folder / "lock.json"
+    try:
+        return _holder(path.read_text(), time.time() - path.stat().st_mtime)
+    except OSError:
+        return None
+
+
 def _dead_holder(path: Path, name: str) -> str | None:
     """What the file of a dead holder says; None if there is no file any more. Raises UserError if the holder lives."""
     try:
         text, age = path.read_text(), time.time() - path.stat().st_mtime
-        holder = _parsed(text)
+        holder = _holder(text, age)
         if holder is None:  # its writer died at once, or writes now
             time.sleep(1)
-            text, age = path.read_text(), 0.0
-            holder = _parsed(text)
+            text = path.read_text()
+            holder = _holder(text, 0.0)
     except FileNotFoundError:
         return None
-    if holder is None:
-        return text
-    here = holder["host"] == socket.gethostname()
-    if _started(holder["pid"]) == holder["started"] if here else age < _DEAD_SECONDS:
-        raise UserError(
-            f"study {name} is held by process {holder['pid']} on {holder['host']} since {holder['since']}; "
-            "end that one first"
-        )
+    if holder is not None and holder.is_alive:
+        raise UserError(f"study {name} is held by {holder}; end that one first")
     return text
 
 
-def _parsed(text: str) -> Any:
-    """None for a text that is not whole."""
+def _holder(text: str, age: float) -> Holder | None:
+    """The holder in a file that says `text` and was touched `age` seconds ago; None for a text that is not whole."""
     try:
-        return json.loads(text)
-    except ValueError:
+        facts = json.loads(text)
+        host, pid, since, started = (facts[name] for name in ("host", "pid", "since", "started"))
+    except (ValueError, KeyError, TypeError):
         return None
+    is_alive = _started(pid) == started if host == socket.gethostname() else age < _DEAD_SECONDS
+    return Holder(host, pid, since, is_alive)
 
 
 def _started(pid: int) -> str | None:

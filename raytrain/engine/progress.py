@@ -1,10 +1,8 @@
 """What is shown of a study: how far it is while it runs, and the ranking at the end."""
 
 import math
-import shutil
-import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 import rich.box
@@ -16,18 +14,10 @@ from ray import tune
 from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import Noise
 from raytrain.analysis.ranking import budget_noise, by_name
-from raytrain.analysis.ranking import short_name as short_name  # what the ranking and Tune's table both call a trial
 from raytrain.analysis.tuned import TUNING
+from raytrain.engine.view import Running, View
 from raytrain.sweep.schedule import Schedule
 from raytrain.tables import fit
-
-# Between two lines: at least this, and this part of the time so far, so that a long sweep does not fill its log.
-_LINE_SECONDS, _LINE_PART = 15.0, 0.05
-_VIEW_SECONDS = 1.0  # between two views on a terminal
-_LEAST_PART = 0.02  # of the study, before the time left is estimated
-
-# What the view shows of a trial that runs.
-_LANE = (("train_loss", "loss {:.4f}"), ("tokens_per_second", "{:,.0f} tokens/s"), ("mfu", "MFU {:.1%}"))
 
 # Columns that a narrow terminal can do without, the first goes first.
 _DISPENSABLE = (
@@ -70,73 +60,30 @@ _LOSSES = 6  # of these come before the losses on further validation sets
 
 
 class Progress(tune.ProgressReporter):
-    """How far a study is: a short line now and then; on a terminal a view with a line for each lane, drawn in place.
-
-    It names the stream, since Tune pickles it and a stream cannot be. Tune counts its own trials, the segments; the
-    `schedule` of the study knows how many of its trials have ended. `budget` is the model FLOPs of a trial.
-    """
+    """Feeds the view of a study from Tune's trials, the segments; the `schedule` of the study knows how many of its
+    trials have ended. `budget` is the model FLOPs of a trial."""
 
     def __init__(self, schedule: Schedule, budget: float, *, to_stderr: bool) -> None:
-        self._schedule, self._budget, self._to_stderr = schedule, budget, to_stderr
-        self._began = self._shown = time.monotonic()
-        self._best: tuple[float, str] | None = None
-        self._drawn = 0  # lines of the view on the screen
+        self._schedule, self._view = schedule, View(budget, to_stderr=to_stderr)
+        self._began = time.monotonic()
 
     def setup(self, *args: Any, **kwargs: Any) -> None:
         """Tune gives what its own tables need."""
 
     def should_report(self, trials: list[Any], done: bool = False) -> bool:
-        now = time.monotonic()
-        every = _VIEW_SECONDS if self._stream.isatty() else max(_LINE_SECONDS, _LINE_PART * (now - self._began))
-        is_due = now - self._shown >= every
-        if is_due:
-            self._shown = now
-        return done or is_due
-
-    @property
-    def _stream(self) -> TextIO:
-        return sys.stderr if self._to_stderr else sys.stdout
+        return self._view.is_due(time.monotonic() - self._began) or done
 
     def report(self, trials: list[Any], done: bool, *sys_info: str) -> None:
-        self._note_best(trials)
-        running = [trial for trial in trials if trial.status == "RUNNING" and not trial.last_result.get("is_over")]
-        lines = [self._summary(running), *map(self._lane, running)]
-        if not self._stream.isatty():
-            print(lines[0], file=self._stream, flush=True)
-            return
-        width = shutil.get_terminal_size().columns - 1
-        back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
-        print(back + "\n".join(line[:width] for line in lines), file=self._stream, flush=True)
-        self._drawn = 0 if done else len(lines)
-
-    def _note_best(self, trials: list[Any]) -> None:
         for trial in trials:
             loss, planned = trial.last_result.get("val_loss"), trial.config["trial"]
             if trial.last_result.get("outcome") == "complete" and planned["is_ranked"] and loss is not None:
-                self._best = min(self._best or (math.inf, ""), (loss, planned["name"]))
-
-    def _summary(self, running: list[Any]) -> str:
-        spent = time.monotonic() - self._began
-        done = self._schedule.part_ended + sum(map(self._part, running)) / len(self._schedule)
-        left = f"; about {_clock(spent * (1 - done) / done)} left" if done >= _LEAST_PART else ""
-        best = f"; best val_loss {self._best[0]:.4f} ({self._best[1]})" if self._best else ""
-        return f"{_clock(spent)}  {self._schedule.progress}{left}{best}"
-
-    def _part(self, trial: Any) -> float:
-        """Of the budget, what the trial has spent."""
-        return min(1.0, float(trial.last_result.get("train_flops", 0)) / self._budget)
-
-    def _lane(self, trial: Any) -> str:
-        planned, result = trial.config["trial"], trial.last_result
-        known = [(name, form) for name, form in _LANE if result.get(name) is not None]
-        figures = "  ".join(form.format(result[name]) for name, form in known)
-        return f"  {self._part(trial):4.0%}  {figures}  {planned['name']} seed {planned['seed']}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+                self._view.note_complete(planned["name"], loss)
+        running = [
+            Running(trial.config["trial"]["name"], trial.config["trial"]["seed"], trial.last_result)
+            for trial in trials
+            if trial.status == "RUNNING" and not trial.last_result.get("is_over")
+        ]
+        self._view.draw(self._view.lines(self._schedule, running, time.monotonic() - self._began), done=done)
 
 
 def ranking_table(table: pd.DataFrame, console: rich.console.Console) -> rich.table.Table:

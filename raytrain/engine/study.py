@@ -20,7 +20,7 @@ import rich.console
 from ray import tune
 
 from raytrain.analysis.answer import answer
-from raytrain.analysis.ranking import UNFINISHED, rank, read_study
+from raytrain.analysis.ranking import UNFINISHED, rank, read_study, short_name
 from raytrain.axes.plugin import LOADED, check_loaded
 from raytrain.engine.ahead import ahead_of
 from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
@@ -30,7 +30,7 @@ from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
 from raytrain.engine.lock import study_lock
 from raytrain.engine.models import KEEP, Models, settings
-from raytrain.engine.progress import Progress, ranking_table, short_name
+from raytrain.engine.progress import Progress, ranking_table
 from raytrain.engine.provenance import git_commit, versions
 from raytrain.engine.secrets import hand_over
 from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, tune_heeds_sigterm

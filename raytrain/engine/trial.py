@@ -10,27 +10,12 @@ from typing import Any
 
 from ray import tune
 
-from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report
+from raytrain.engine.job import HANG_TIMEOUT, OWNER_CPUS, Job, LaneShape, Report, newest
 from raytrain.engine.secrets import opened
 from raytrain.training.launch import forget
 
 _RESULT_SECONDS = 3.0  # a result at least this often, so that Tune can stop the trial and its table moves
 _IDLE_SECONDS = 0.1  # how soon a lane without work sees that there is some
-
-# What Tune gets of a trial under which name, from the newest report that has it.
-_METRICS = {
-    "step": "step",
-    "tokens": "tokens",
-    "train_flops": "train_flops",
-    "loss": "train_loss",
-    "train_loss": "train_loss",
-    "val_loss": "val_loss",
-    "mfu": "mfu",
-    "tokens_per_second": "tokens_per_second",
-    "memory_peak_gb": "memory_gb",
-    "memory_resident_gb": "memory_gb",
-    "status": "outcome",
-}
 
 
 class Trial(tune.Trainable):
@@ -77,10 +62,8 @@ class Trial(tune.Trainable):
             reports += self._lane.take(left)
             if any(report["event"] in ("eval", "rung", "end") for report in reports):
                 break
-        for report in reports:
-            self._metrics |= {_METRICS[name]: value for name, value in report.items() if name in _METRICS}
-            if report["event"] == "end":
-                self._end = report
+        self._metrics |= newest(reports)
+        self._end = next((report for report in reports if report["event"] == "end"), self._end)
         is_over = self._end is not None
         lane = {"lane": self._name, "is_over": is_over, "is_lost": is_over and self._is_lost()}
         return {**self._metrics, **lane, "reports": reports}

@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from raytrain.engine.ahead import Programs
 from raytrain.engine.job import Job, LaneShape
 from raytrain.engine.journal import StudyJournal
-from raytrain.engine.progress import short_name
+from raytrain.engine.view import shown_name
 
 _FAILURE = "Failure # "  # how Tune heads each error in a trial's file of them
 _OUT_OF_MEMORY = "RAY_memory_usage_threshold"  # the setting that Ray names where it killed a process for its memory
@@ -57,7 +57,7 @@ class SegmentSearcher(Searcher):
         self._live[trial_id], self._segments[trial_id] = shape, segment.trial
         self._record.begin(segment)
         self._programs.begun(segment.trial)
-        name = short_name(planned.to_dict()) + (f"-rung{segment.rung}" if segment.rung is not None else "")
+        name = shown_name(planned, segment.rung)
         is_ranked = not planned.role and not self._is_ladder  # nothing is best over several scales
         trial = {"id": planned.id, "seed": planned.config.seed, "name": name, "is_ranked": is_ranked}
         trial["shape"] = json.dumps(dataclasses.asdict(shape))

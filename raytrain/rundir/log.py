@@ -90,6 +90,38 @@ def read_events(path: str | Path) -> list[Report]:
     return [check(event, _schema_of(event, place), place) for place, event in _lines(path)]
 
 
+class Tail:
+    """What is appended to the log at `path`, as it comes: each call of `read` returns what is new, oldest first.
+
+    The file need not be there yet. With `is_study` it is the events.jsonl of a study. A step that was redone after a
+    kill may come twice, in older logs.
+    """
+
+    def __init__(self, path: Path, *, is_study: bool = False) -> None:
+        self._path, self._is_study = path, is_study
+        self._read = self._lines = 0  # bytes and lines that were read
+
+    def read(self) -> list[Report]:
+        """Raises UserError as `read_log`. A last line that is not whole yet, or never will be, waits."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                whole = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"log ({self._path}) cannot be read: {error.strerror}") from None
+        lines = whole[0].split(b"\n") if whole[1] else []
+        first = self._lines + 1
+        self._read, self._lines = self._read + len(whole[0]) + len(whole[1]), self._lines + len(lines)
+        found = []
+        for number, line in enumerate(lines, start=first):
+            report, place = _report(self._path, number, line.decode(errors="replace"))
+            schema = _schema_of(report, place) if self._is_study else REPORTS.get(report["event"], REPORT)
+            found.append(check(report, schema, place))
+        return found
+
+
 def _schema_of(event: Report, place: str) -> Schema:
     if event["event"] not in EVENTS:
         raise unknown_value(f"event in {place}", event["event"], EVENTS)
@@ -107,11 +139,18 @@ def _lines(path: str | Path, event: str | None = None) -> Iterator[tuple[str, Re
     for number, line in enumerate(lines, start=1):
         if event is not None and f'"{event}"' not in line:
             continue
-        try:
-            report = parse_json(line)
-        except UserError:
-            report = None
-        if not isinstance(report, dict) or not isinstance(report.get("event"), str):
-            raise UserError(f"log ({path}), line {number} is not a report: {short(line)!r}")
+        report, place = _report(path, number, line)
         if event in (None, report["event"]):
-            yield f"log ({path}), line {number}", report
+            yield place, report
+
+
+def _report(path: str | Path, number: int, line: str) -> tuple[Report, str]:
+    """What a `line` of a log says, and the place where it stands, for messages. Raises UserError for no report."""
+    place = f"log ({path}), line {number}"
+    try:
+        report = parse_json(line)
+    except UserError:
+        report = None
+    if not isinstance(report, dict) or not isinstance(report.get("event"), str):
+        raise UserError(f"{place} is not a report: {short(line)!r}")
+    return report, place

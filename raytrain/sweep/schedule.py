@@ -22,9 +22,10 @@ end.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
+from raytrain.errors import UserError
 from raytrain.sweep.halving import merit, settled
 from raytrain.sweep.trial import AssignedTrial, without_seed
 
@@ -142,6 +143,14 @@ class Schedule:
     def retries_after_oom(self, trial: str) -> bool:
         """Once, with smaller micro-batches."""
         return self._trials[trial].micro_batch is None
+
+    def check(self, event: Event, known: Container[str], source: object) -> None:
+        """Raises UserError, about the file `source`, for an event about what a study of the trials `known` lacks."""
+        for name in (*([event["trial"]] if "trial" in event else []), *event.get("trials", ())):
+            if name not in known or ("trial" in event and name not in self):
+                raise UserError(f"{source} is damaged: {event['event']}: trial ({name}) is not in study.json")
+        if event["event"] == "rung" and event["rung"] >= self.rungs:
+            raise UserError(f"{source} is damaged: rung ({event['rung']}) must be below {self.rungs}")
 
     def apply(self, event: Event) -> list[str]:
         """Take in an event. Returns the trials that it stops at their rung: each wants an `end` of its own."""

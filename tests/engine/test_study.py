@@ -77,7 +77,7 @@ def test_sweep_with_failures(
     """Would catch a process a trial, a failed or killed trial that ends the sweep or is recorded as another, a study
     that shows nothing of how far it is, trials that MLflow does not get, and a plan that the run edits."""
     one_lane(monkeypatch)
-    monkeypatch.setattr("raytrain.engine.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("raytrain.engine.view._LINE_SECONDS", 0.0)
     plan = make(seeds=6)
     before = copy.deepcopy(plan)
     first, raises, third, dies, *_ = order = [trial.config.seed for trial in plan.trials]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from raytrain.errors import UserError
-from raytrain.rundir.log import JsonLog, first_reports, read_lines, read_log
+from raytrain.rundir.log import JsonLog, Tail, first_reports, read_lines, read_log
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -75,3 +75,21 @@ def test_redone_steps_stand_once(tmp_path):
     path.write_text("".join(json.dumps({"time": 1.0, **report}) + "\n" for report in [*first, *again]))
     assert read_log(path) == expected
     assert [number for number, _ in first_reports(read_lines(path))] == [0, 1, 2, 3, 4, 5, 6, 7, 10, 12]
+
+
+def test_a_tail_reads_each_line_once_and_whole(tmp_path):
+    """Would catch: a report that a watcher reads twice, or half while its writer is at it, and a damaged line that it
+    gives the wrong number."""
+    path = tmp_path / "log.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    path.write_text('{"event": "start"}\n{"event": "step", "st')
+    assert tail.read() == [{"event": "start"}]
+    assert tail.read() == []
+    with path.open("a") as file:
+        file.write('ep": 1}\n{"event": "step", "step": 2}\n')
+    assert [report["step"] for report in tail.read()] == [1, 2]
+    with path.open("a") as file:
+        file.write("nonsense\n")
+    with pytest.raises(UserError, match="line 4 is not a report: 'nonsense'"):
+        tail.read()
