@@ -7,8 +7,9 @@ import pandas as pd
 
 from raytrain.analysis.answer import Answer, answer
 from raytrain.analysis.ranking import UNFINISHED, by_variant, rank, read_study
+from raytrain.engine.limit import read_time_limit
 from raytrain.errors import UserError
-from raytrain.interrupts import held
+from raytrain.interrupts import TIMED_OUT, held
 from raytrain.report.plots import Picture, effects_picture
 from raytrain.report.sections import write_report
 from raytrain.rundir.folders import find_study, read_study_json
@@ -24,6 +25,7 @@ def run(
     storage: str | None = None,
     keep_models: str = "best",
     experiment: str | None = None,
+    time_limit: str | float | None = None,
 ) -> "Study":
     """Run `plan` to its end on this machine, or on the Ray cluster of RAY_ADDRESS, and return the study.
 
@@ -38,12 +40,15 @@ def run(
         storage: folder or URI (s3://...) for checkpoints, which all nodes reach; None: the study's folder.
         keep_models: final weights to keep: none, best (of rank 1 and the baseline) or all.
         experiment: MLflow's, for studies of one question; None: the space's name.
+        time_limit: seconds, or text such as "90m" or "4h", after which the study ends in good order, with a report on
+            what there is, for `resume` to go on; None: no limit.
 
     Raises UserError, one line, if the name is taken or no trial fits on the cluster; and KeyboardInterrupt once an
     interrupted study is in order, which `resume` continues.
     """
     with held():
-        from raytrain.engine.study import home, run_study, study_name  # Ray takes seconds to import
+        from raytrain.engine.place import home, study_name  # Ray takes seconds to import
+        from raytrain.engine.study import run_study
 
     name = name or study_name(plan)
     code = run_study(
@@ -54,6 +59,7 @@ def run(
         storage=storage,
         keep_models=keep_models,
         experiment=experiment,
+        time_limit=read_time_limit(time_limit),
     )
     return _ended(code, home(Path(runs)) / name)
 
@@ -65,6 +71,7 @@ def resume(
     tracking_uri: str | None = None,
     concurrent: int | None = None,
     follow_up: bool = False,
+    time_limit: str | float | None = None,
 ) -> "Study":
     """Continue a study as it was planned, whatever ended it. Trials that have ended are not run again.
 
@@ -74,11 +81,19 @@ def resume(
     KeyboardInterrupt as `run`.
     """
     with held():
-        from raytrain.engine.study import home, resume_study
+        from raytrain.engine.place import home
+        from raytrain.engine.study import resume_study
 
     folder = study.folder if isinstance(study, Study) else find_study(study, home(Path(runs)), "study")
     place = str(folder.absolute())
-    code = resume_study(place, runs=Path(runs), tracking_uri=tracking_uri, concurrent=concurrent, follow_up=follow_up)
+    code = resume_study(
+        place,
+        runs=Path(runs),
+        tracking_uri=tracking_uri,
+        concurrent=concurrent,
+        follow_up=follow_up,
+        time_limit=read_time_limit(time_limit),
+    )
     return _ended(code, folder)
 
 
@@ -88,7 +103,7 @@ def load(study: str | Path, *, runs: str | Path = "runs") -> "Study":
 
 
 def _ended(code: int, folder: Path) -> "Study":
-    if code not in (0, 1):  # 1: no trial has a loss; others are of signals
+    if code not in (0, 1, TIMED_OUT):  # 1: no trial has a loss; others are of signals
         raise KeyboardInterrupt
     return Study(folder)
 

@@ -14,6 +14,7 @@ def exit_code(number: int) -> int:
 
 
 INTERRUPTED = exit_code(signal.SIGINT)
+TIMED_OUT = 124  # of a study that its time limit ended: what `timeout` of coreutils exits with
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 

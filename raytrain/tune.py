@@ -12,6 +12,7 @@ from typing import Any
 from raytrain.config.flags import BUDGET, FIRST, RESULTS, RUNS_ON, add_field, add_flags, command_parser, group
 from raytrain.config.predecessor import hint_for_argument
 from raytrain.config.resolve import read_flags
+from raytrain.engine.limit import read_time_limit
 from raytrain.errors import UserError, command
 from raytrain.interrupts import held
 from raytrain.plugins.loader import load_named
@@ -39,11 +40,13 @@ def main(argv: list[str] | None = None) -> int | None:
         for plugin in plugins:
             check(plugin)
     flags = _parser().parse_args(argv)
+    time_limit = read_time_limit(flags.time_limit)
     if (name := flags.resume or flags.follow_up) is not None:
         _check_resume(flags)
         with held():
+            from raytrain.engine.place import home
             from raytrain.engine.stages import plan_follow_up  # Ray takes seconds to import
-            from raytrain.engine.study import home, resume_study
+            from raytrain.engine.study import resume_study
 
         if flags.plan:
             print(plan_follow_up(find_study(name, home(Path(flags.runs)), "follow_up")))
@@ -56,6 +59,7 @@ def main(argv: list[str] | None = None) -> int | None:
             storage=flags.storage,
             data=flags.data,
             concurrent=flags.concurrent,
+            time_limit=time_limit,
             as_json=flags.json,
         )
     if flags.name is not None:
@@ -77,6 +81,7 @@ def main(argv: list[str] | None = None) -> int | None:
         storage=flags.storage,
         keep_models=flags.keep_models,
         experiment=flags.experiment,
+        time_limit=time_limit,
         command=shlex.join(["python", "-m", "raytrain.tune", *shown_command(sys.argv[1:] if argv is None else argv)]),
         as_json=flags.json,
     )
@@ -99,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="N",
         help="training tokens for each parameter of the base [20 with --ladder; else the scale's FLOPs]",
+    )
+    group(parser, BUDGET).add_argument(
+        "--time_limit",
+        metavar="TIME",
+        help="end the study in good order after so long, as 90m or 4h (or seconds), with a report on what there is; "
+        "--resume goes on [none]",
     )
     _add_places(group(parser, RUNS_ON).add_argument)
     _add_results(group(parser, RESULTS).add_argument)
@@ -264,7 +275,7 @@ def _field_levels(text: str) -> tuple[str, list[str]]:
 def _check_resume(flags: argparse.Namespace) -> None:
     """A resumed study keeps its plan, so flags that plan one have no meaning. Raises UserError for those."""
     usual, how = vars(_parser().parse_args([])), "resume" if flags.resume is not None else "follow_up"
-    allowed = [how, "runs", "tracking_uri", "storage", "data", "concurrent", "json", "plugin"]
+    allowed = [how, "runs", "tracking_uri", "storage", "data", "concurrent", "time_limit", "json", "plugin"]
     allowed += ["plan"] if how == "follow_up" else []
     for name, value in vars(flags).items():
         if name not in allowed and value != usual[name]:

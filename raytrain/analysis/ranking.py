@@ -35,6 +35,7 @@ from raytrain.config.run import STOPS, TrainConfig, flat
 from raytrain.errors import readable
 from raytrain.rundir.folders import read_study_json
 from raytrain.rundir.run import RunFolder
+from raytrain.sweep.estimate import duration
 from raytrain.sweep.factorial import Array
 from raytrain.sweep.ladder import by_scale
 from raytrain.sweep.space import RECIPE
@@ -107,6 +108,22 @@ def _row(trial: dict[str, Any], run: RunFolder, study: Mapping[str, Any]) -> dic
     started = "interrupted" if study.get("interrupted") else "running"
     row |= {"status": started if run.has_begun else "waiting"} | fields
     return {name: readable(value) if isinstance(value, str) else value for name, value in (row | run.result).items()}
+
+
+def how_it_stopped(study: Mapping[str, Any], table: pd.DataFrame) -> str:
+    """A sentence on the trials in `table` that have not ended, and why `study` (study.json) has not run them; empty if
+    all have."""
+    unfinished = table["status"].isin(UNFINISHED)
+    if not unfinished.any():
+        return ""
+    if not study.get("interrupted") or "time_limit" not in study:
+        how = "was interrupted" if study.get("interrupted") else "is not over"
+        return f"The study {how}: {int(unfinished.sum())} of {len(table)} trials have not ended."
+    waiting = int((table["status"] == "waiting").sum())
+    cut = int(unfinished.sum()) - waiting
+    also = f", and {cut} {'was' if cut == 1 else 'were'} cut short" if cut else ""
+    limit = duration(study["time_limit"])
+    return f"The time limit of {limit} ended the study: {waiting} of {len(table)} trials did not run{also}."
 
 
 def programs(table: pd.DataFrame, *, without: Sequence[str] = ()) -> pd.Series:

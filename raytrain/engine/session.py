@@ -16,8 +16,9 @@ from ray import tune
 
 from raytrain.engine.ending import Ending
 from raytrain.engine.journal import StudyJournal, Sync
+from raytrain.engine.limit import TimeLimit
 from raytrain.errors import UserError, unwritable
-from raytrain.interrupts import INTERRUPTED
+from raytrain.interrupts import INTERRUPTED, TIMED_OUT
 from raytrain.rundir.folders import read_study_json, write_json
 from raytrain.uris import HIDDEN, has_secret, shown
 
@@ -33,6 +34,7 @@ class Session:
     console: rich.console.Console
     storage: str | None = None
     tracking_uri: str | None = None
+    limit: TimeLimit = dataclasses.field(default_factory=TimeLimit)
     ending: Ending = dataclasses.field(default_factory=Ending)
     has_told: bool = False  # that it was interrupted
 
@@ -53,6 +55,12 @@ class Session:
             then = self.how_to_resume() if has_begun else "the study had not begun: nothing is left of it"
             self.console.print(f"interrupted{why and ': '}{why}\n{then}", markup=False)
         return self.ending.code
+
+    def timed_out(self, how: str) -> int:
+        """Print, in the words of `how`, that the time limit ended the study, and how it goes on; returns the code."""
+        self.has_told = True
+        self.console.print(f"time limit: {how}\n{self.how_to_resume()}", markup=False)
+        return TIMED_OUT
 
     def give_up(self, reason: str) -> None:
         """End this process, whose main thread may wait for Ray for ever. The record is whole at any moment."""
@@ -91,9 +99,13 @@ class Session:
             self.ending.on_first, self.ending.on_force = lambda: None, self.interrupted
 
 
-def mark_interrupted(folder: Path) -> None:
-    """What has not ended no longer runs. For the study's holder alone; whoever goes on with it takes this back."""
-    write_json(folder / "study.json", read_study_json(folder) | {"interrupted": True})
+def mark_interrupted(folder: Path, time_limit: float | None = None) -> None:
+    """What has not ended no longer runs, as a signal has come or `time_limit` seconds are over.
+
+    For the study's holder alone; whoever goes on with it takes this back.
+    """
+    why = {"time_limit": time_limit} if time_limit is not None else {}
+    write_json(folder / "study.json", read_study_json(folder) | {"interrupted": True} | why)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,9 @@ import datetime
 import functools
 import json
 import os
-import re
-import shutil
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,18 @@ import rich.console
 from ray import tune
 
 from raytrain.analysis.answer import answer
-from raytrain.analysis.ranking import UNFINISHED, rank, read_study, short_name
+from raytrain.analysis.ranking import UNFINISHED, how_it_stopped, rank, read_study, short_name
 from raytrain.axes.plugin import LOADED, check_loaded
 from raytrain.engine.ahead import ahead_of
-from raytrain.engine.cluster import Lanes, is_job, plan_lanes, ray_started, watching_ray
+from raytrain.engine.cluster import Lanes, plan_lanes, ray_started, watching_ray
 from raytrain.engine.ending import listening
 from raytrain.engine.hosts import check_hosts, fingerprints, moved, recorded_fingerprints, to_run
 from raytrain.engine.job import Report, one_line
 from raytrain.engine.journal import StudyJournal, Sync
+from raytrain.engine.limit import TimeLimit
 from raytrain.engine.lock import study_lock
 from raytrain.engine.models import KEEP, Models, settings
+from raytrain.engine.place import free_folder, home, make_folder, study_name
 from raytrain.engine.progress import Progress, ranking_table
 from raytrain.engine.provenance import git_commit, versions
 from raytrain.engine.secrets import hand_over
@@ -37,10 +36,10 @@ from raytrain.engine.session import InterruptNotice, Session, mark_interrupted, 
 from raytrain.engine.stages import grow, with_follow_up
 from raytrain.engine.timing import by_driver
 from raytrain.engine.trial import trainable
-from raytrain.engine.tune_adapter import SegmentScheduler, SegmentSearcher
+from raytrain.engine.tune_adapter import LimitStopper, SegmentScheduler, SegmentSearcher
 from raytrain.errors import UserError, short, unknown_value, unwritable
-from raytrain.plugins.loader import sources, write_sources
-from raytrain.rundir.folders import check_name, find_study, read_study_json, tracking_address, write_json
+from raytrain.plugins.loader import sources
+from raytrain.rundir.folders import find_study, read_study_json, tracking_address, write_json
 from raytrain.rundir.log import read_events
 from raytrain.sweep.estimate import ResourceRequest
 from raytrain.sweep.plan import Plan
@@ -62,6 +61,7 @@ def run_study(
     keep_models: str = "none",
     experiment: str | None = None,
     command: str = "",
+    time_limit: float | None = None,
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
 ) -> int:
@@ -70,20 +70,22 @@ def run_study(
     `storage` (a path or a URI) is where checkpoints go, if not into the study's folder. No secret in it, nor in
     `tracking_uri`, is printed or written to a file; to go on with the study takes it again. `keep_models` says of which
     trials the final weights are kept: see `engine.models`. `experiment` is MLflow's, by default named as the space.
+    After `time_limit` seconds the study ends in good order, with a report on what there is.
 
-    0 if all trials have ended and one of them has a loss; 1 if none has; 130 if the study was interrupted. `train`
-    takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON object, and stderr the rest.
+    0 if all trials have ended and one of them has a loss; 1 if none has; 124 if the time limit ended the study; 130 if
+    it was interrupted. `train` takes the place of `training.loop.train`, in tests. With `as_json` stdout gets one JSON
+    object, and stderr the rest.
 
     Raises UserError if the name is taken, or the trials can never fit on the cluster.
     """
-    started = time.time()
+    started, limit = time.time(), TimeLimit(time_limit)
     console = _console(as_json=as_json)
     if keep_models not in KEEP:
         raise unknown_value("keep_models", keep_models, KEEP)
     if experiment is not None and not 0 < len(experiment.strip()) <= _EXPERIMENT_LENGTH:
         raise UserError(f"experiment ({short(experiment)!r}) must have 1 to {_EXPERIMENT_LENGTH} characters")
     tracking_address(home(runs), tracking_uri)  # raises now what would be found out at the end
-    folder = _free_folder(home(runs), name or study_name(plan))
+    folder = free_folder(home(runs), name or study_name(plan))
     console.print(facts(str(plan), console.width), markup=False)
     storage = storage if storage is None or is_uri(storage) else os.path.abspath(storage)
     request = plan.request
@@ -123,10 +125,10 @@ def run_study(
             "trials": [trial.to_dict() for trial in trials],
         }
         check_hosts(trials, data, storage, is_local=is_local)
-        _make(folder, study, plugins)
+        make_folder(folder, study, plugins)
         return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
-    return _with_ray(Session(folder, console, storage, tracking_uri), begin, request)
+    return _with_ray(Session(folder, console, storage, tracking_uri, limit), begin, request)
 
 
 def resume_study(
@@ -138,6 +140,7 @@ def resume_study(
     data: str | None = None,
     concurrent: int | None = None,
     follow_up: bool = False,
+    time_limit: float | None = None,
     as_json: bool = False,
     train: Callable[..., Report] | None = None,
 ) -> int:
@@ -150,7 +153,7 @@ def resume_study(
     Trials that have ended are not run again, but those lost are (`Schedule.retried`). Those that fit in no lane here
     wait for a resume elsewhere. Raises UserError if there is no such study, or another process holds it.
     """
-    started = time.time()
+    started, limit = time.time(), TimeLimit(time_limit)
     folder = find_study(name, home(runs), "follow_up" if follow_up else "resume").absolute()
     tracking_address(folder.parent, tracking_uri)
     study = read_study_json(folder, "lanes", "scheduler", "plan")
@@ -175,7 +178,7 @@ def resume_study(
             raise UserError(f"{error}; {then}") from None
         return _run(session, study, trials, lanes, sync, started, train, as_json=as_json)
 
-    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri), go_on, request)
+    return _with_ray(Session(folder, _console(as_json=as_json), storage, tracking_uri, limit), go_on, request)
 
 
 def _check_storage(trials: Iterable[AssignedTrial], storage: str) -> None:
@@ -222,6 +225,7 @@ def _run(
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(study_lock(folder, session.give_up))
         if study.pop("interrupted", False):
+            study.pop("time_limit", None)
             write_json(folder / "study.json", study)
         next_stage = functools.partial(grow, folder, lanes, console)
         driver = {"started": started, "lanes": lanes.most}
@@ -243,17 +247,19 @@ def _run(
                     _tune(session, record, lanes, study["budget_flops"], train, to_stderr=as_json)
                 session.ending.is_interrupted = session.ending.has_come
             is_over = record.schedule.is_over
+            is_timed_out = session.limit.is_over and not is_over and not session.ending.has_come
             if not is_over:  # all are to know that nobody works on the rest any more, MLflow at the last sync
-                mark_interrupted(folder)
-            found = answer(folder) if is_over else None
+                mark_interrupted(folder, session.limit.seconds if is_timed_out else None)
+            found = answer(folder) if is_over or is_timed_out else None
             table = found.table if found else rank(read_study(folder))
             unfinished = int(table["status"].isin(UNFINISHED).sum())
             if found:
                 console.print(f"\n{told(found.sentences, console.width)}\n", markup=False)
             if unfinished < len(table):
                 console.print(ranking_table(table, console))
-            if is_over:
+            if found:
                 _report(folder, console)
+            if is_over:
                 models.settle(table, record.trials, console)
 
     spent = by_driver(read_events(folder / "events.jsonl"))[-1]
@@ -271,6 +277,8 @@ def _run(
         }
         rows = table.astype(object).where(table.notna(), None).to_dict("records")
         print(json.dumps(result | {"trials": rows}))
+    if is_timed_out:
+        return session.timed_out(how_it_stopped(read_study_json(folder), table))
     if not is_over:
         return session.interrupted(f"{unfinished} of {len(table)} trials have not ended")
     return 0 if table["val_loss"].notna().any() else 1
@@ -301,6 +309,7 @@ def _tune(
         ),
         run_config=tune.RunConfig(
             name="ray",
+            stop=LimitStopper(session.limit),
             storage_path=str(session.folder),
             progress_reporter=Progress(record.schedule, budget, to_stderr=to_stderr),
             callbacks=[InterruptNotice()],
@@ -346,48 +355,3 @@ def _console(*, as_json: bool) -> rich.console.Console:
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() else _FILE_WIDTH
     return rich.console.Console(file=stream, width=width, highlight=False, soft_wrap=True)
-
-
-def home(runs: Path) -> Path:
-    """Where studies are: Ray deletes a job's working directory, so a job's are below the home folder."""
-    return Path.home() / runs if is_job() else runs
-
-
-def study_name(plan: Plan) -> str:
-    """What a study is called that is given no name: the space and the time."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plan.space)  # a space's file may be called anything
-    return f"{plain}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _free_folder(runs: Path, name: str) -> Path:
-    """Where the study goes. Raises UserError if the name is taken or unfit, or the place cannot be written."""
-    try:
-        if (runs / check_name(name)).exists():
-            raise _taken(runs / name)
-        runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"runs ({runs}) cannot be written: {error.strerror}") from None
-    return (runs / name).absolute()
-
-
-def _make(folder: Path, study: dict[str, Any], plugins: Mapping[str, str] | None = None) -> None:
-    """Make the study's folder, whole or not at all, with the sources of its plugins for the record.
-
-    Raises UserError if the name was taken since, or it cannot be.
-    """
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        partial.mkdir()
-        write_json(partial / "study.json", study)
-        write_sources(partial, plugins or {})
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if folder.exists():
-            raise _taken(folder) from None
-        raise UserError(f"runs ({folder.parent}) cannot be written: {error.strerror}") from None
-
-
-def _taken(folder: Path) -> UserError:
-    name = folder.name
-    return UserError(f"name ({name}) is taken in {folder.parent}; choose another, or continue it with --resume {name}")

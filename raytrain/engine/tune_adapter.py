@@ -6,16 +6,19 @@ begins again wherever there is one. The decisions are the schedule's; these two 
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from raytrain.engine.ahead import Programs
 from raytrain.engine.job import Job, LaneShape
 from raytrain.engine.journal import StudyJournal
+from raytrain.engine.limit import TimeLimit
 from raytrain.engine.view import shown_name
 
 _FAILURE = "Failure # "  # how Tune heads each error in a trial's file of them
@@ -74,6 +77,23 @@ class SegmentSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, likewise."""
+
+
+class LimitStopper(Stopper):
+    """Ends all trials once the study's time is over: Tune starts none after it, and closes the lanes as at a Ctrl-C."""
+
+    def __init__(self, limit: TimeLimit) -> None:
+        self._limit, self._has_told = limit, False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to end this trial alone."""
+        return False
+
+    def stop_all(self) -> bool:
+        if self._limit.is_over and not self._has_told:
+            self._has_told = True
+            print("time limit: ending the trials", file=sys.stderr, flush=True)
+        return self._limit.is_over
 
 
 class SegmentScheduler(FIFOScheduler):

@@ -100,8 +100,8 @@ class Watched:
         how = "no process works on it"
         if self._holder is not None:
             how = f"its driver has died: {self._holder}"
-        elif read_study_json(self._folder).get("interrupted"):
-            how = "it was interrupted"
+        elif (study := read_study_json(self._folder)).get("interrupted"):
+            how = "its time limit ended it" if "time_limit" in study else "it was interrupted"
         again = ["python", "-m", "raytrain.tune", "--resume", self._folder.name, "--runs", str(self._folder.parent)]
         return [f"stopped     {how}", f"resume with: {shlex.join(again)}"]
 

@@ -18,7 +18,7 @@ from raytrain.analysis.effects import span
 from raytrain.analysis.eval_sets import further_losses
 from raytrain.analysis.noise import SHARED, SIGNIFICANCE, Noise, pooled
 from raytrain.analysis.plateau import PLATEAU
-from raytrain.analysis.ranking import UNFINISHED, by_variant, numbers, programs, unlike_devices
+from raytrain.analysis.ranking import UNFINISHED, by_variant, how_it_stopped, numbers, programs, unlike_devices
 from raytrain.analysis.trials import BUDGET_TOLERANCE, OWN_ROLES, points
 from raytrain.config.run import flat
 from raytrain.errors import UserError, unwritable
@@ -159,11 +159,8 @@ def _scheduler(study: dict[str, Any]) -> str:
 
 
 def _answer(answer: Answer) -> list[Block]:
-    unfinished = int(answer.table["status"].isin(UNFINISHED).sum())
-    notes: list[Block] = []
-    if unfinished:
-        how = "was interrupted" if answer.study.get("interrupted") else "is not over"
-        notes.append(Missing(f"The study {how}: {unfinished} of {len(answer.table)} trials have not ended."))
+    stopped = how_it_stopped(answer.study, answer.table)
+    notes: list[Block] = [Missing(stopped)] if stopped else []
     if answer.noise is None and not answer.scales:
         notes.append(Missing(f"No claim of better or worse: {answer.reasons['noise']}."))
     first, *others = answer.told.findings

@@ -267,6 +267,7 @@ STUDY = Record(
         "grows": ListOf(Record({"stage": TEXT}, {"most": COUNT, "seeds": POSITIVE})),
         "stages": ListOf(Record({"name": TEXT, "trials": ListOf(ID), "reason": TEXT})),
         "interrupted": FLAG,
+        "time_limit": NUMBER,
         "experiment": TEXT,
         "models": Record({"keep": TEXT}, {"storage": TEXT, "kept": MapOf(TEXT)}),
     },

@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 import raytrain.tracking.uploader
 from raytrain import generate, tune
 from raytrain.config.resolve import resolve
-from raytrain.engine import study
+from raytrain.engine import place, study
 from raytrain.engine.cluster import Lanes
 from raytrain.engine.job import LaneShape
 from raytrain.engine.journal import Sync
+from raytrain.engine.limit import TimeLimit
 from raytrain.errors import UserError
 from raytrain.rundir.folders import check_name
 from raytrain.rundir.log import JsonLog, read_log
@@ -160,6 +161,66 @@ def test_interrupted_before_tune_listens(
     monkeypatch.setattr(study, "study_lock", interrupt)
     assert study.resume_study("i", runs=tmp_path) == 130
     assert "resume with: python -m raytrain.tune --resume i" in capsys.readouterr().out
+
+
+def patient_train(place: Path) -> Callable[..., Any]:
+    """The seed 1 completes; others train until they are stopped. Each notes its end in `place`. Made in here, to travel
+    by value."""
+
+    def train(config: Any, on_report: Callable[..., bool], folder: Any, interrupted: Callable[[], bool]) -> None:
+        import time
+
+        facts = {"train_flops": config.train_flops, "val_loss": 2.0, "vocab_size": 256}
+        on_report({"event": "start", "startup_seconds": 0.0})
+        step, stop = 0, False
+        if config.seed > 1:
+            on_report({"event": "eval", "step": 0, "val_loss": 3.0})  # which the driver gets at once
+        while config.seed > 1 and not stop:
+            step += 1
+            stop = on_report({"event": "step", "step": step, "loss": 2.5}) or interrupted()
+            time.sleep(0.01)
+        (place / f"{config.seed}-{'stopped' if stop else 'done'}").touch()
+        on_report({"event": "end", "status": "interrupted" if stop else "complete", **facts})
+
+    return train
+
+
+def test_a_time_limit(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a trial that starts after the limit, one under way that is killed and not asked to stop, a study that
+    is said to be interrupted or over, one without a report, and one that a resume finds over."""
+    one_lane(monkeypatch)
+    plan = make(seeds=4)
+    plan = dataclasses.replace(plan, trials=tuple(sorted(plan.trials, key=lambda trial: trial.config.seed)))
+    second = tmp_path / "s" / "trials" / plan.trials[1].id / "log.jsonl"
+    monkeypatch.setattr(TimeLimit, "is_over", property(lambda self: self.seconds is not None and second.exists()))
+    code = study.run_study(plan, runs=tmp_path, name="s", time_limit=5400.0, train=patient_train(tmp_path))
+    said = capsys.readouterr()
+    assert code == 124
+    assert "time limit: ending the trials" in said.err
+    sentence = "The time limit of 90 min ended the study: 2 of 4 trials did not run, and 1 was cut short."
+    assert f"time limit: {sentence}\nresume with: python -m raytrain.tune --resume s --runs {tmp_path}" in said.out
+    assert "interrupted: " not in said.out
+    assert sorted(path.name for path in tmp_path.glob("[0-9]-*")) == ["1-done", "2-stopped"]
+    assert sentence in (tmp_path / "s" / "report" / "summary.md").read_text()
+    left = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert left["time_limit"] == 5400.0
+    assert left["interrupted"] is True
+    assert study.resume_study("s", runs=tmp_path, train=fake_train(-1, -1)) == 0
+    left = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert not left.keys() & {"time_limit", "interrupted"}
+    assert sentence not in (tmp_path / "s" / "report" / "summary.md").read_text()
+
+
+def test_a_time_limit_before_any_loss(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a traceback where there is nothing to report yet."""
+    monkeypatch.setattr(TimeLimit, "is_over", True)
+    assert study.run_study(make(seeds=2), runs=tmp_path, name="s", time_limit=1.0, train=fake_train(-1, -1)) == 124
+    assert "The time limit of 1 s ended the study: " in (tmp_path / "s" / "report" / "summary.md").read_text()
+    assert "Traceback" not in capsys.readouterr().out
 
 
 class NoSync(contextlib.AbstractContextManager["NoSync"]):
@@ -345,7 +406,7 @@ def test_resumed_where_a_trial_fits_in_no_lane(
 
 def test_a_space_s_file_may_be_called_anything() -> None:
     """Would catch a study of `my sweep.yaml` that is refused for a name which nobody gave it."""
-    name = study.study_name(dataclasses.replace(make(1), space="my sweep?"))
+    name = place.study_name(dataclasses.replace(make(1), space="my sweep?"))
     assert name.startswith("my_sweep_-")
     assert check_name(name) == name
 
@@ -366,20 +427,20 @@ def test_the_estimate_beside_what_it_took() -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a traceback once Ray is up, as another driver took the name meanwhile or --runs cannot be written;
     and a name that is taken by a folder without its study, as the driver died between two writes."""
-    study._make(tmp_path / "s", {"name": "s"}, {})
+    place.make_folder(tmp_path / "s", {"name": "s"}, {})
     assert json.loads((tmp_path / "s" / "study.json").read_text()) == {"name": "s"}
     with pytest.raises(UserError, match=rf"name \(s\) is taken in {tmp_path}"):
-        study._make(tmp_path / "s", {"name": "other"}, {})
+        place.make_folder(tmp_path / "s", {"name": "other"}, {})
     with pytest.raises(UserError, match="Not a directory"):
-        study._make(tmp_path / "s" / "study.json" / "t", {}, {})
+        place.make_folder(tmp_path / "s" / "study.json" / "t", {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
     def die(path: Path, content: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "write_json", die)
+    monkeypatch.setattr(place, "write_json", die)
     with pytest.raises(KeyboardInterrupt):
-        study._make(tmp_path / "u", {}, {})
+        place.make_folder(tmp_path / "u", {}, {})
     assert not (tmp_path / "u").exists()
 
 
