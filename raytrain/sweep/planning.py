@@ -138,7 +138,7 @@ def plan(
     given = {name: value for _, values in layers for name, value in values.items() if value is not None}
     if (trials_per_gpu or 1) > 1 and given.get("micro_batch") == AUTO:
         raise UserError("micro_batch (auto) has a GPU to itself while it tries; with trials_per_gpu give a number")
-    tokens = _tokens_per_parameter(tokens_per_parameter, given, scales)
+    tokens = _tokens_per_parameter(tokens_per_parameter, given if tokens_per_parameter is None else run, scales)
     if scales:
         refused = given | {"design": design, "max_trials": max_trials, "confirm": confirm, "tune_extend": tune_extend}
         _check_ladder(scales, refused | {"scheduler": None if scheduler == "none" else scheduler}, the_space)
@@ -312,13 +312,13 @@ def _check_tune(space: Space, design: str | None, scheduler: str, *, tune_extend
 
 
 def _tokens_per_parameter(wanted: float | None, given: Mapping[str, Any], scales: Sequence[str]) -> float | None:
-    """What sets the budget, if tokens per parameter do. Raises UserError for two budgets, or one that cannot be."""
+    """What sets the budget, if tokens per parameter do. Raises UserError for one that cannot be, or is in `given` too."""
     if wanted is None:
         wanted = OPTIMAL if scales else None
     elif not isinstance(wanted, int | float) or isinstance(wanted, bool) or not 0 < wanted < math.inf:
         raise UserError(f"tokens_per_parameter ({shown(wanted)}) must be above 0 and finite")
     for stop in STOPS if wanted is not None else ():
-        if stop in given:
+        if given.get(stop) is not None:
             raise UserError(f"{stop} ({given[stop]}) cannot be combined with tokens_per_parameter ({wanted:g})")
     return wanted
 

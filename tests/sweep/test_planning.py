@@ -143,6 +143,18 @@ def test_mistakes_about_a_ladder(arguments: dict[str, Any], words: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("stop", "value"), [("max_iters", 100), ("tokens", 100_000), ("flops", 1e12)])
+def test_tokens_per_parameter_take_the_place_of_a_budget_below(stop: str, value: float, tmp_path: Path) -> None:
+    """Would catch a space, or a file, whose budget has the flag refused, or stands against it."""
+    axes = {"axes": {"weight_tying": [False, True]}, "base": "llama"}
+    (tmp_path / "run.yaml").write_text(f"{stop}: {value}\n")
+    wanted = plan(axes, tokens_per_parameter=2)
+    spaces = [plan(axes | {"run": {stop: value}}, tokens_per_parameter=2)]
+    spaces.append(plan(axes, config=tmp_path / "run.yaml", tokens_per_parameter=2))
+    assert all(made.budget_flops == wanted.budget_flops for made in spaces)
+    assert all(trial.config.flops == wanted.budget_flops for made in spaces for trial in made.trials)
+
+
 def test_a_ladder_is_a_study_at_each_scale(tmp_path: Path) -> None:
     """Would catch a scale with another's budget or recipe, other variants or seeds at one scale than at the other, a
     baseline with too few settings for its surface, and a sum that leaves out a scale."""
