@@ -312,7 +312,7 @@ def _check_tune(space: Space, design: str | None, scheduler: str, *, tune_extend
 
 
 def _tokens_per_parameter(wanted: float | None, given: Mapping[str, Any], scales: Sequence[str]) -> float | None:
-    """What sets the budget, if tokens per parameter do. Raises UserError for one that cannot be, or is in `given` too."""
+    """What sets the budget, if tokens per parameter do. Raises UserError for one that cannot be, or is given twice."""
     if wanted is None:
         wanted = OPTIMAL if scales else None
     elif not isinstance(wanted, int | float) or isinstance(wanted, bool) or not 0 < wanted < math.inf:
