@@ -128,6 +128,14 @@ TOOLS = {
     "data prepare": Tool(
         60, "raytrain.data.__main__", "prepare texts|norms.yaml|run/log.jsonl", "--out new", PREPARE, "--out"
     ),
+    "data fetch": Tool(
+        20,
+        "raytrain.data.__main__",
+        "fetch",
+        "--packages texts --out new",
+        "--packages=norms.yaml --overwrite",
+        "--out",
+    ),
     "presets": Tool(20, "raytrain.presets", flags="--scale=tiny|350m --json --plugin=plugin.py"),
     "track": Tool(20, "raytrain.track", "sync|push run|data", HERE, "--tracking_uri=sqlite:///run|nope:x", "--runs"),
 }

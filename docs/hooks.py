@@ -11,7 +11,7 @@ from raytrain.__main__ import COMMANDS
 
 MARK = "<!-- help -->"
 _MODULES = {"report": "report.__main__", "data": "data.__main__"}
-_PARTS = {"data": ("prepare", "info")}
+_PARTS = {"data": ("prepare", "fetch", "info")}
 
 
 def help_of(command: str, *part: str) -> str:

@@ -1,6 +1,7 @@
 """Data: documents to token shards (`python -m raytrain.data prepare`), and shards to the sequences of a run.
 
-Read in the order corpora, tokenizer, shards, prepare, dataset, loader. Nothing here knows torch.
+Read in the order corpora, splits, tokenizer, shards, prepare, dataset, loader; `fetch`, which makes a corpus of Python
+packages, stands apart (lock, wheels, selection, near). Nothing here knows torch.
 """
 
 from raytrain.data.dataset import Dataset, Tokens, open_dataset, open_tokenizer

@@ -1,5 +1,6 @@
-"""`python -m raytrain.data`: prepare token shards from files, and describe a data folder."""
+"""`python -m raytrain.data`: prepare token shards from files, describe a data folder, fetch a corpus of packages."""
 
+import argparse
 import contextlib
 import signal
 import sys
@@ -16,7 +17,7 @@ from raytrain.data.corpora import FORMATS, SPLIT_BY, find_sources
 from raytrain.data.dataset import locate, open_dataset
 from raytrain.data.prepare import BPE_VOCAB_SIZE, SHARD_TOKENS, VAL_FRACTION, OnProgress, prepare
 from raytrain.data.shards import MANIFEST, SPLITS, Manifest, read_manifest
-from raytrain.errors import Parser, command
+from raytrain.errors import Parser, UserError, command
 
 _SPLIT_BY_HELP = (
     "names (default): train and validation in the names of files or folders give the splits, and test is left out; "
@@ -39,6 +40,11 @@ def _parser() -> Parser:
     add("--split_by", choices=SPLIT_BY, default=SPLIT_BY[0], help=_SPLIT_BY_HELP)
     add("--shard_tokens", type=int, default=SHARD_TOKENS, help=f"tokens of a shard (default: {SHARD_TOKENS})")
     add("--overwrite", action="store_true", help="replace a prepared folder")
+    add = commands.add_parser("fetch", help="a corpus of the source of Python packages").add_argument
+    add("--packages", required=True, metavar="FILE", help="the lock file, such as examples/corpus.lock")
+    add("--out", metavar="FOLDER", help="the folder to make, for prepare to read")
+    add("--overwrite", action="store_true", help="replace such a folder")
+    add("--lock", nargs="*", metavar="NAME", help="write FILE anew: the newest wheels of these packages, or of its own")
     info = commands.add_parser("info", help="what a data folder holds")
     info.add_argument("spec", metavar="SPEC", help="stdlib, or a folder")
     return parser
@@ -48,6 +54,9 @@ def _parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Prepare data, or describe a data folder."""
     args = _parser().parse_args(argv)
+    if args.command == "fetch":
+        _fetch(args)
+        return 0
     if args.command == "prepare":
         with _ended_in_order(), _progress() as on_progress:
             prepare(
@@ -63,6 +72,25 @@ def main(argv: list[str] | None = None) -> int:
             )
     _print_info(args.out if args.command == "prepare" else args.spec)
     return 0
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from raytrain.data.fetch import fetch, write_lock
+
+    if (args.lock is None) == (args.out is None):
+        raise UserError("--out (a corpus of the lock file) or --lock (write the lock file): give one of the two")
+    with _ended_in_order():
+        if args.out is None:
+            print(f"{args.packages}: packages: {write_lock(Path(args.packages), args.lock):,}")
+            return
+        with _progress() as on_progress:
+            facts = fetch(Path(args.packages), Path(args.out), args.overwrite, on_progress)
+    print(f"{args.out}: packages: {len(facts['packages']):,}")
+    for name, file in facts["files"].items():
+        size = f"{file['documents']:>7,} documents, {file['bytes'] / 1e6:>6,.1f} MB"
+        print(f"{name:<24} {size}, projects: {file['projects']}")
+    left = (f"{reason} {n['documents']:,} ({n['bytes'] / 1e6:,.1f} MB)" for reason, n in facts["dropped"].items())
+    print(f"left out: {', '.join(left) or 'nothing'}")
 
 
 @contextlib.contextmanager

@@ -175,32 +175,32 @@ def write_manifest(folder: Path, tokenizer: Tokenizer, train: Split, val: Split)
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, overwrite: bool = False, mark: str = MANIFEST) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends, by one rename, and vanishes if the block fails.
 
-    What killed processes have left beside `target` is removed first. `overwrite` replaces a prepared folder, and
-    nothing else. Raises FolderExists for a `target` that is there and not empty, before the block and, if another
-    process was quicker, after it; UserError if it cannot be written.
+    What killed processes have left beside `target` is removed first. `overwrite` replaces a folder that has a file
+    called `mark`, and nothing else. Raises FolderExists for a `target` that is there and not empty, before the block
+    and, if another process was quicker, after it; UserError if it cannot be written.
     """
     target = Path(os.path.abspath(target))
     name = f".{target.name}.{secrets.token_hex(4)}"
     temporary, replaced = target.with_name(name), target.with_name(f"{name}{_REPLACED}")
     try:
         _remove_stale(target)
-        _check_free(target, overwrite)
+        _check_free(target, overwrite, mark)
         temporary.mkdir(parents=True)
         with (temporary / _LOCK).open("wb") as lock:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield temporary
-            _check_free(target, overwrite)
+            _check_free(target, overwrite, mark)
             (temporary / _LOCK).unlink()
         if overwrite and target.exists():
             target.rename(replaced)
         try:
             temporary.rename(target)
         except OSError:
-            _check_free(target, overwrite=False)
+            _check_free(target, False, mark)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
@@ -233,13 +233,13 @@ def _is_in_use(folder: Path) -> bool:
         return True
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
+def _check_free(target: Path, overwrite: bool, mark: str) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not overwrite:
         raise FolderExists(f"{target} exists; choose another --out, or --overwrite it")
-    if not (target / MANIFEST).is_file():
-        raise UserError(f"{target} is not a prepared folder (no {MANIFEST}), and --overwrite replaces nothing else")
+    if not (target / mark).is_file():
+        raise UserError(f"{target} is not such a folder (no {mark}), and --overwrite replaces nothing else")
 
 
 def read_manifest(folder: Path) -> Manifest:
