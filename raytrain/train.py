@@ -5,14 +5,11 @@ import contextlib
 import datetime
 import fcntl
 import math
-import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,14 @@ from raytrain.config.resolve import read_file, read_flags, read_value, resolve
 from raytrain.config.run import STOPS, TrainConfig, read_run
 from raytrain.data import open_dataset
 from raytrain.errors import UserError, command, unknown_value, unwritable
-from raytrain.interrupts import INTERRUPTED, exit_code
+from raytrain.interrupts import INTERRUPTED, listening
 from raytrain.plugins.loader import line_in_plugin, load_named, sources, write_sources
 from raytrain.rundir.folders import check_name
 from raytrain.rundir.log import JsonLog
 from raytrain.rundir.run import RunFolder
 from raytrain.sweep.estimate import Machine, time_of_run
 from raytrain.sweep.measure import measured_rate
+from raytrain.training.ending import RunEnding
 from raytrain.training.launch import launched
 from raytrain.training.loop import train
 from raytrain.training.monitor import Console, Report
@@ -55,12 +53,17 @@ def main(argv: list[str] | None = None) -> int | None:
             print(f"{folder} is complete: there is nothing left to train")
             return 0
         _print_sources(config, layers)
-    received: list[int] = []  # signals
-    result = _train_in(folder, config, received, is_resumed=taken is not None)
+    ending = RunEnding(folder, owns_process=True)
+    try:
+        result = _train_in(folder, config, ending, is_resumed=taken is not None)
+    except KeyboardInterrupt:
+        if folder is not None:
+            print(f"interrupted: {ending.saved()}", file=sys.stderr)
+        return ending.code
     if folder is not None:
         print(_last_line(result, folder))
-    is_by_signal = result["status"] == "interrupted" and received
-    return exit_code(received[0]) if is_by_signal else _EXIT_CODES[result["status"]]
+    is_by_signal = result["status"] == "interrupted" and ending.has_come
+    return ending.code if is_by_signal else _EXIT_CODES[result["status"]]
 
 
 def run(config: TrainConfig, *, runs: str | Path = "runs", name: str | None = None) -> Report:
@@ -76,7 +79,7 @@ def run(config: TrainConfig, *, runs: str | Path = "runs", name: str | None = No
     KeyboardInterrupt once an interrupted run is saved: `python -m raytrain.train --resume FOLDER` continues it.
     """
     folder = _new_folder(Path(runs), name, config) if _is_main() else None
-    result = _train_in(folder, config, [])
+    result = _train_in(folder, config, RunEnding(folder, owns_process=False))
     if folder is not None:
         print(_last_line(result, folder))
         result = result | {"folder": str(folder)}
@@ -120,14 +123,14 @@ def _is_main() -> bool:
     return launched().rank == 0
 
 
-def _train_in(folder: Path | None, config: TrainConfig, received: list[int], *, is_resumed: bool = False) -> Report:
-    """Train `config` and leave its files in `folder`, which rank 0 alone has; the last report. `received` gets signals.
+def _train_in(folder: Path | None, config: TrainConfig, ending: RunEnding, *, is_resumed: bool = False) -> Report:
+    """Train `config` and leave its files in `folder`, which rank 0 alone has; the last report. `ending` heeds signals.
 
     Raises UserError for a run that cannot be, or does not fit: a new one then leaves no folder behind; for a resumed
     one that its checkpoint refuses, and then nothing has changed; and for a folder that another process trains in.
     """
     if folder is None:
-        return _train(None, config, received, is_resumed=is_resumed)
+        return _train(None, config, ending, is_resumed=is_resumed)
     with _claimed(folder):
         if not is_resumed:
             try:
@@ -135,17 +138,19 @@ def _train_in(folder: Path | None, config: TrainConfig, received: list[int], *, 
             except OSError:
                 shutil.rmtree(folder, ignore_errors=True)  # the name is free again
                 raise
-        return _train(folder, config, received, is_resumed=is_resumed)
+        return _train(folder, config, ending, is_resumed=is_resumed)
 
 
-def _train(folder: Path | None, config: TrainConfig, received: list[int], *, is_resumed: bool) -> Report:
+def _train(folder: Path | None, config: TrainConfig, ending: RunEnding, *, is_resumed: bool) -> Report:
     """`_train_in` for a folder that is ours, and holds the configuration of a new run."""
     files = RunFolder(folder) if folder else None
     log = JsonLog(files.log) if files else None
     micro_batch: int | None = None  # known from the run's start on
     has_trained = is_resumed
 
-    with _interrupts(received) as interrupted, Console(config) if files else contextlib.nullcontext() as console:
+    with listening(ending), Console(config) if files else contextlib.nullcontext() as console:
+        if console is not None:
+            ending.close_display = console.stop
 
         def on_report(report: Report) -> None:
             nonlocal micro_batch, has_trained
@@ -161,7 +166,7 @@ def _train(folder: Path | None, config: TrainConfig, received: list[int], *, is_
                 print(f"  {'time':<20} {time}")
 
         try:
-            result = train(config, on_report, folder, interrupted)
+            result = train(config, on_report, folder, ending.interrupted, saving=ending.saving)
         except (UserError, torch.OutOfMemoryError) as error:
             if folder is not None and not has_trained:
                 shutil.rmtree(folder)  # the name is free again
@@ -342,36 +347,6 @@ def _peak_memory(result: Report) -> str:
         return ""
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     return f"peak memory of the process {int(peak[1]) * 1024 / 1e9:.2f} GB" if peak else ""
-
-
-@contextlib.contextmanager
-def _interrupts(received: list[int]) -> Iterator[Callable[[], bool]]:
-    """SIGTERM (a preempted node) and the first Ctrl-C ask the run to save and end; a second Ctrl-C kills it."""
-    if threading.current_thread() is not threading.main_thread():  # signals go to that one
-        yield lambda: False
-        return
-    is_training = False
-
-    def is_interrupted() -> bool:
-        nonlocal is_training
-        is_training = True
-        return bool(received)
-
-    def note(signum: int, frame: types.FrameType | None) -> None:
-        if not is_training:  # there is nothing to save yet
-            signal.signal(signum, before[signal.Signals(signum)])
-            os.kill(os.getpid(), signum)
-            return
-        received.append(signum)
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-        print("stopping after the step under way or the next; Ctrl-C again to stop at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield is_interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

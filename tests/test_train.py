@@ -71,7 +71,7 @@ def test_a_long_run_says_so_before_it_starts(tmp_path, capsys, monkeypatch, firs
     monkeypatch.setattr(train.torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(train, "Console", lambda config: contextlib.nullcontext(lambda report: None))
 
-    def start(config, on_report, folder, interrupted):
+    def start(config, on_report, folder, interrupted, *, saving):
         on_report({"event": "start", "first_step": first_step, "total_steps": 1000, "world_size": 2, "device": device})
         raise Started
 

@@ -20,7 +20,7 @@ from raytrain.training.micro_batch import micro_batch
 from raytrain.training.monitor import Meter, Report
 from raytrain.training.objective import NextTokenLoss
 from raytrain.training.pretrained import start_from
-from raytrain.training.reports import OnReport, Reports
+from raytrain.training.reports import OnReport, Reports, Saving
 from raytrain.training.step import Outcomes, Stepper
 
 
@@ -30,6 +30,7 @@ def train(
     folder: Path | str | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     weights: Path | str | None = None,
+    saving: Saving = contextlib.nullcontext,
 ) -> Report:
     """Train the run that `config` describes; called on every rank. Returns its result.
 
@@ -37,15 +38,17 @@ def train(
     rung, end. If it returns True at an eval, every rank stops there; at a rung, the run pauses: it saves a checkpoint
     if it has a folder, whatever `config` asks for, and ends. `folder` is where checkpoints are kept, a path or a URI
     that pyarrow knows (`s3://bucket/prefix`); a run continues from one of its own that is there. `weights` is where the
-    model of a complete run is kept, likewise. When `interrupted` turns true on any rank, the run saves a checkpoint and
-    ends. The result's "status" is complete, stopped, paused, interrupted or diverged.
+    model of a complete run is kept, likewise. `interrupted` is asked once a step has its gradients; when it turns true
+    on any rank, the run ends that step (on GPUs, perhaps the next too), saves a checkpoint and ends. `saving` is
+    entered while a rank writes or waits for one. The result's "status" is complete, stopped, paused, interrupted or
+    diverged.
 
     Joins a torch.distributed process group that is already there, or torchrun's; see `parallel.join_world`.
     Raises UserError for a mistake in `config` that only data or devices could show.
     """
     with parallel.join_world(config) as world, contextlib.ExitStack() as at_end:
         report = on_report if world.is_main else lambda report: None
-        return _train(config, report, folder, interrupted, weights, world, at_end)
+        return _train(config, report, folder, interrupted, weights, saving, world, at_end)
 
 
 def _train(
@@ -54,6 +57,7 @@ def _train(
     folder: Path | str | None,
     interrupted: Callable[[], bool],
     weights: Path | str | None,
+    saving: Saving,
     world: parallel.World,
     at_end: contextlib.ExitStack,
 ) -> Report:
@@ -78,7 +82,7 @@ def _train(
     status, steps = "complete", range(state.step, config.total_steps)
     micro_batches = batches.stream(map(config.span, steps))
     meter, outcomes = Meter(config, world, state.speed), Outcomes(config, world, state)
-    reports = Reports(config, world, state, meter, on_report)
+    reports = Reports(config, world, state, meter, on_report, saving)
     reports.start(data_facts, notes, time.perf_counter() - started)
 
     # A run that was paused or killed at a rung reports it again: whoever waits for the score may not have received it.
@@ -87,14 +91,14 @@ def _train(
     for step in steps:
         # Gradients of the global batch
         meter.start()
-        rate, is_interrupted = optimizer.learning_rate(config, step), interrupted()
+        rate = optimizer.learning_rate(config, step)
         _, sequences = config.span(step)
         loss_sum = stepper.gradients(micro_batches, sequences, step)
         if config.stats_interval and (step + 1) % config.stats_interval == 0:
             reports.gradients(loss_model.model.blocks, model)
 
         # One update
-        outcomes.add(step, loss_sum, stepper.clip(), is_interrupted=is_interrupted)
+        outcomes.add(step, loss_sum, stepper.clip(), is_interrupted=interrupted())
         stepper.update(rate)
         meter.count(sequences * config.architecture.block_size)
         state.step, state.sequences = step + 1, state.sequences + sequences

@@ -280,6 +280,10 @@ class Console:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the terminal as it was, cursor included."""
         self._bar.stop()
 
     def __call__(self, report: Report) -> None:

@@ -18,13 +18,23 @@ from raytrain.training.monitor import Meter, Report
 from raytrain.training.parallel import World
 
 OnReport = Callable[[Report], bool | None]
+Saving = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Reports:
     """Sends the reports of one run to `send`, whose answers to evaluations and rungs hold for all ranks."""
 
-    def __init__(self, config: TrainConfig, world: World, state: State, meter: Meter, send: OnReport) -> None:
-        self._config, self._world, self._state, self._meter, self._send = config, world, state, meter, send
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        state: State,
+        meter: Meter,
+        send: OnReport,
+        saving: Saving = contextlib.nullcontext,
+    ) -> None:
+        self._config, self._world, self._state, self._meter = config, world, state, meter
+        self._send, self._saving = send, saving
         self._flops_per_sequence = flops_per_token(config.architecture).per_sequence
         self._speed: Report = {}  # at the last step that was reported
         self._facts: Report = {}
@@ -105,7 +115,7 @@ class Reports:
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """The time that passes inside counts as what the run waits for its checkpoints, and not as training."""
-        with self._meter.paused():
+        with self._meter.paused(), self._saving():
             clock = time.perf_counter()
             yield
             self._checkpoint_seconds += time.perf_counter() - clock

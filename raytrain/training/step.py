@@ -84,12 +84,13 @@ class Stepper:
 
 
 class Outcomes:
-    """The outcomes of the steps of a run, read into its `state` a step late, so that the device never waits for this
+    """The outcomes of the steps of a run, read into its `state`: on a GPU a step late, so that it never waits for this
     process. `interruptions` counts the ranks that were interrupted, over all steps."""
 
     def __init__(self, config: TrainConfig, world: World, state: State) -> None:
         self._config, self._world, self._state = config, world, state
         self._unread: collections.deque[_Outcome] = collections.deque()
+        self._lag = 1 if world.device.type == "cuda" else 0  # steps
         self.interruptions = 0.0
 
     def add(self, step: int, loss_sum: torch.Tensor, norm: torch.Tensor, *, is_interrupted: bool) -> None:
@@ -97,15 +98,17 @@ class Outcomes:
         sums = torch.zeros(2, device=self._world.device)
         sums[0], sums[1] = loss_sum, float(is_interrupted)
         self._unread.append(_Outcome(step, self._world.sum(sums), norm))
+        if is_interrupted and self._world.size == 1:  # there is nothing for ranks to agree on
+            self._lag = 0
 
     def read(self, *, everything: bool) -> bool:
-        """Read all outcomes but the last, and that one too for `everything`, or if a rank was interrupted.
+        """Read all outcomes, but on a GPU not the last, unless for `everything`, or if a rank was interrupted.
 
         Returns False at a loss or a gradient norm that is not finite; the state is then as before that step, but for
         these two.
         """
         state = self._state
-        while len(self._unread) > (0 if everything or self.interruptions else 1):
+        while len(self._unread) > (0 if everything or self.interruptions else self._lag):
             outcome = self._unread.popleft()
             loss_sum, interrupted_ranks, state.grad_norm = outcome.read()
             self.interruptions += interrupted_ranks
