@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "prepare a corpus of your own",
     "generate": "text from a trained model",
     "export": "a trained model for Hugging Face",
+    "evaluate": "a trained model under tasks of lm-evaluation-harness",
     "replay": "what another design would have said of a study",
     "track": "send a study to MLflow",
 }

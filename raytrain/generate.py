@@ -9,10 +9,10 @@ from raytrain.config.flags import add_plugin_flag
 from raytrain.data import open_dataset
 from raytrain.data.tokenizer import encodable
 from raytrain.errors import Parser, UserError, command
-from raytrain.model import Transformer
 from raytrain.plugins.loader import load_named
 from raytrain.rundir.folders import find_run
 from raytrain.training.pretrained import load_run
+from raytrain.training.sampling import sample
 
 
 @command
@@ -43,24 +43,6 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(flags.seed)
     written = sample(model, torch.from_numpy(prompt), flags.tokens, flags.temperature, flags.top_k, generator)
     print(tokenizer.decode([t for t in written.tolist() if t < tokenizer.vocab_size]))
-
-
-@torch.no_grad()
-def sample(
-    model: Transformer, prompt: torch.Tensor, n_tokens: int, temperature: float, top_k: int, generator: torch.Generator
-) -> torch.Tensor:
-    """`prompt` (T,) followed by `n_tokens` sampled ones, each seeing the last block_size tokens."""
-    tokens = prompt
-    for _ in range(n_tokens):
-        logits_V = model(tokens[None, -model.arch.block_size :])[0, -1]
-        if temperature == 0:
-            following = logits_V.argmax()[None]
-        else:
-            likeliest = torch.topk(logits_V / temperature, min(top_k, len(logits_V)))
-            choice = torch.multinomial(likeliest.values.softmax(-1), 1, generator=generator)
-            following = likeliest.indices[choice]
-        tokens = torch.cat([tokens, following])
-    return tokens
 
 
 if __name__ == "__main__":

@@ -126,6 +126,19 @@ class Uploader:
             whole = "complete" if ended.all() else "interrupted" if study.get("interrupted") else "running"
             self._set_status(parent, whole, time.time())  # last: a parent that is finished has all its trials
 
+    def add(self, trial: str, metrics: dict[str, float], step: int) -> bool:
+        """Add `metrics` at optimizer step `step` to the run of `trial`. False if MLflow has none. Raises as `sync`."""
+        study = read_study_json(self._dir)
+        with self._speaking():
+            experiment = self._client.get_experiment_by_name(readable(study.get("experiment", study["name"])))
+            if experiment is None:
+                return False
+            self._experiment = experiment.experiment_id
+            self._find(_key(study) | {"raytrain.trial": trial})
+            if trial in self._runs:
+                self._send(self._runs[trial], [], metrics, step, {})
+        return trial in self._runs
+
     @property
     def link(self) -> str | None:
         """Where a browser shows the ranking, with `ui_command` or at the server; None before the first sync."""

@@ -35,8 +35,15 @@ _HOW = (
 
 
 def load_run(run: Path, elsewhere: Sequence[str] = ()) -> tuple[TrainConfig, Transformer]:
-    """The configuration of the run in folder `run`, and its model on the CPU: from its newest whole checkpoint, or else
-    from the weights that a study has kept of it, in the folder or in one of the places `elsewhere`.
+    """As `load_newest`, without the step."""
+    config, model, _ = load_newest(run, elsewhere)
+    return config, model
+
+
+def load_newest(run: Path, elsewhere: Sequence[str] = ()) -> tuple[TrainConfig, Transformer, int]:
+    """The configuration of the run in folder `run`, its model on the CPU, and after how many optimizer steps that is:
+    from its newest whole checkpoint, or else from the weights that a study has kept of it, in the folder or in one of
+    the places `elsewhere`.
 
     Raises UserError for a folder that is no run, or whose weights are not there or damaged.
     """
@@ -49,7 +56,7 @@ def load_run(run: Path, elsewhere: Sequence[str] = ()) -> tuple[TrainConfig, Tra
         try:
             manifest, problems = newest(storage)
             if manifest is not None:
-                return config, _model(run, config, storage, manifest)
+                return config, _model(run, config, storage, manifest), manifest["state"]["step"]
         finally:
             storage.close()
         damaged += problems

@@ -266,6 +266,22 @@ def test_what_came_since_is_sent(runs):
     assert study.runs()[""].info.status == "FINISHED"
 
 
+def test_an_evaluation_is_added_to_its_trial(runs):
+    """Would catch: metrics that go to another trial or step, a run made for a trial that was never sent, and a later
+    sync that takes the evaluation back."""
+    study = Study(runs, "evaluated", ["a", "b"])
+    assert not Uploader(study.dir).add("a", {"arc/acc": 0.5}, 4)
+    study.log("a", (1, 2))
+    study.end("a", 3.0)
+    study.sync()
+    assert Uploader(study.dir).add("a", {"arc/acc": 0.5, "arc/acc_stderr": 0.01}, 4)
+    assert not Uploader(study.dir).add("b", {"arc/acc": 0.5}, 4)
+    study.sync()
+    assert study.history("a", "arc/acc") == [(4, 0.5)]
+    assert study.history("a", "arc/acc_stderr") == [(4, 0.01)]
+    assert "arc/acc" not in study.runs()[""].data.metrics
+
+
 def test_params_and_tags(runs):
     """Would catch: an integer that lost digits as a float, a missing axis, or a label lost with its duplicate."""
     study = Study(runs, "facts", ["a"])
