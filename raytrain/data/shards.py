@@ -239,7 +239,7 @@ def _check_free(target: Path, overwrite: bool, mark: str) -> None:
     if not overwrite:
         raise FolderExists(f"{target} exists; choose another --out, or --overwrite it")
     if not (target / mark).is_file():
-        raise UserError(f"{target} is not such a folder (no {mark}), and --overwrite replaces nothing else")
+        raise UserError(f"{target} has no {mark}, and --overwrite replaces only what this command has made")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -138,6 +138,25 @@ def test_the_same_lock_gives_the_same_bytes(tmp_path, index):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
 
 
+def test_overwrite_replaces_a_corpus_and_nothing_else(tmp_path, index, capsys):
+    """Catches a folder of other files that is lost, prepared data among them, and a corpus that cannot be made anew."""
+    write_packages(index)
+    lock, out, other = lock_of(index, *NAMES), tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text("{}")
+    fetch = ["fetch", "--packages", str(lock)]
+    assert main([*fetch, "--out", str(out)]) == 0
+    assert main([*fetch, "--out", str(out)]) == 2
+    assert "--overwrite it" in error_of(capsys)
+    (out / "stray").touch()
+    assert main([*fetch, "--out", str(out), "--overwrite"]) == 0
+    assert not (out / "stray").exists()
+    capsys.readouterr()
+    assert main([*fetch, "--out", str(other), "--overwrite"]) == 2
+    assert "has no corpus.json, and --overwrite replaces only what this command has made" in error_of(capsys)
+    assert (other / "manifest.json").exists()
+
+
 def test_a_corpus_is_prepared_with_its_splits(tmp_path, index):
     """Catches a corpus whose projects for validation are mixed into training by the step after."""
     write_packages(index)

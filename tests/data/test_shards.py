@@ -88,7 +88,10 @@ def test_overwrite_replaces_a_prepared_folder_and_nothing_else(tmp_path):
     (out / "thesis.tex").touch()
     with pytest.raises(FolderExists, match="--overwrite"), new_folder(out):
         pass
-    with pytest.raises(UserError, match="not a prepared folder"), new_folder(out, overwrite=True):
+    with (
+        pytest.raises(UserError, match="has no manifest\.json, and --overwrite replaces only"),
+        new_folder(out, overwrite=True),
+    ):
         pass
     assert (out / "thesis.tex").exists()
     (out / "manifest.json").touch()
