@@ -89,7 +89,7 @@ def test_overwrite_replaces_a_prepared_folder_and_nothing_else(tmp_path):
     with pytest.raises(FolderExists, match="--overwrite"), new_folder(out):
         pass
     with (
-        pytest.raises(UserError, match="has no manifest\.json, and --overwrite replaces only"),
+        pytest.raises(UserError, match=r"has no manifest\.json, and --overwrite replaces only"),
         new_folder(out, overwrite=True),
     ):
         pass
