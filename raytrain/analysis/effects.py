@@ -286,7 +286,8 @@ def _notes(effects: Effects, seed_sentences: list[str]) -> list[str]:
         return []
     out = [f"Noise: sd of val_loss {effects.noise.describe()}.", *seed_sentences]
     if effects.unequal is not None:
-        how = "" if effects.blocks else ", and runs are weighted by it"
+        is_weighted = effects.unequal.is_sure and not effects.blocks
+        how = ", and runs are weighted by it" if is_weighted else ""
         out.append(f"The noise differs by {effects.unequal.describe()}; intervals allow for it{how}.")
     return out
 

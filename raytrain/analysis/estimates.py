@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from raytrain.analysis.arms import Arms, Unequal, unequal
+from raytrain.analysis.arms import Arms, Unequal, Wider, unequal
 from raytrain.analysis.noise import SHARED, Noise
 from raytrain.analysis.strata import Blocks, Contrasts, Errors, Pooled, find_blocks
 from raytrain.analysis.trials import budgets
-from raytrain.analysis.triples import Triple, interaction_columns, suspect
-from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model
+from raytrain.analysis.triples import Triple, suspect
+from raytrain.sweep.factorial import Array, Effect, LeastSquares, Model, Point, fit_model, interaction_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,12 @@ def fit_runs(full: Model, runs: Sequence[Point], used: pd.DataFrame, noise: Nois
         errors, count = Blocks(fit, blocks.codes), blocks.count
     elif noise is None and differs:
         scale = differs.sds[differs.codes]
-        fit, losses = LeastSquares(model.matrix(runs) / scale[:, None], offsets / scale[:, None]), losses / scale
-        errors = Arms(fit, differs)
-        triple = suspect(runs, fit, losses, scale) if triple else None
+        weighted = LeastSquares(model.matrix(runs) / scale[:, None], offsets / scale[:, None])
+        if differs.is_sure:
+            fit, losses, errors = weighted, losses / scale, Arms(weighted, differs)
+            triple = suspect(runs, fit, losses, scale) if triple else None
+        else:
+            errors = Wider(errors, Arms(weighted, differs), scale)
     return Fitted(Estimates(model, fit, losses, errors), offsets, residuals, differs, triple, count)
 
 
@@ -120,7 +123,7 @@ def within_arms(estimates: Estimates, differs: Unequal | None) -> pd.DataFrame:
             name = f"{effect.axes[varied]}={effect.levels[varied]}"
             rows.append({"effect": name, "arm": arm, "reference": effect.references[varied]})
             contrasts.append(estimates.model.contrast_within(effect, varied, arm))
-    out = pd.DataFrame(rows, columns=["effect", "arm", "reference"])
+    out = pd.DataFrame(rows, columns=["effect", "arm", "reference", *([] if rows else [*_FIGURES, "p_holm"])])
     if rows:
         figures = estimates(np.array(contrasts))
         hidden = np.any(estimates.fit.unseen(np.array(contrasts)), axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 from raytrain.analysis.noise import SIGNIFICANCE
-from raytrain.sweep.factorial import Array, LeastSquares, Point, live
+from raytrain.sweep.factorial import Array, LeastSquares, Point, interaction_columns, live
 
 _LEAST_DF = 5  # residual degrees of freedom that a test must leave
 
@@ -54,17 +54,6 @@ def partial_f(
         return None
     ratio = (taken / df) / ((total - taken) / (fit.df - df)) if total > taken else np.inf
     return float(scipy.stats.f.sf(ratio, df, fit.df - df))
-
-
-def interaction_columns(runs: Sequence[Point], axes: Sequence[str]) -> Array:
-    """runs x columns: the products of the axes' indicators of all levels but the first."""
-    alive = [live(run) for run in runs]
-    out = np.ones((len(runs), 1))
-    for axis in axes:
-        levels = list(dict.fromkeys(run[axis] for run in alive if axis in run))
-        own = np.array([[float(axis in run and run[axis] == level) for level in levels[1:]] for run in alive])
-        out = (out[:, :, None] * own.reshape(len(runs), 1, -1)).reshape(len(runs), -1)
-    return out
 
 
 def _taken(columns: Array, fit: LeastSquares, residuals: Array) -> tuple[float, int]:

@@ -15,9 +15,9 @@ from raytrain.analysis.ladder import Mean, Scale, ladder
 from raytrain.analysis.noise import SIGNIFICANCE, Codes, Noise
 from raytrain.analysis.simulate import LEVELS, MEAN_LOSS, NOISE_SD, truths, variants
 from raytrain.analysis.strata import Blocks, Contrasts, Pooled
-from raytrain.analysis.triples import interaction_columns, suspect
+from raytrain.analysis.triples import suspect
 from raytrain.sweep.design import choose
-from raytrain.sweep.factorial import Array, LeastSquares, Model, Point
+from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, interaction_columns
 
 _ARM = "norm_position"
 

@@ -7,6 +7,7 @@ and a swap must gain more than 1e-6: in spaces of a few levels gains are either 
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ import numpy as np
 import scipy.special
 
 from raytrain.errors import UserError, unknown_value
-from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, fit_model, live, population
+from raytrain.sweep.factorial import Array, LeastSquares, Model, Point, fit_model, interaction_columns, live, population
 
 DESIGNS = ("full", "one_at_a_time", "leave_one_out", "random", "d_optimal")
 SAMPLED = ("random", "d_optimal")  # those of so many trials, of all points
 REPLICATED = (
     10  # points of a d_optimal design that run twice, where that leaves half of the residual degrees of freedom
 )
+_TRIPLE_SD = 0.1  # of what three axes together may do to a loss, in noise sd
 _TIE, _LEAST_GAIN = 1e-7, 1e-6
 
 
@@ -112,7 +114,8 @@ def choose(
     - d_optimal: a fraction that estimates all main effects (and, with `interactions`, all pairwise interactions)
       together best, by exchange (see `exchange`), the best of `starts` random starts. Where `trials` leave 20 residual
       degrees of freedom or more, ten of its points run twice: what two runs of one point differ in is noise alone, so
-      that a lack of fit can be distinguished from it
+      that a lack of fit can be distinguished from it; and points are chosen so that this shows which three axes act
+      together (see `_beside_triples`)
 
     Raises UserError for arguments that do not fit.
     """
@@ -152,6 +155,9 @@ def choose(
                 raise UserError(f"trials ({trials}) must be {least} or more for the {size} coefficients of {terms}")
             fixed = base_runs / seeds * np.outer(matrix[base], matrix[base])
             again = 0 if seeds > 1 or trials - size < 2 * REPLICATED else REPLICATED
+            if interactions and tuned is None and count - size >= 2 * REPLICATED:
+                matrix, prior = _beside_triples(points, matrix)
+                fixed = base_runs / seeds * np.outer(matrix[base], matrix[base]) + prior
             others = exchange(matrix, fixed, count - again, draws, starts)
             others += replicated(matrix, fixed, others, again)
 
@@ -258,6 +264,21 @@ def replicated(matrix: Array, fixed: Array, rows: Sequence[int], count: int) -> 
         out.append(row)
         information = information + np.outer(matrix[row], matrix[row])
     return out
+
+
+def _beside_triples(points: Sequence[Point], matrix: Array) -> tuple[Array, Array]:
+    """The columns of `matrix` (points x p), beside those of all triples of axes, and the information in hand on both.
+
+    A term of a triple is not estimated; it is taken to be a draw of mean 0 and sd `_TRIPLE_SD` noise sd, which counts
+    as information of 1 on its column times that sd. An exchange then keeps triples from looking like one another, at a
+    small cost to what is estimated (DuMouchel and Jones, Technometrics 36, 1994). Their columns are first freed of what
+    the model explains and made of one size over all points.
+    """
+    axes = list(dict.fromkeys(axis for point in points for axis in point))
+    every = np.hstack([interaction_columns(points, three) for three in itertools.combinations(axes, 3)] or [matrix])
+    beyond = every - matrix @ (matrix.T @ every) / len(matrix)
+    beyond = beyond @ _whitening(beyond) if np.abs(beyond).max(initial=0) > _LEAST_GAIN else beyond[:, :0]
+    return np.hstack([matrix, _TRIPLE_SD * beyond]), np.diag(np.repeat([0.0, 1.0], [matrix.shape[1], beyond.shape[1]]))
 
 
 def _whitening(matrix: Array) -> Array:

@@ -217,6 +217,17 @@ class Model:
         return out
 
 
+def interaction_columns(runs: Sequence[Point], axes: Sequence[str]) -> Array:
+    """runs x columns: the products of the axes' indicators of all levels but the first."""
+    alive = [live(run) for run in runs]
+    out = np.ones((len(runs), 1))
+    for axis in axes:
+        levels = list(dict.fromkeys(run[axis] for run in alive if axis in run))
+        own = np.array([[float(axis in run and run[axis] == level) for level in levels[1:]] for run in alive])
+        out = (out[:, :, None] * own.reshape(len(runs), 1, -1)).reshape(len(runs), -1)
+    return out
+
+
 class LeastSquares:
     """One factorisation of a model matrix (runs x coefficients), for any number of right-hand sides.
 

@@ -42,7 +42,28 @@ def test_the_arms_variances_are_of_the_greatest_likelihood():
     best = scipy.optimize.minimize(cost, np.log([0.05, 0.05]), method="Nelder-Mead", options={"xatol": 1e-8})
     assert found.sds == pytest.approx(np.exp(best.x), rel=1e-3)
     equal = scipy.optimize.minimize(lambda log: cost(np.repeat(log, 2)), np.log([0.05]), method="Nelder-Mead")
-    assert found.p == pytest.approx(3 * scipy.stats.chi2.sf(2 * (equal.fun - best.fun), 1), rel=0.02)
+    dfs = np.array([noise.df for noise in found.arms.values()])  # whole numbers, which the test rounds them to
+    bartlett = 1 + (np.sum(1 / dfs) - 1 / dfs.sum()) / 3
+    assert found.p == pytest.approx(3 * scipy.stats.chi2.sf(2 * (equal.fun - best.fun) / bartlett, 1), rel=0.1)
+
+
+def test_with_a_mean_for_each_arm_the_test_is_bartlett_s():
+    """Bug: the ratio of likelihoods without its correction for few runs, which calls equal noise unequal."""
+    draws = np.random.default_rng(1)
+    sides = draws.normal(0, 1.0, 6), draws.normal(0, 0.2, 4), draws.normal(0, 0.3, 5)
+    points = [{"a": arm} for arm, side in enumerate(sides) for _ in side]
+    found = unequal(points, LeastSquares(Model(points, {"a": 0}).matrix(points)), np.concatenate(sides))
+    assert found.p == pytest.approx(scipy.stats.bartlett(*sides).pvalue, rel=1e-3)
+
+
+def test_noise_that_differs_is_reported_where_the_model_has_no_pairs():
+    """Bug: a report that ends in an error, as there are no effects within an arm to show."""
+    draws = np.random.default_rng(0)
+    table = pd.DataFrame({"a": [0, 1] * 6, "seed": range(12), "status": "complete", "train_flops": 1e15})
+    found = effects(table.assign(val_loss=3 + draws.normal(0, np.where(table["a"], 0.2, 0.005))), ["a"], {"a": 0})
+    assert found.unequal.axis == "a"
+    assert found.within.empty
+    assert any("The noise differs by a" in sentence for sentence in found.sentences)
 
 
 def test_two_means_are_welch_s():

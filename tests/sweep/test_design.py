@@ -114,7 +114,7 @@ def test_the_list_is_the_same_on_every_machine():
         machine = os.environ | {"OPENBLAS_CORETYPE": kernels, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
         command = [sys.executable, "-c", program]
         run = subprocess.run(command, env=machine, input=json.dumps(POINTS), capture_output=True, check=True, text=True)
-        assert hashlib.sha256(run.stdout.strip().encode()).hexdigest()[:12] == "3aa325bbb54a"
+        assert hashlib.sha256(run.stdout.strip().encode()).hexdigest()[:12] == "81e733466314"
 
 
 def test_the_exchange_finds_the_best_of_all_designs():
@@ -153,10 +153,11 @@ def test_the_precision_of_a_two_level_design_in_closed_form():
 
 def test_128_runs_resolve_what_was_promised_of_them():
     """Bug: a D-optimal design that is no better than chance on the space it is made for (figures of the field: main
-    effects to +-0.0009, interactions of two-level axes to +-0.0014, one at a time in 64 runs +-0.0024)."""
+    effects to +-0.0009, interactions of two-level axes to +-0.0014, one at a time in 64 runs +-0.0024). To tell triples
+    of axes apart costs 2% of the efficiency, and 0.00005 of interactions (docs/decisions.md)."""
     design = choose(POINTS, "d_optimal", trials=128)
     assert design.residual_df == 57
-    assert design.d_efficiency > 0.95
+    assert design.d_efficiency > 0.93
     main = [precision.half_width * NOISE_SD for precision in design.precisions if len(precision.axes) == 1]
     assert np.mean(main) == pytest.approx(0.0009, abs=0.00005)
     two_levels = {"norm_position", "bias", "weight_tying", "dropout"}
@@ -165,7 +166,7 @@ def test_128_runs_resolve_what_was_promised_of_them():
         for precision in design.precisions
         if len(precision.axes) == 2 and {*precision.axes} <= two_levels
     ]
-    assert np.mean(pairs) == pytest.approx(0.0014, abs=0.00005)
+    assert np.mean(pairs) == pytest.approx(0.00145, abs=0.00005)
     assert min(main) > T57 * math.sqrt(4 / 128) * NOISE_SD * 0.999  # no design of 128 runs can do better
     chance = choose(POINTS, "random", trials=128)
     assert np.mean([p.half_width for p in chance.precisions]) > 1.2 * np.mean([p.half_width for p in design.precisions])
@@ -180,7 +181,8 @@ def test_128_runs_resolve_what_was_promised_of_them():
 
 def test_points_that_run_twice_tell_noise_from_a_lack_of_fit():
     """Bug: a design without a run to compare another with, so that a lack of fit passes for noise; one that repeats
-    points where it has no runs to spare; replicates with one seed; or a design that is much worse for them."""
+    points where it has no runs to spare; replicates with one seed; or a design that is much worse for them, and for
+    telling triples apart."""
     for trials, repeated in ((90, 0), (91, 10), (128, 10)):
         chosen = choose(POINTS, "d_optimal", trials=trials)
         runs = Counter(index for index, _ in chosen.trials)
@@ -189,7 +191,7 @@ def test_points_that_run_twice_tell_noise_from_a_lack_of_fit():
     matrix = Model(POINTS, POINTS[0]).matrix(POINTS)
     without = exchange(matrix, np.zeros((71, 71)), 128, Draws(0))
     dets = [np.linalg.slogdet(matrix[rows].T @ matrix[rows])[1] for rows in (without, [i for i, _ in chosen.trials])]
-    assert np.exp((dets[1] - dets[0]) / 71) > 0.98
+    assert np.exp((dets[1] - dets[0]) / 71) > 0.97
 
 
 def test_no_precision_is_claimed_without_degrees_of_freedom():
