@@ -7,8 +7,8 @@ Thompson, Biometrika 58, 1971), which for arms solve
 
 with the residuals and leverages of the fit that is weighted by 1 / s_a^2, here by iteration (Horn, Horn and Duncan,
 Journal of the American Statistical Association 70, 1975). Whether they differ is tested by the ratio of likelihoods,
-twice whose logarithm is divided by Bartlett's factor 1 + (sum of 1 / f_a - 1 / sum of f_a) / (3 (arms - 1)) before it is
-held against chi^2: with few runs it is too large otherwise, and equal noise seems unequal in up to 13% of studies. A
+twice whose logarithm is divided by Bartlett's factor 1 + (sum of 1 / f_a - 1 / sum of f_a) / (3 (arms - 1)) and held
+against chi^2: with few runs it is too large otherwise, and equal noise seems unequal in up to 13% of studies. A
 contrast's variance is then a sum over arms, with degrees of freedom by Satterthwaite (Biometrics Bulletin 2, 1946): the
 comparison of Welch (Biometrika 34, 1947) where it is one of two arms, and the arm's own noise where it is within one.
 """
