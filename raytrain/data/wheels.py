@@ -8,7 +8,7 @@ nothing is unpacked to disk: no name in it can lead anywhere.
 import email
 import email.message
 import hashlib
-import importlib.util
+import importlib.machinery
 import re
 import subprocess
 import sys
@@ -78,7 +78,8 @@ def _package(path: Path) -> Package:
 
 
 def _pip(arguments: Sequence[str]) -> None:
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util.find_spec: setuptools takes a look for pip as pip's start, and later cannot be imported.
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise UserError("pip is not in this environment, and downloads packages; python -m ensurepip installs it")
     command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", *_PLATFORM, *arguments]
