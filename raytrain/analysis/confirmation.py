@@ -14,12 +14,12 @@ import pandas as pd
 
 from raytrain.analysis.ranking import at_budget, numbers
 from raytrain.analysis.response import fit_curves
-from raytrain.analysis.trials import OWN_ROLES, axes_of, budgets, points
+from raytrain.analysis.surface import fit_surface
+from raytrain.analysis.trials import FAILED, OWN_ROLES, RATE, axes_of, budgets, points
 from raytrain.sweep.factorial import Model, Point, fit_model, live, population
 from raytrain.sweep.stages import Stage, changed, fresh_seeds, run_again
 from raytrain.sweep.trial import AssignedTrial, trials_of
 
-_RATE = "learning_rate"
 PLACES = ("leader", "runner_up", "baseline")
 
 
@@ -71,14 +71,14 @@ def at_own_best(
 ) -> Order:
     """The variants by the least loss of their own curve against the learning rate, at the best of the other fields.
 
-    `tuned` are each run's levels of the tuned fields. See raytrain.analysis.response.
+    `tuned` are each run's levels of the tuned fields; every variant ran at all. See raytrain.analysis.response.
     """
     wanted = {_key(live(run)): live(run) for run in runs}
-    others = [{field: level for field, level in own.items() if field != _RATE} for own in tuned]
+    others = [{field: level for field, level in own.items() if field != RATE} for own in tuned]
     names = [(_key(live(run)), _key(other)) for run, other in zip(runs, others, strict=True)]
     numbered = {name: number for number, name in enumerate(dict.fromkeys(names))}
     setting_of = dict(zip(names, others, strict=True))
-    variant, x = np.array([numbered[name] for name in names]), np.log([own.get(_RATE, 1.0) for own in tuned])
+    variant, x = np.array([numbered[name] for name in names]), np.log([own.get(RATE, 1.0) for own in tuned])
     y = np.asarray(losses, float)
     fitted = fit_curves(variant, x, y, ~np.isfinite(y), np.unique(seeds, return_inverse=True)[1])
     best: dict[str, tuple[float, dict[str, float]]] = {}
@@ -87,12 +87,35 @@ def at_own_best(
             continue
         curve = fitted.curves[number]
         setting = dict(setting_of[key, other])
-        if _RATE in tuned[0]:
-            setting[_RATE] = float(f"{math.exp(curve.x):.4g}")
+        if RATE in tuned[0]:
+            setting[RATE] = float(f"{math.exp(curve.x):.4g}")
         if key not in best or curve.least.value < best[key][0]:
             best[key] = curve.least.value, setting
-    keys = sorted(best, key=lambda key: (round(best[key][0], 12), key))
-    basis = "least loss of each at its own best " + ", ".join(tuned[0])
+    return _by_best("least loss of each at its own best " + ", ".join(tuned[0]), wanted, best)
+
+
+def on_surface(table: pd.DataFrame, axes: Sequence[str], baseline: Point, candidates: Sequence[Point]) -> Order:
+    """The variants by the least loss of their curves on the fitted response surface, among all candidates that the runs
+    of `table` determine.
+
+    For designs that spread runs over variants and learning rates: a variant ran once or twice, and the least of those
+    losses is the luckiest. No variants where the runs leave no residual.
+    """
+    surface = fit_surface(table, axes, baseline, candidates or None)
+    best: dict[str, tuple[float, dict[str, float]]] = {}
+    variants = {_key(point): point for point in (_variant(point) for point in surface.full.points)}
+    for key, point in variants.items() if surface.fit.df else ():
+        if (curve := surface.curve([point], point)) is not None:
+            best[key] = curve.least.value, {RATE: float(f"{math.exp(curve.x):.4g}")}
+    return _by_best(f"fitted surface, each at its own best {RATE}", variants, best)
+
+
+def _variant(point: Point) -> dict[str, Any]:
+    return {axis: level for axis, level in live(point).items() if axis != RATE}
+
+
+def _by_best(basis: str, wanted: Mapping[str, Point], best: Mapping[str, tuple[float, dict[str, float]]]) -> Order:
+    keys = _by_loss({key: loss for key, (loss, _) in best.items()})
     return Order(basis, [wanted[key] for key in keys], [best[key][0] for key in keys], [best[key][1] for key in keys])
 
 
@@ -115,8 +138,12 @@ def _by_model(
 
 
 def _sorted(basis: str, wanted: Mapping[str, Point], losses: Mapping[str, float]) -> Order:
-    keys = sorted(losses, key=lambda key: (round(losses[key], 12), key))  # equal but for the last bits is equal
+    keys = _by_loss(losses)
     return Order(basis, [wanted[key] for key in keys], [losses[key] for key in keys])
+
+
+def _by_loss(losses: Mapping[str, float]) -> list[str]:
+    return sorted(losses, key=lambda key: (round(losses[key], 12), key))  # equal but for the last bits is equal
 
 
 def _key(point: Point) -> str:
@@ -142,7 +169,9 @@ def confirm(
     base = _key(live(baseline))
     # A variant that did not run is made from the baseline's trial.
     tuned = {name: trial.tuned for name, trial in by_id.items() if trial.tuned}
-    order = _order(rows, axes, baseline, candidates or [] if base in planned else [], tuned)
+    tuning = study["plan"].get("tuning")
+    wanted = candidates or [] if base in planned else []
+    order = _order(rows, axes, baseline, wanted, tuned, bool(tuning and tuning["spreads"]))
     if order is None or len(order.points) < 2:
         return None
     chosen = {_key(point): (place, point) for place, point in zip(PLACES, order.points[:2], strict=False)}
@@ -171,10 +200,12 @@ def _order(
     baseline: Point,
     candidates: Sequence[Point],
     tuned: Mapping[str, Mapping[str, float]],
+    spreads: bool,
 ) -> Order | None:
     """The variants of `rows`, ordered by the estimator that covers most of them; None where there is no loss.
 
-    `tuned` are the levels of the tuned fields of each trial, by its name.
+    `tuned` are the levels of the tuned fields of each trial, by its name; `spreads`: whether a design spread the runs
+    over them.
     """
     stopped = (rows["status"] == "stopped") & numbers(rows, "val_loss").notna()
     used = rows[stopped | (at_budget(rows) & (rows["status"] == "complete"))]
@@ -184,6 +215,11 @@ def _order(
     if stopped.any():
         return after_halving(runs, losses, used["train_flops"].tolist())
     settings = [tuned.get(name, {}) for name in used["trial"]]
+    if spreads:
+        failed = rows["status"].isin(FAILED)
+        order = on_surface(rows[failed | rows.index.isin(used.index)], axes, baseline, candidates)
+        if order.points:
+            return order
     if all(settings):
         order = at_own_best(runs, losses, used["seed"].tolist(), settings)
         if order.points:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from raytrain.analysis.ranking import programs
-from raytrain.analysis.trials import OWN_ROLES
-from raytrain.analysis.tuned import RATE, tuned_fields, variant_curves
+from raytrain.analysis.trials import OWN_ROLES, RATE
+from raytrain.analysis.tuned import tuned_fields, variant_curves
 from raytrain.sweep.stages import Stage, fresh_seeds, run_again
 from raytrain.sweep.trial import trials_of
 

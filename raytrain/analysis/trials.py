@@ -29,6 +29,8 @@ from raytrain.sweep.ladder import by_scale
 from raytrain.sweep.space import axis_fields
 
 BUDGET_TOLERANCE = 0.005
+RATE = "learning_rate"
+FAILED = ("diverged", "plateau")  # statuses of runs whose variant did not train at their learning rate
 # Roles of trials that effects and ranks rest on: those planned at first, and what a later stage added to them. Not
 # "frontier" (the baseline at other budgets), nor those with fresh seeds, which judge alone: "confirm" (of those that
 # came first) and "follow_up" (of three axes that are suspected to act together).

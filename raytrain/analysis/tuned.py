@@ -2,7 +2,7 @@
 
 Where every variant runs at every rate, each has a curve of its own (raytrain.analysis.response), and effects are
 contrasts of the curves' least values. Where a design spreads its runs over variants and rates, a response surface gives
-each level a curve, averaged over the other axes (raytrain.sweep.factorial), and an effect is the difference of the
+each level a curve, averaged over the other axes (raytrain.analysis.surface), and an effect is the difference of the
 least values of two levels' curves.
 
 Other tuned fields, as weight_decay, have no curve: a variant counts at the best of their levels that were tried.
@@ -26,13 +26,12 @@ from raytrain.analysis.effects import Effects
 from raytrain.analysis.estimates import holm
 from raytrain.analysis.noise import SIGNIFICANCE, Noise
 from raytrain.analysis.response import fit_curves
-from raytrain.analysis.trials import OWN_ROLES, points, rows
+from raytrain.analysis.surface import fit_surface
+from raytrain.analysis.trials import FAILED, OWN_ROLES, RATE, points, rows
 from raytrain.analysis.wording import Told
 from raytrain.errors import UserError
 from raytrain.sweep.factorial import Array, Effect, Model, Point, fit_model, population
 
-FAILED = ("diverged", "plateau")
-RATE = "learning_rate"
 TUNING = "tuning"  # the role of runs in the ranked table that do not stand for their variant: see `at_own_best`
 
 
@@ -167,35 +166,21 @@ def _surface(
     table: pd.DataFrame, axes: list[str], baseline: Point, candidates: Sequence[Point] | None, rate: float
 ) -> Tuned:
     """By a response surface. An effect is averaged over the candidates that have its axis, at each level's own best."""
-    counted = (table["status"] == "complete") & table["val_loss"].notna()
-    runs = _with_rates(table[counted], axes)
-    rates = sorted(table[RATE].unique())
-    spelled = None if candidates is None else [{**point, RATE: rate} for point in candidates for rate in rates]
-    full = Model(population(runs, spelled), baseline, tuned=RATE)
-    mains = [effect for effect in full.effects if len(effect.axes) == 1]
+    surface = fit_surface(table, axes, baseline, candidates)
+    mains = [effect for effect in surface.full.effects if len(effect.axes) == 1]
     if not mains:
         raise UserError("all trials with a loss are of one variant")
-    model, fit = fit_model(full, runs)
-    losses = table.loc[counted, "val_loss"].to_numpy(float)
-    noise = Noise(float(fit.residual_sd(losses - losses.mean())), fit.df, "residuals") if fit.df else None
+    sd = float(surface.fit.residual_sd(surface.losses - surface.losses.mean()))
+    noise = Noise(sd, surface.fit.df, "residuals") if surface.fit.df else None
     errors = _Pooled(noise)
-    tried = _with_rates(table[counted | table["status"].isin(FAILED)], axes)
-    failed = table.loc[counted | table["status"].isin(FAILED), "status"].isin(FAILED).to_numpy()
 
-    def curve(effect: Effect, level: Any) -> Curve | None:
-        axis = effect.axes[0]
-        rows = model.over_rates([{**point, axis: level} for point in model.points if axis in point])
-        if fit.unseen(rows).any():
-            return None
-        own = np.array([point.get(axis) == level for point in tried])
-        at = np.array([point[RATE] for point in tried])
-        scaled = fit.weights(rows / model.reach ** np.arange(3)[:, None])
-        return Curve(model.middle, coefficients=scaled @ losses, weights=scaled, **_stable(at[own], failed[own]))
+    def curve(axis: str, level: Any) -> Curve | None:
+        return surface.curve([{**point, axis: level} for point in surface.model.points if axis in point], {axis: level})
 
     levels, estimates, shared_estimates = {}, {}, {}
     for effect in mains:
         axis, level, reference = effect.axes[0], effect.levels[0], effect.references[0]
-        one, other = curve(effect, level), curve(effect, reference)
+        one, other = curve(axis, level), curve(axis, reference)
         for name, estimate in ((level, one), (reference, other)):
             if estimate is not None:
                 levels[axis, name] = _optimum(estimate, errors)
@@ -207,24 +192,6 @@ def _surface(
                 shared_estimates[effect] = (at_rate[0] - at_rate[1], "")
     own_best, alike = (_table(mains, one, errors) for one in (estimates, shared_estimates))
     return Tuned(own_best, alike, rate, levels, {}, None, noise)
-
-
-def _with_rates(table: pd.DataFrame, axes: list[str]) -> list[dict[str, Any]]:
-    return [{**point, RATE: rate} for point, rate in zip(points(table, axes), table[RATE], strict=True)]
-
-
-def _stable(rates: Array, failed: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """The range of a level's rates: about the one with the most runs that trained, to the next at which half failed."""
-    levels = np.unique(rates)
-    trains = np.array([failed[rates == rate].mean() < 0.5 for rate in levels])
-    runs = np.array([np.sum(~failed & (rates == rate)) for rate in levels])
-    first = last = int(np.argmax(np.where(trains, runs, -1)))
-    while first > 0 and trains[first - 1]:
-        first -= 1
-    while last < len(levels) - 1 and trains[last + 1]:
-        last += 1
-    beyond = {"below": "unstable" if first else "", "above": "unstable" if last < len(levels) - 1 else ""}
-    return {"low": math.log(levels[first]), "high": math.log(levels[last]), **beyond}
 
 
 def at_own_best(table: pd.DataFrame, variant: pd.Series) -> pd.DataFrame:

@@ -1,9 +1,11 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from raytrain.analysis.confirmation import after_halving, at_own_best, in_order
+from raytrain.analysis.confirmation import after_halving, at_own_best, in_order, on_surface
+from raytrain.sweep.design import choose
 
 AXES = {"a": (0, 1), "b": (0, 1, 2), "c": (0, 1)}
 GRID = [dict(zip(AXES, levels, strict=True)) for levels in itertools.product(*AXES.values())]
@@ -73,3 +75,31 @@ def test_each_variant_leads_by_its_own_best_learning_rate():
     assert [setting["learning_rate"] for setting in order.tuned] == pytest.approx([4e-3, 1e-3], rel=1e-3)
     means = {level: np.mean(losses[6 * level : 6 * level + 6]) for level in best}
     assert means[0] < means[1]  # by the mean over rates the other one would lead
+
+
+def test_a_design_over_rates_leads_by_the_fitted_surface():
+    """Catches the variant that happened to run at its best rate as the leader, and a leader that never ran passed over:
+    a design gives a variant a rate or two, and exact losses give the surface exactly."""
+    rates = [5e-4, 1e-3, 2e-3, 4e-3]
+
+    def curve(point, rate):
+        u = np.log2(rate / 1e-3) - 0.5 - 0.5 * point["a"] + 0.4 * point["c"]
+        return 3 - 0.03 * point["a"] - 0.01 * point["b"] * (1 - point["a"]) + 0.02 * point["c"] + 0.05 * u**2
+
+    def best_rate(point):
+        return 1e-3 * 2 ** (0.5 + 0.5 * point["a"] - 0.4 * point["c"])
+
+    candidates = [{**point, "learning_rate": rate} for point in GRID for rate in rates]
+    design = choose(candidates, "d_optimal", trials=40, tuned="learning_rate", base=1)
+    leader = min(GRID, key=lambda point: curve(point, best_rate(point)))
+    runs = [point for point in (candidates[index] for index, _ in design.trials) if not point.items() >= leader.items()]
+    table = pd.DataFrame(runs).assign(val_loss=[curve(run, run["learning_rate"]) for run in runs], status="complete")
+    order = on_surface(table, list(AXES), BASE, GRID)
+    expected = {tuple(point.values()): curve(point, best_rate(point)) for point in GRID}
+    found = {tuple(point[axis] for axis in AXES): loss for point, loss in zip(order.points, order.losses, strict=True)}
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert order.points[0] == leader
+    assert [setting["learning_rate"] for setting in order.tuned] == pytest.approx(
+        [best_rate(point) for point in order.points], rel=1e-3
+    )
+    assert dict(table.loc[table["val_loss"].idxmin(), list(AXES)]) != leader
